@@ -1,0 +1,92 @@
+"""What is done with a run after training: sample, export."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import checkpoint, session
+from .callbacks.sample import parse_bucket, wanted, write_samples
+from .parallel.mesh import Mesh, Parallel
+from .types import Bucket, UserError
+from .weights import export, load_trained
+
+if TYPE_CHECKING:
+    from .families.base import Family
+    from .job import Job
+
+
+def find_checkpoint(folder: Path, step: int | None) -> checkpoint.Saved:
+    """The checkpoint of a step, or the newest that is whole."""
+    saved = checkpoint.list_saved(folder / "checkpoints")
+    if step is None:
+        found, notes = checkpoint.newest(folder / "checkpoints")
+        for note in notes:
+            session.say(note)
+        if found is None:
+            raise UserError(f"{folder}: no complete checkpoint in it; train it first")
+        return found
+    there = ", ".join(str(s.step) for s in saved) or "none"
+    one = next((s for s in saved if s.step == step), None)
+    if one is None:
+        raise UserError(f"--checkpoint: {folder} has none of step {step}; there are: {there}")
+    if fault := one.fault():
+        raise UserError(f"--checkpoint: {one.folder} cannot be used: {fault}; there are: {there}")
+    return one
+
+
+def trained(job: "Job", mesh: Mesh, saved: checkpoint.Saved | None, average: bool) -> "Family":
+    """The family as a checkpoint left it; as the run found it without one."""
+    from .parallel.state import load_whole
+
+    family, _ = job.trained_family(str(mesh.device))
+    if saved is not None:
+        load_trained(family, load_whole(saved.tensors, mesh), average)
+    return family
+
+
+def sample_run(arguments: argparse.Namespace) -> None:
+    """Generate with a run's weights and write the samples."""
+    folder: Path = arguments.folder
+    run = session.read_run(folder)
+    given = {
+        "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
+        "seed": arguments.seed, "size": arguments.size,
+    }  # fmt: skip
+    options = replace(run.validation, **{k: v for k, v in given.items() if v is not None})
+    if not options.prompts:
+        raise UserError("--prompt: none is given, and the run's validation.prompts is empty; say what to generate")
+    job = session.make_job(run)
+    bucket = _bucket(options.size, folder, job)
+    saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)
+    family = trained(job, Mesh(Parallel()), saved, not arguments.raw)
+    samples = wanted(options, bucket)
+    frames = family.sample(samples, progress=True)
+    name = "base" if saved is None else f"step-{saved.step:08d}"
+    out = arguments.out or folder / "samples" / f"{name}-seed-{options.seed}"
+    for path in write_samples(out, samples, frames, options.fps):
+        print(path)
+
+
+def _bucket(size: str | None, folder: Path, job: "Job") -> Bucket:
+    if size is not None:
+        bucket = parse_bucket(size, "--size")
+        session.check_size(bucket, job, "--size")
+        return bucket
+    import json
+
+    rows = map(json.loads, (folder / "data.jsonl").read_text().splitlines())
+    sizes = {parse_bucket(row["bucket"], str(folder / "data.jsonl")) for row in rows}
+    return max(sizes, key=lambda b: b.frames * b.height * b.width)
+
+
+def export_run(folder: Path, step: int | None, raw: bool, out: Path | None) -> None:
+    """Write a checkpoint's weights in the published layout."""
+    run = session.read_run(folder)
+    saved = find_checkpoint(folder, step)
+    job, mesh = session.make_job(run), Mesh(Parallel())
+    target = out or folder / ("weights-raw" if raw and run.ema else "weights")
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise UserError(f"--out: {out} is not empty; name a new folder")
+    export(trained(job, mesh, saved, not raw), job.claims, mesh, target)
+    print(target)

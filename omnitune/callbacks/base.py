@@ -1,0 +1,31 @@
+"""The hooks of a callback."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..trainer import Trainer
+
+Metrics = dict[str, Any]
+"""What a step measured; tensors are still on the device."""
+
+
+class Callback:
+    """Does nothing unless overridden. Hooks run on every rank, in the order of the trainer's list."""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step, after a checkpoint was restored."""
+
+    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+        """After each step; `trainer.step` counts the steps that are done."""
+
+    def on_save(self, trainer: "Trainer") -> None:
+        """Before a checkpoint is written."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last step and its checkpoint; not when a signal stops the run."""
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """What the checkpoint keeps; read back in place."""
+        return {}

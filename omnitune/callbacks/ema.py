@@ -1,0 +1,58 @@
+"""An exponential moving average of the weights that train."""
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..types import option
+from .base import Callback, Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..trainer import Trainer
+
+
+@option
+class Ema:
+    """Polyak averaging: samples and exported weights are the average, the raw weights are kept too."""
+
+    decay: float = 0.999
+    """Share of the average that stays in each step; lower in the first steps: (1 + n) / (10 + n)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay must be between 0 and 1, not {self.decay}")
+
+
+class EmaCallback(Callback):
+    def __init__(self, options: Ema):
+        self.decay = options.decay
+        self.average: dict[str, Tensor] = {}
+
+    def attach(self, weights: "dict[str, Tensor]") -> None:
+        """Start from the weights as they are; before a checkpoint is restored into `tensors()`."""
+        self.average = {name: w.detach().clone() for name, w in weights.items()}
+
+    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+        decay = min(self.decay, (1 + trainer.step) / (10 + trainer.step))
+        for name, weight in trainer.weights().items():
+            self.average[name].lerp_(weight.detach(), 1 - decay)
+
+    def tensors(self) -> "dict[str, Tensor]":
+        return {f"ema/{name}": value for name, value in self.average.items()}
+
+    @contextmanager
+    def swapped(self, weights: "dict[str, Tensor]") -> Any:
+        """The model holds the average for a while."""
+        import torch
+
+        raw = {name: w.detach().clone() for name, w in weights.items()}
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(raw[name])

@@ -1,0 +1,145 @@
+"""metrics.jsonl, draws.jsonl, and what the terminal shows."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..files import write_text
+from .base import Callback, Metrics
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+HOST_READ_SECONDS = 1.0
+"""Device scalars are read in bunches this far apart, so that steps do not wait for the host."""
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the device's memory, or of this process where the device is the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that a kill left half-written."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            kept.append(line)
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+class Log(Callback):
+    """Writes one object a step, in bunches; shows progress on the main rank."""
+
+    def __init__(self, folder: Path, show: bool = True):
+        self.folder, self.show = folder, show
+        self.pending: list[Metrics] = []
+        self.last_read = 0.0
+        self.streams: dict[str, IO[str]] = {}
+        self.progress: Any = None
+
+    def on_start(self, trainer: "Trainer") -> None:
+        if not trainer.mesh.main:
+            return
+        for name in ("metrics", "draws"):
+            cut_back(self.folder / f"{name}.jsonl", trainer.step)
+        if self.show:
+            self.progress = Progress(trainer.step, trainer.last_step)
+
+    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+        if trainer.mesh.main:
+            self.pending.append(metrics)
+            if time.monotonic() - self.last_read > HOST_READ_SECONDS or trainer.step == trainer.last_step:
+                self.flush()
+
+    def on_save(self, trainer: "Trainer") -> None:
+        self.flush(sync=True)
+
+    def on_end(self, trainer: "Trainer") -> None:
+        self.close()
+
+    def flush(self, sync: bool = False) -> None:
+        import os
+
+        self.last_read = time.monotonic()
+        for metrics in self.pending:
+            draws = metrics.pop("draws", None)
+            record = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
+            self._write("metrics", record)
+            if draws is not None:
+                self._write("draws", draws)
+            if self.progress:
+                self.progress.update(record)
+        self.pending = []
+        for stream in self.streams.values():
+            stream.flush()
+            if sync:
+                os.fsync(stream.fileno())
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        if name not in self.streams:
+            self.streams[name] = (self.folder / f"{name}.jsonl").open("a")
+        self.streams[name].write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self.flush()
+        for stream in self.streams.values():
+            stream.close()
+        self.streams = {}
+        if self.progress:
+            self.progress.close()
+            self.progress = None
+
+
+class Progress:
+    """A bar on a terminal; a line a minute, and at the end, elsewhere."""
+
+    def __init__(self, step: int, total: int):
+        self.total, self.start_step, self.start, self.said = total, step, time.monotonic(), time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task("train", total=total, completed=step, note="")
+
+    def update(self, record: dict[str, Any]) -> None:
+        memory = record["peak_memory_bytes"] / 2**30
+        rate = record["samples_per_second"]
+        note = f"loss {record['loss']:.4f}  {rate:.2f} samples/s  {memory:.1f} GiB"
+        if self.bar:
+            self.bar.update(self.task, completed=record["step"], note=note)
+            return
+        now = time.monotonic()
+        if now - self.said > 60 or record["step"] in (self.start_step + 1, self.total):
+            self.said = now
+            done = record["step"] - self.start_step
+            left = (now - self.start) / done * (self.total - record["step"])
+            print(f"step {record['step']}/{self.total}  {note}  {clock(left)} left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,106 @@
+"""Samples while training, so that one sees what is learned."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import write_json
+from ..types import Bucket, UserError, option
+from .base import Callback, Metrics
+
+if TYPE_CHECKING:
+    from ..families.base import Family, Sampling
+    from ..trainer import Trainer
+
+
+@option
+class Validation:
+    """What is generated while training; it changes nothing of what is learned."""
+
+    every: int | None = None
+    """Steps between samples; absent: before the first step and after the last."""
+    prompts: list[str] = field(default_factory=list)
+    """One sample each."""
+    negative_prompt: str = ""
+    size: str | None = None
+    """`480x832` for pictures, `49x480x832` for clips; absent: the largest bucket of the data."""
+    steps: int = 30
+    """Denoising steps."""
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 switches it off."""
+    seed: int = 0
+    """Of the starting noise, the same at every step so that samples can be compared."""
+    fps: float = 16.0
+    """Frames per second of the written clips."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every must be 1 or more, not {self.every}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, not {self.steps}")
+
+
+def parse_bucket(text: str, where: str) -> Bucket:
+    parts = text.split("x")
+    if not all(p.isdigit() and int(p) for p in parts) or len(parts) not in (2, 3):
+        raise UserError(f"{where}: {text!r} is not a size; write HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH")
+    numbers = [int(p) for p in parts]
+    return Bucket(*numbers) if len(numbers) == 3 else Bucket(1, *numbers)
+
+
+def wanted(options: Validation, bucket: Bucket) -> "list[Sampling]":
+    from ..families.base import Sampling
+
+    return [
+        Sampling(prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed)
+        for prompt in options.prompts
+    ]
+
+
+def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:
+    """Write pictures as png and clips as mp4, and beside them which prompt and seed each has."""
+    from ..data import media
+
+    paths = []
+    for i, (one, video) in enumerate(zip(samples, frames, strict=True)):
+        path = folder / (f"{i:03d}.mp4" if len(video) > 1 else f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if len(video) > 1:
+            media.write_video(path, video.numpy(), fps)
+        else:
+            media.write_image(path, video[0].numpy())
+        paths.append(path)
+    described = [
+        {"file": p.name, "prompt": s.prompt, "seed": s.seed, "size": str(s.bucket), "guidance": s.guidance,
+         "steps": s.steps}
+        for p, s in zip(paths, samples, strict=True)
+    ]  # fmt: skip
+    write_json(folder / "samples.json", described)
+    return paths
+
+
+class SampleCallback(Callback):
+    def __init__(self, options: Validation, family: "Family", bucket: Bucket, folder: Path):
+        self.options, self.family, self.folder = options, family, folder
+        self.samples = wanted(options, bucket)
+
+    def due(self, step: int, last: int) -> bool:
+        if not self.samples:
+            return False
+        return step in (0, last) or bool(self.options.every and step % self.options.every == 0)
+
+    def on_start(self, trainer: "Trainer") -> None:
+        if trainer.step == 0 and self.due(0, trainer.last_step):
+            self.write(trainer)
+
+    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+        if self.due(trainer.step, trainer.last_step):
+            self.write(trainer)
+
+    def write(self, trainer: "Trainer") -> None:
+        """All ranks generate, for sharded weights are gathered by all; the main rank writes."""
+        with trainer.averaged():
+            frames = self.family.sample(self.samples)
+        if trainer.mesh.main:
+            folder = self.folder / f"step-{trainer.step:08d}"
+            write_samples(folder, self.samples, frames, self.options.fps)

@@ -1,0 +1,138 @@
+"""Checkpoints: a folder a step, complete or not there, found again after any kill."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import hash_file, sync, write_json
+from .types import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .parallel.mesh import Mesh
+
+COMPLETE = "COMPLETE"
+
+
+@option
+class Checkpoints:
+    """When the state of a run is saved; the last step is saved always."""
+
+    every: int = 500
+    """Steps between checkpoints."""
+    keep: int | None = 3
+    """How many are kept, the newest; null: all."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be 1 or more, not {self.every}; the last step is saved always")
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep must be 1 or more, or null for all, not {self.keep}")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    folder: Path
+    step: int
+
+    @property
+    def tensors(self) -> Path:
+        return self.folder / "tensors"
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
+        return found
+
+    def fault(self) -> str | None:
+        """What is wrong with it, or None if every file is as COMPLETE says."""
+        try:
+            listed = json.loads((self.folder / COMPLETE).read_text())
+        except (OSError, ValueError):
+            return "it is not complete"
+        for name, (size, digest) in listed.items():
+            file = self.folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, not {size}"
+            if hash_file(file) != digest:
+                return f"{name} does not have the bytes that were written"
+        return None
+
+
+def list_saved(folder: Path) -> list[Saved]:
+    """Checkpoints of a run, oldest first, complete or not."""
+    found = []
+    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+        if not path.is_symlink() and (match := re.fullmatch(r"step-(\d+)", path.name)):
+            found.append(Saved(path, int(match[1])))
+    return found
+
+
+def newest(folder: Path) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    notes = []
+    for saved in reversed(list_saved(folder)):
+        if (fault := saved.fault()) is None:
+            return saved, notes
+        notes.append(f"{saved.folder} is passed over: {fault}")
+    return None, notes
+
+
+def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str, Any], mesh: "Mesh") -> Saved:
+    """Write a checkpoint of all ranks under a temporary name; COMPLETE is its last file, the name comes after it."""
+    from .parallel.state import save_tensors
+
+    saved = Saved(folder / f"step-{step:08d}", step)
+    temporary = folder / f".step-{step:08d}.tmp"
+
+    def start() -> None:
+        for old in folder.glob(".step-*.tmp"):
+            shutil.rmtree(old)
+        temporary.mkdir(parents=True)
+
+    def finish() -> None:
+        write_json(temporary / "state.json", state)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        listed = {str(p.relative_to(temporary)): (p.stat().st_size, hash_file(p)) for p in files}
+        for file in files:
+            sync(file)
+        write_json(temporary / COMPLETE, listed)
+        if saved.folder.exists():
+            shutil.rmtree(saved.folder)
+        temporary.rename(saved.folder)
+        sync(folder)
+        _point(folder / "latest", saved.folder.name)
+
+    mesh.each(start if mesh.main else _nothing)
+    try:
+        save_tensors(temporary / "tensors", tensors, mesh)
+        mesh.each(finish if mesh.main else _nothing)
+    finally:
+        if mesh.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return saved
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete the oldest complete checkpoints beyond `keep`, and incomplete ones older than those that stay."""
+    saved = list_saved(folder)
+    for old in saved[:-keep] if keep else []:
+        shutil.rmtree(old.folder)
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(".latest.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _nothing() -> None:
+    pass

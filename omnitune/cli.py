@@ -1,0 +1,258 @@
+"""The commands. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .types import MachineError, Stopped, UserError
+
+if TYPE_CHECKING:
+    from .config import Document, Run
+
+DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
+MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if hasattr(arguments, "overrides"):  # words may stand behind options too
+        arguments.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return guarded(lambda: arguments.command(arguments))
+
+
+def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str) -> int:
+    """Turn the errors that users meet into a message and an exit code; all others are our bugs."""
+    try:
+        return command() or DONE
+    except UserError as error:
+        return fail(USER, place(str(error)))
+    except Stopped as stop:
+        return fail(STOPPED, str(stop))
+    except (MachineError, MemoryError) as error:
+        return fail(MACHINE, str(error) or "out of memory")
+    except OSError as error:
+        if error.errno not in MACHINE_ERRNOS:
+            raise
+        return fail(MACHINE, f"{error.strerror}: {error.filename or ''}; the last complete checkpoint is intact")
+    except KeyboardInterrupt:
+        return fail(STOPPED, "stopped at once; what was not saved is done again")
+    except Exception as error:
+        if (message := machine_message(error)) is None:
+            raise
+        return fail(MACHINE, message)
+
+
+def machine_message(error: BaseException) -> str | None:
+    """A message for failures of the machine that libraries report in their own types, else None."""
+    text = str(error)
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    if "OutOfMemoryError" in kind:
+        return f"out of memory on the device: {text.splitlines()[0]}; lower parallel.micro_batch_size"
+    failures = getattr(error, "failures", None)  # torch's distributed checkpoint: rank -> what it raised
+    inner = [pair[0] for pair in failures.values()] if isinstance(failures, dict) else []
+    causes = [*inner, error.__cause__, error.__context__]
+    for cause in [error, *causes]:
+        full = isinstance(cause, OSError) and cause.errno in MACHINE_ERRNOS
+        if full or "No space left on device" in str(cause) or "os error 28" in str(cause):
+            return f"no space left on the device: {str(cause).splitlines()[0]}; the last complete checkpoint is intact"
+    if "gloo" in text.lower() or "DistBackendError" in kind or "ncclInternalError" in text:
+        return f"another rank was lost: {text.splitlines()[0]}; the last complete checkpoint is intact"
+    return None
+
+
+def fail(code: int, message: str) -> int:
+    """Tell the user once: a worker leaves its message to the process that started it."""
+    from .parallel.launch import leave_report
+
+    if not leave_report(code, message):
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="omnitune", description="Fine-tune image, video and vision-language models.",
+        epilog="Exit codes: 0 done, 2 a mistake in what was given, 3 the machine failed, 75 stopped and saved.",
+    )  # fmt: skip
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, text in (
+        ("train", train, "train a run, or go on with it"),
+        ("check", check, "check a configuration and every item of its data"),
+        ("plan", plan, "say what a run would do, without weights or data in memory"),
+        ("cache", cache, "encode latents and texts ahead of training"),
+    ):
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("file", type=Path, help="run.yaml")
+        one.add_argument("overrides", nargs="*", metavar="a.b.c=1", help="values in place of the file's")
+        one.set_defaults(command=function)
+        if name in ("train", "cache"):
+            one.add_argument("--nproc", type=int, default=1, help="processes to start on this machine")
+            one.add_argument("--grace", type=int, default=600, help="seconds that a stopped run may take to save")
+        if name == "cache":
+            one.add_argument("--verify", action="store_true", help="hash every file again")
+    _run_commands(commands)
+    init = commands.add_parser("init", help="write a commented run.yaml for a family to stdout")
+    init.add_argument("family")
+    init.set_defaults(command=write_init)
+    commands.add_parser("models", help="list families and what they can do").set_defaults(command=models)
+    demo = commands.add_parser("demo", help="fine-tune a tiny model on bundled clips, in minutes on a laptop")
+    demo.set_defaults(command=run_demo)
+    return top
+
+
+def _run_commands(commands: Any) -> None:
+    sample = commands.add_parser("sample", help="generate with what a run has learned")
+    sample.add_argument("folder", type=Path, help="runs/NAME")
+    sample.add_argument("--prompt", action="append", help="what to generate; again for more; else the run's own")
+    sample.add_argument("--size", help="480x832 or 49x480x832")
+    sample.add_argument("--steps", type=int, help="denoising steps")
+    sample.add_argument("--guidance", type=float, help="guidance scale")
+    sample.add_argument("--seed", type=int, help="of the starting noise")
+    sample.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
+    sample.add_argument("--base", action="store_true", help="the model before training")
+    sample.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
+    sample.add_argument("--out", type=Path, help="folder to write to")
+    sample.set_defaults(command=write_samples)
+    export = commands.add_parser("export", help="write trained weights in the published layout")
+    export.add_argument("folder", type=Path, help="runs/NAME")
+    export.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
+    export.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
+    export.add_argument("--out", type=Path, help="folder to write to; weights/ of the run by default")
+    export.set_defaults(command=export_weights)
+    report = commands.add_parser("report", help="write report.html of a run")
+    report.add_argument("folder", type=Path, help="runs/NAME")
+    report.set_defaults(command=write_report)
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> None:
+        from . import __version__
+
+        print(__version__)
+        sys.exit(DONE)
+
+
+def with_run(arguments: argparse.Namespace, work: "Callable[[Run, Document], int | None]") -> int:
+    """Load the run and do something with it; mistakes found later still get their line of the file."""
+    from . import config
+
+    document = config.read(arguments.file, arguments.overrides)
+    run = config.validate(document)
+    return guarded(lambda: work(run, document), document.placed)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    return with_run(arguments, lambda run, _: _on_mesh(arguments, run, "train"))
+
+
+def cache(arguments: argparse.Namespace) -> int:
+    return with_run(arguments, lambda run, _: _on_mesh(arguments, run, "cache"))
+
+
+def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> int | None:
+    from .parallel.launch import launch, launched
+
+    if arguments.nproc > 1 and not launched():
+        from . import session
+
+        if command == "train":
+            session.check_identity(run, session.run_folder(run))
+        run.parallel.sizes(arguments.nproc)
+        words = [command, str(arguments.file), *arguments.overrides]
+        words += ["--verify"] if getattr(arguments, "verify", False) else []
+        code, message = launch(words, arguments.nproc, arguments.grace)
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        return code
+    from .parallel.mesh import Mesh
+
+    mesh = Mesh(run.parallel)
+    try:
+        _work(command, arguments, run, mesh)
+    finally:
+        mesh.close()
+    return DONE
+
+
+def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: Any) -> None:
+    from . import session
+
+    if command == "train":
+        session.train(run, mesh)
+        return
+    from .precompute import fill
+
+    if run.data.cache is None:
+        raise UserError("data.cache: is null, so there is nothing to fill; name a folder")
+    job = session.make_job(run)
+    index = mesh.together(lambda: job.index(arguments.verify))
+    filled = fill(job, index, mesh)
+    if mesh.main:
+        print(filled)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from .check import check_run
+
+    return with_run(arguments, lambda run, _: check_run(run))
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from .plan import print_plan
+
+    return with_run(arguments, lambda run, _: print_plan(run))
+
+
+def write_samples(arguments: argparse.Namespace) -> int | None:
+    from .after import sample_run
+
+    return sample_run(arguments)
+
+
+def export_weights(arguments: argparse.Namespace) -> int | None:
+    from .after import export_run
+
+    return export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out)
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    from .report import write_report
+
+    print(write_report(arguments.folder))
+
+
+def write_init(arguments: argparse.Namespace) -> None:
+    from .families import resolve
+    from .init import text
+
+    print(text(resolve(arguments.family)), end="")
+
+
+def models(arguments: argparse.Namespace) -> None:
+    from .init import table
+
+    print(table(), end="")
+
+
+def run_demo(arguments: argparse.Namespace) -> int | None:
+    from .demo import demo
+
+    return demo()
+
+
+if __name__ == "__main__":
+    # Deterministic exit: a thread of a library must not keep a finished command alive.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code) if os.environ.get("OMNITUNE_REPORTS") else sys.exit(code)

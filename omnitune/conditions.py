@@ -1,0 +1,68 @@
+"""Extra inputs to a denoiser, written once for all families."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from .random import Draw
+from .types import Batch, Streams, option
+
+if TYPE_CHECKING:
+    from .families.base import Family, Noisy
+
+Inputs = dict[str, Any]
+"""What a sample brings before any stage runs: `caption`, and what else its family needs."""
+
+
+class Condition:
+    """Four places where a condition acts; each does nothing unless overridden."""
+
+    def prepare(self, family: "Family") -> None:
+        """Change the model once, before rules are applied."""
+
+    def inputs(self, inputs: Inputs, draw: Draw) -> Inputs:
+        """Edit one sample before its stages run or its cache entries are looked up; `draw` has one key."""
+        return inputs
+
+    def variants(self, inputs: Inputs) -> list[Inputs]:
+        """Every result that `inputs` can have for a sample, so that the cache holds them all."""
+        return [inputs]
+
+    def before(self, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
+        """Edit levels, masks, weights and extra inputs before noise is mixed in."""
+        return noisy
+
+    def around(
+        self, predict: Callable[[], Streams], family: "Family", noisy: "Noisy", batch: Batch, draw: Draw
+    ) -> Streams:
+        """Call the prediction, or something around it."""
+        return predict()
+
+
+@option
+class CaptionDropout(Condition):
+    """Replace a caption by the empty prompt, so that the model keeps an unconditional branch for guidance.
+
+    Ho and Salimans 2022, "Classifier-free diffusion guidance", algorithm 1.
+    """
+
+    name: Literal["caption_dropout"] = "caption_dropout"
+    probability: float = 0.1
+    """Of each sample, each time it is seen; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+
+    def inputs(self, inputs: Inputs, draw: Draw) -> Inputs:
+        return {**inputs, "caption": ""} if draw.row("caption_dropout") < self.probability else inputs
+
+    def variants(self, inputs: Inputs) -> list[Inputs]:
+        return [inputs, {**inputs, "caption": ""}]
+
+
+def all_variants(conditions: list[Condition], inputs: Inputs) -> list[Inputs]:
+    """Every combination of what the conditions can make of a sample."""
+    found = [inputs]
+    for condition in conditions:
+        found = [variant for one in found for variant in condition.variants(one)]
+    return found

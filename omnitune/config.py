@@ -1,0 +1,383 @@
+"""A run, from YAML. The only module that knows pydantic and yaml; what it builds are plain dataclasses."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from .callbacks.ema import Ema
+from .callbacks.sample import Validation
+from .checkpoint import Checkpoints
+from .conditions import CaptionDropout
+from .data.buckets import Buckets
+from .data.sources import Folder
+from .data.views import Clips
+from .objectives.diffusion import Epsilon, FlowMatching, VPrediction
+from .optim import Adam, AdamW, Schedule
+from .parallel.mesh import Parallel
+from .trainable import LoraEverywhere, Rule
+from .types import UserError, option
+
+NOT_LEARNED = (
+    "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "checkpoint",
+    "validation", "tracking", "schedule.steps", "init_from",
+)  # fmt: skip
+"""What may change when a run goes on. Model, data and init_from are compared by their contents instead."""
+
+
+@option
+class Model:
+    """The pretrained model."""
+
+    family: str
+    """Name in `omnitune models`, or `package.module:Class`."""
+    path: str
+    """Folder in the diffusers layout, or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """In which the networks are stored and computed; what trains is stored in float32 always."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the family (text length...), listed by `omnitune models`."""
+
+    def __post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise ValueError("dtype float16 needs loss scaling, which is not there; use bfloat16 or float32")
+
+
+@option
+class Data(Clips):
+    """What is trained on."""
+
+    sources: list[Folder]
+    """Where captioned pictures and clips lie; all of them are mixed."""
+    buckets: Buckets
+    """Sizes that samples are brought to."""
+    batch_size: int = 1
+    """Samples the optimizer sees in a step, over all devices and micro-batches."""
+    cache: Path | None = Path(".cache")
+    """Folder of encoded latents and texts, shared between runs; null: encode in every step."""
+    variants: int = 1
+    """How many random windows and crops of a sample are cached; training draws one of them each time."""
+    num_workers: int | None = None
+    """Processes that read ahead; absent: none when all stages are cached, else 2."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "variants"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one folder")
+
+
+@option
+class Tracking:
+    """What is written down while training."""
+
+    draws: bool = False
+    """Write draws.jsonl: sample ids and a hash of every random draw of each step, to compare two runs."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "rules"
+    return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
+
+
+AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction, Field(discriminator="name")]
+AnyOptimizer = Annotated[AdamW | Adam, Field(discriminator="name")]
+AnyTrainable = Annotated[
+    Annotated[list[Rule], Tag("rules")]
+    | Annotated[Literal["full"], Tag("full")]
+    | Annotated[LoraEverywhere, Tag("lora")],
+    Discriminator(_kind),
+]
+
+
+@option
+class Run:
+    """Everything that a training run needs to be repeated."""
+
+    name: str
+    """Of the run's folder; the YAML file's name unless stated."""
+    model: Model
+    trainable: AnyTrainable
+    """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
+    data: Data
+    objective: AnyObjective = FlowMatching()
+    conditions: list[Annotated[CaptionDropout, Field()]] = field(default_factory=list)
+    optimizer: AnyOptimizer = AdamW()
+    schedule: Schedule = Schedule()
+    seed: int = 0
+    """Of every random draw."""
+    init_from: Path | None = None
+    """LoRA file or exported weights folder to start from."""
+    ema: Ema | None = None
+    """Keep an exponential moving average of what trains."""
+    checkpoint: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    parallel: Parallel = Parallel()
+    tracking: Tracking = Tracking()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} cannot name a folder; use letters, digits, - and _")
+        micro, batch = self.parallel.micro_batch_size, self.data.batch_size
+        if micro is not None and micro > batch:
+            raise ValueError(
+                f"parallel.micro_batch_size: {micro} is above data.batch_size {batch}, which is what the optimizer "
+                "sees over all devices; raise that or lower this"
+            )
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file with its overrides applied, which knows the line of everything in it."""
+
+    path: Path
+    tree: yaml.Node
+    data: dict[str, Any]
+    overridden: frozenset[str]
+
+    def where(self, dotted: str) -> str | None:
+        """`run.yaml:4` (or `command line`) of a dotted path, or of its nearest parent that is spelt out."""
+        line, _ = self.locate(dotted.split("."))
+        if any(dotted == o or dotted.startswith(o + ".") for o in self.overridden):
+            return "command line"
+        return f"{self.path}:{line}"
+
+    def locate(self, parts: Sequence[Any]) -> tuple[int, list[str]]:
+        """(line, parts as spelt in the file); parts that are not in the file are passed over."""
+        node, spelled, line = self.tree, list[str](), self.tree.start_mark.line + 1
+        for part in parts:
+            if isinstance(node, yaml.MappingNode):
+                known = {k.value: (k, v) for k, v in node.value}
+                if str(part) in known:
+                    key, node = known[str(part)]
+                    line = key.start_mark.line + 1
+                    spelled.append(str(part))
+            elif isinstance(node, yaml.SequenceNode) and str(part).isdigit() and int(part) < len(node.value):
+                node = node.value[int(part)]
+                line = node.start_mark.line + 1
+                spelled.append(str(part))
+        return line, spelled
+
+    def placed(self, message: str) -> str:
+        """Put `file:line: ` before each line of a message that starts with a dotted path of this file."""
+        return "\n".join(self._placed(line) for line in message.split("\n"))
+
+    def _placed(self, line: str) -> str:
+        dotted = re.match(r"([a-z_]+(?:\.\w+)*): ", line)
+        if not dotted or dotted[1].split(".")[0] not in {f.name for f in dataclasses.fields(Run)}:
+            return line
+        return f"{self.where(dotted[1])}: {line}"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2), not as a string (YAML 1.1)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Parse YAML and apply `a.b.c=1` overrides. Raises UserError with file and line."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `omnitune init FAMILY > {path}` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        tree = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise UserError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
+    if not isinstance(data, dict) or tree is None:
+        raise UserError(f"{path}:1: a run is a mapping of keys (model, data, trainable...), not {type(data).__name__}")
+    if twice := list(_duplicates(path, tree)):
+        raise UserError("\n".join(twice))
+    keys = []
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"command line: {item!r} is not an override; write a.b.c=value")
+        _override(data, key, yaml.load(value, Loader=_Loader))
+        keys.append(key)
+    return Document(path, tree, data, frozenset(keys))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Run, Document]:
+    """Read and validate a run; every mistake is reported at once, with its line."""
+    document = read(path, overrides)
+    return validate(document), document
+
+
+def validate(document: Document) -> Run:
+    data = {"name": document.path.stem, **document.data}
+    try:
+        run: Run = TypeAdapter(Run).validate_python(data)
+    except ValidationError as error:
+        raise UserError("\n".join(_messages(document, error))) from None
+    return run
+
+
+def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
+    """Build a family's options dataclass from `model.options`."""
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        known = ", ".join(f.name for f in dataclasses.fields(cls))
+        lines = [
+            f"{where}.{'.'.join(map(str, e['loc']))}: {_plain(e)} (options of this family: {known})"
+            for e in error.errors()
+        ]
+        raise UserError("\n".join(lines)) from None
+
+
+def as_data(run: Run) -> dict[str, Any]:
+    """The resolved run as plain values, defaults included."""
+    found: dict[str, Any] = TypeAdapter(Run).dump_python(run, mode="json")
+    return found
+
+
+def dump(run: Run) -> str:
+    text: str = yaml.safe_dump(as_data(run), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def identity(data: dict[str, Any]) -> dict[str, Any]:
+    """What of a run changes learning, as {dotted key: value}."""
+    flat = _flatten(data)
+    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
+
+
+def identity_hash(run: Run) -> str:
+    return blake2b(json.dumps(identity(as_data(run)), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema for editors; `name` is optional there."""
+    found = TypeAdapter(Run).json_schema()
+    found["required"].remove("name")
+    return found
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = {f"{prefix}.{k}" if prefix else str(k): v for k, v in value.items()}
+    elif isinstance(value, list) and value:
+        items = {f"{prefix}.{i}": v for i, v in enumerate(value)}
+    else:
+        return {prefix: value}
+    return {k: v for name, child in items.items() for k, v in _flatten(child, name).items()}
+
+
+def _override(data: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = data
+    try:
+        for name in parents:
+            if isinstance(node, list):
+                node = node[int(name)]
+            else:
+                node = node[name] = node.get(name) if node.get(name) is not None else {}
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise UserError(f"command line: {key} does not lead anywhere in the file") from None
+
+
+def _duplicates(path: Path, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                yield f"{path}:{line}: {key.value} stands here a second time, first on line {seen[key.value]}; keep one"
+            seen[key.value] = line
+            yield from _duplicates(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _duplicates(path, value)
+
+
+def _messages(document: Document, error: ValidationError) -> list[str]:
+    """One line per place; several errors of one place are the members of a union."""
+    by_place: dict[str, list[str]] = {}
+    for e in error.errors():
+        if not e["loc"] and e["type"] == "value_error":  # between keys: the message names them
+            by_place[document.placed(str(e["ctx"]["error"]))] = [""]
+            continue
+        parts = [str(p) for p in e["loc"]]
+        name = ".".join(_spelled(document.data, parts))
+        if e["type"] in ("unexpected_keyword_argument", "missing"):
+            name = f"{name}.{parts[-1]}" if name and not name.endswith(parts[-1]) else name or parts[-1]
+        where = document.where(name) if name else f"{document.path}:1"
+        by_place.setdefault(f"{where}: {name}" if name else str(where), []).append(_describe(e))
+    return [f"{place}{_joined(texts)}" for place, texts in by_place.items()]
+
+
+def _joined(texts: list[str]) -> str:
+    first = texts[0]
+    return first if len(texts) == 1 else first + "".join(f", or{t.removeprefix(':')}" for t in texts[1:])
+
+
+def _spelled(value: Any, parts: Sequence[str]) -> list[str]:
+    """The parts of a pydantic location that are in the data: it also names members of unions."""
+    found = []
+    for part in parts:
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            continue
+        found.append(part)
+    return found
+
+
+def _describe(e: Any) -> str:
+    if e["type"] == "unexpected_keyword_argument":
+        return f" is not an option{_did_you_mean(str(e['loc'][-1]), e)}"
+    if e["type"] == "missing":
+        return " is missing"
+    if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tags = str(e["ctx"].get("expected_tags", "")).replace("'", "")
+        given = repr(e["ctx"]["tag"]) if "tag" in e["ctx"] else "missing"
+        return f".name is {given}; choose from {tags}" if tags else ".name is missing; state it"
+    return f": {_plain(e)}"
+
+
+def _plain(e: Any) -> str:
+    if e["type"] == "unexpected_keyword_argument":
+        return "is not an option"
+    if e["type"] == "value_error":
+        return str(e["ctx"]["error"])
+    message = e["msg"][0].lower() + e["msg"][1:]
+    return f"{message}, not {e['input']!r}"
+
+
+def _did_you_mean(name: str, e: Any) -> str:
+    known = TypeAdapter(Run).json_schema()
+    names = sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+    close = get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else "; `omnitune init` and docs/config.md list the options"

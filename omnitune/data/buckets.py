@@ -1,0 +1,129 @@
+"""Decide which sizes samples have, and which item goes to which."""
+
+from collections.abc import Sequence
+from dataclasses import field
+from math import isqrt
+
+from ..types import Bucket, Item, Limits, UserError, option
+
+
+@option
+class Buckets:
+    """Sizes of training samples: every frame count with every height and width."""
+
+    frames: list[int] = field(default_factory=lambda: [1])
+    """Frame counts; 1 holds pictures."""
+    area: str | None = None
+    """Budget of pixels, as `480x832`: sizes of all shapes from 1:2 to 2:1 follow from it."""
+    sizes: list[str] = field(default_factory=list)
+    """Exact sizes instead, height x width each: `[480x832, 832x480]`."""
+
+
+def resolve(buckets: Buckets, limits: Limits, where: str = "data.buckets") -> list[Bucket]:
+    """List the buckets in order, or raise one error with every value the family cannot take."""
+    mistakes = _wrong_frames(buckets.frames, limits, where)
+    if (buckets.area is None) == (not buckets.sizes):
+        given = "both are given" if buckets.sizes else "neither is given"
+        mistakes.append(f"{where}: exactly one of area and sizes is needed, {given}; keep area: 480x832, say")
+    mistakes += _wrong_spelling(buckets, where)
+    sizes: list[tuple[int, int]] = []
+    if not mistakes and buckets.area is not None:
+        sizes = shapes(parse_size(buckets.area), limits.spatial)
+        if not sizes:
+            least = f"{limits.spatial}x{limits.spatial}"
+            mistakes.append(f"{where}.area: {buckets.area} is less than the smallest legal size; use {least}")
+    else:
+        mistakes += _wrong_sizes(buckets.sizes, limits, where)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    sizes = sizes or [parse_size(size) for size in buckets.sizes]
+    return sorted({Bucket(frames, height, width) for frames in buckets.frames for height, width in sizes})
+
+
+def shapes(area: tuple[int, int], spatial: int) -> list[tuple[int, int]]:
+    """Derive (height, width) pairs from a budget of pixels.
+
+    The rule: both are multiples of `spatial`; their product is within the budget, and would leave it if
+    either grew by one multiple; the longer side is at most twice the shorter. The size that states the
+    budget is among them whatever its shape, if the family divides it.
+    """
+    budget = area[0] * area[1]
+    found = {area} if area[0] % spatial == 0 and area[1] % spatial == 0 else set()
+    for height in range(spatial, isqrt(2 * budget) + 1, spatial):
+        width = budget // height // spatial * spatial
+        fills = (height + spatial) * width > budget
+        if width and fills and max(height, width) <= 2 * min(height, width):
+            found.add((height, width))
+    return sorted(found)
+
+
+def assign(item: Item, num_frames: int, buckets: Sequence[Bucket]) -> Bucket | None:
+    """Choose the bucket of an item that can give `num_frames` at the rate asked for.
+
+    Frames first: the most that it fills. Then the nearest aspect ratio by its logarithm; of equal ones the
+    most pixels. None if it fills no bucket.
+    """
+    filled = [bucket for bucket in buckets if bucket.frames <= num_frames]
+    most = max((bucket.frames for bucket in filled), default=0)
+    candidates = [bucket for bucket in filled if bucket.frames == most]
+    return min(candidates, key=lambda bucket: _preference(item, bucket), default=None)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `480x832` as (height, width)."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _preference(item: Item, bucket: Bucket) -> tuple[float, int, int]:
+    """Sort key: the ratio of aspect ratios orders as the distance of their logarithms, and ties are exact."""
+    a, b = item.height * bucket.width, item.width * bucket.height
+    return max(a, b) / min(a, b), -bucket.height * bucket.width, bucket.height
+
+
+def _wrong_spelling(buckets: Buckets, where: str) -> list[str]:
+    stated = [(f"{where}.sizes", size) for size in buckets.sizes]
+    if buckets.area is not None:
+        stated.append((f"{where}.area", buckets.area))
+    return [f"{at}: {size!r} is not HEIGHTxWIDTH, as 480x832" for at, size in stated if not _is_size(size)]
+
+
+def _is_size(text: str) -> bool:
+    sides = text.split("x")
+    return len(sides) == 2 and all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides)
+
+
+def _wrong_frames(frames: Sequence[int], limits: Limits, where: str) -> list[str]:
+    if not frames:
+        return [f"{where}.frames: is empty; use [1] for pictures"]
+    mistakes = []
+    for count in frames:
+        legal = nearest_frames(count, limits)
+        if count != legal:
+            most = f", at most {limits.max_frames}" if limits.max_frames else ""
+            rule = f"{limits.temporal} * k + 1{most}"
+            mistakes.append(f"{where}.frames: {count} is not {rule}; the nearest is {legal}")
+    return mistakes
+
+
+def nearest_frames(count: int, limits: Limits) -> int:
+    """The legal frame count that is nearest to `count`."""
+    most = count if limits.max_frames is None else min(count, limits.max_frames)
+    steps = round((most - 1) / limits.temporal)
+    if limits.max_frames is not None:
+        steps = min(steps, (limits.max_frames - 1) // limits.temporal)
+    return max(steps, 0) * limits.temporal + 1
+
+
+def _wrong_sizes(sizes: Sequence[str], limits: Limits, where: str) -> list[str]:
+    mistakes = []
+    for size in filter(_is_size, sizes):
+        nearest = "x".join(str(_nearest_multiple(side, limits.spatial)) for side in parse_size(size))
+        if parse_size(nearest) != parse_size(size):
+            rule = f"in multiples of {limits.spatial}"
+            mistakes.append(f"{where}.sizes: {size} is not {rule}; the nearest is {nearest}")
+    return mistakes
+
+
+def _nearest_multiple(side: int, spatial: int) -> int:
+    return max(round(side / spatial), 1) * spatial

@@ -1,0 +1,155 @@
+"""Outputs of stages on disk, found by the hash of everything that decides them.
+
+One folder a stage and fingerprint. The truth is its safetensors shards, written whole or not at all; an
+index (sqlite) says which shard holds a key, and can always be built again from the shards.
+"""
+
+import json
+import os
+import sqlite3
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import atomic, digest
+from ..types import UserError
+
+SHARD_BYTES = 64 << 20
+OPEN_SHARDS = 64
+
+
+class Store:
+    """The cached outputs of one stage under one fingerprint of its weights and settings."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._pending: dict[str, Tensor] = {}
+        self._pending_keys: list[str] = []
+        self._pending_bytes = 0
+        self._forget_process()
+
+    def _forget_process(self) -> None:
+        self._pid = os.getpid()
+        self._db: sqlite3.Connection | None = None
+        self._shards: OrderedDict[str, Any] = OrderedDict()
+
+    # -- reading
+
+    def __contains__(self, key: str) -> bool:
+        return self._shard_of(key) is not None
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that are not stored, in order, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self]
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        shard = self._shard_of(key)
+        assert shard is not None, f"{self.folder} does not hold {key}"
+        try:
+            handle, names = self._open(shard)
+            return {name: handle.get_tensor(f"{key}.{name}") for name in names[key]}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"data.cache: {self.folder / shard} is damaged ({error}); delete it and what it held is encoded again"
+            ) from error
+
+    def _shard_of(self, key: str) -> str | None:
+        row = self.db.execute("select shard from entries where key = ?", (key,)).fetchone()
+        return str(row[0]) if row else None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        if self._pid != os.getpid():  # a forked worker must not share the connection
+            self._forget_process()
+        if self._db is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
+            self._db.execute("create table if not exists shards (name text primary key)")
+            self._db.execute("create table if not exists entries (key text primary key, shard text)")
+        return self._db
+
+    def _open(self, shard: str) -> tuple[Any, dict[str, list[str]]]:
+        if shard not in self._shards:
+            handle = safe_open(self.folder / shard, framework="pt")
+            self._shards[shard] = (handle, _names(handle.keys()))
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(shard)
+        opened: tuple[Any, dict[str, list[str]]] = self._shards[shard]
+        return opened
+
+    # -- writing
+
+    def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put an entry into the shard that is being filled; it is safe on disk after `flush`."""
+        for name, tensor in tensors.items():
+            self._pending[f"{key}.{name}"] = tensor.detach().cpu().contiguous().clone()
+            self._pending_bytes += tensor.nbytes
+        self._pending_keys.append(key)
+        if self._pending_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pending:
+            path = self.folder / f"{digest(*self._pending_keys)}.safetensors"
+            with atomic(path) as temporary:
+                save_file(self._pending, temporary)
+        self._pending, self._pending_keys, self._pending_bytes = {}, [], 0
+
+    def refresh(self) -> None:
+        """Bring the index in line with the shards that are there; one process at a time calls it."""
+        there = {p.name for p in self.folder.glob("*.safetensors") if not p.name.startswith(".")}
+        known = {row[0] for row in self.db.execute("select name from shards")}
+        for gone in known - there:
+            self.db.execute("delete from shards where name = ?", (gone,))
+            self.db.execute("delete from entries where shard = ?", (gone,))
+        for new in sorted(there - known):
+            keys = _names(_tensor_names(self.folder / new))
+            self.db.executemany("insert or replace into entries values (?, ?)", [(key, new) for key in keys])
+            self.db.execute("insert into shards values (?)", (new,))
+        self.db.commit()
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Names in a safetensors header: 8 bytes of length, then JSON."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        with safe_open(path, framework="pt"):  # checks that the file is as long as its header says
+            return [name for name in header if name != "__metadata__"]
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise UserError(f"data.cache: {path} is damaged ({error}); delete it and what it held is encoded again") from error
+
+
+def _names(tensor_names: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for full in tensor_names:
+        key, _, name = full.partition(".")
+        found.setdefault(key, []).append(name)
+    return found
+
+
+def split_rows(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor]]:
+    """One dict a row from stage outputs that are stacked, or lists where rows differ in shape."""
+    for name, value in batch.items():
+        assert len(value) == rows, (name, len(value), rows)
+    return [{name: value[i] for name, value in batch.items()} for i in range(rows)]
+
+
+def stack_rows(rows: Sequence[Mapping[str, Any]], ragged: Sequence[str]) -> dict[str, Any]:
+    """The inverse of `split_rows`: tensors are stacked unless their name is ragged; other values are lists."""
+    names = rows[0]
+    return {
+        name: torch.stack([row[name] for row in rows])
+        if isinstance(rows[0][name], Tensor) and name not in ragged
+        else [row[name] for row in rows]
+        for name in names
+    }

@@ -1,0 +1,83 @@
+"""The data of a run: its items, where each is dealt to, and what stages and conditions are given of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import Hashes, digest
+from ..random import Draw
+from ..types import Bucket, Item, Limits
+from . import buckets as _buckets
+from . import views
+from .sources import scan
+
+if TYPE_CHECKING:
+    from ..config import Data
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What was found, and the contents of every file as a hash."""
+
+    items: Sequence[Item]
+    buckets: Sequence[Bucket]
+    """Of each item."""
+    hashes: Sequence[str]
+    """Of each item's file."""
+    notes: Sequence[str]
+    """What the user should know, one line each."""
+
+    @cached_property
+    def by_bucket(self) -> dict[Bucket, list[int]]:
+        found: dict[Bucket, list[int]] = {}
+        for i, bucket in enumerate(self.buckets):
+            found.setdefault(bucket, []).append(i)
+        return found
+
+    def fingerprints(self) -> dict[str, str]:
+        """Item id -> hash of its file, caption and bucket: what a run is trained on."""
+        rows = zip(self.items, self.hashes, self.buckets, strict=True)
+        return {item.id: digest(file_hash, item.caption, str(bucket)) for item, file_hash, bucket in rows}
+
+
+def build(data: "Data", limits: Limits, hashes: Hashes) -> Index:
+    """Scan the sources and deal their items into buckets; raises UserError with every mistake."""
+    sizes = _buckets.resolve(data.buckets, limits)
+    found = scan(data.sources, Path.cwd())
+    layout = views.plan(found.items, sizes, data)
+    kept = [item for item, _ in layout.kept]
+    return Index(
+        kept, [bucket for _, bucket in layout.kept], hashes.of_all(i.path for i in kept), [*found.notes, *layout.notes]
+    )
+
+
+class Samples:
+    """Gives each sample's inputs, and the keys of what its files and captions are."""
+
+    def __init__(self, index: Index, data: "Data", seed: int):
+        self.index, self.data, self.seed = index, data, seed
+
+    def inputs(self, i: int, variant: int = 0) -> Inputs:
+        """`caption`, and the view of the item that its pixels are read through."""
+        item, bucket = self.index.items[i], self.index.buckets[i]
+        draw = Draw(self.seed, [f"{item.id}#{variant}"])
+        return {"index": i, "caption": item.caption, "view": views.view(item, bucket, self.data, draw.row)}
+
+    def variant(self, position: int) -> int:
+        """Which of the cached variants the row at a position of the run sees."""
+        return int(Draw(self.seed, [position]).row("variant") * self.data.variants)
+
+    def roots(self, inputs: Inputs) -> dict[str, str]:
+        """A key for everything that a sample brings before stages run."""
+        return {
+            "pixels": digest(self.index.hashes[inputs["index"]], inputs["view"].key()),
+            "caption": digest("caption", inputs["caption"]),
+        }
+
+    def pixels(self, inputs: Inputs) -> Any:
+        """(3, T, H, W) in [-1, 1]."""
+        return views.load_pixels(self.index.items[inputs["index"]], inputs["view"])

@@ -1,0 +1,107 @@
+"""Micro-batches in the run's order, read ahead by workers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..random import Draw
+from ..types import Batch, Stage, UserError
+from .cache import Store, stack_rows
+from .index import Samples
+from .order import Order, Row, slices
+
+if TYPE_CHECKING:
+    from ..conditions import Condition
+
+
+class StageKeys:
+    """The cache key of every cached stage's output for a sample: a hash over all that decides it."""
+
+    def __init__(self, stages: Sequence[Stage], fingerprints: Mapping[str, str]):
+        self.stages, self.fingerprints = stages, fingerprints
+
+    def of(self, roots: Mapping[str, str]) -> dict[str, str]:
+        from ..files import digest
+
+        keys, found = dict(roots), {}
+        for stage in self.stages:
+            key = digest(self.fingerprints[stage.name], *(keys[need] for need in stage.needs))
+            found[stage.name] = key
+            keys.update({name: f"{key}.{name}" for name in stage.gives})
+        return found
+
+
+class MicroBatches(Dataset[Batch | UserError]):
+    """(step, number) -> the CPU tensors of one micro-batch of this rank."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        order: Order,
+        conditions: "Sequence[Condition]",
+        keys: StageKeys,
+        stores: Mapping[str, Store],
+        live_needs: set[str],
+        cut: tuple[int, int, int | None],
+    ):
+        self.samples, self.order, self.conditions = samples, order, conditions
+        self.keys, self.stores, self.live_needs, self.cut = keys, stores, live_needs, cut
+
+    def rows(self, step: int) -> list[list[Row]]:
+        rank, ranks, size = self.cut
+        return slices(self.order.batch(step), rank, ranks, size)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
+        step, number = key
+        try:
+            return self.batch(self.rows(step)[number])
+        except UserError as error:  # a worker would bury the message in a traceback
+            return error
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        made = [self.row(row) for row in rows]
+        batch = stack_rows(made, [name for stage in self.keys.stages for name in stage.ragged])
+        batch["row_weight"] = torch.tensor([row.weight for row in rows])
+        batch["position"] = [row.position for row in rows]
+        return batch
+
+    def row(self, row: Row) -> dict[str, Any]:
+        inputs = self.samples.inputs(row.index, self.samples.variant(row.position))
+        draw = Draw(self.samples.seed, [row.position])
+        for condition in self.conditions:
+            inputs = condition.inputs(inputs, draw)
+        made = {"id": self.samples.index.items[row.index].id, "caption": inputs["caption"]}
+        if "pixels" in self.live_needs:
+            made["pixels"] = self.samples.pixels(inputs)
+        for name, key in self.keys.of(self.samples.roots(inputs)).items():
+            made.update(self.stores[name].read(key))
+        return made
+
+
+class _From(Sampler[tuple[int, int]]):
+    def __init__(self, batches: MicroBatches, start: int, stop: int):
+        self.batches, self.start, self.stop = batches, start, stop
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for step in range(self.start, self.stop):
+            yield from ((step, i) for i in range(len(self.batches.rows(step))))
+
+
+def read_steps(batches: MicroBatches, start: int, stop: int, num_workers: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step from `start` to before `stop`, one list a step."""
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=_From(batches, start, stop),
+        num_workers=num_workers,
+        multiprocessing_context="fork" if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    stream = iter(loader)
+    for step in range(start, stop):
+        found = [next(stream) for _ in batches.rows(step)]
+        if mistake := next((b for b in found if isinstance(b, UserError)), None):
+            raise mistake
+        yield found

@@ -1,0 +1,319 @@
+"""Find captioned pictures and clips: which files, which captions, which sizes; nothing is decoded."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from ..types import Item, UserError, option
+from . import media
+
+CAPTIONS = ("caption", "text", "prompt")
+"""What the column of captions may be called."""
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+@option
+class Folder:
+    """Pictures and clips of a folder; captions in `metadata.jsonl`, `metadata.csv` or `.txt` beside each."""
+
+    name: Literal["folder"] = "folder"
+    path: Path
+    """Relative paths start at the folder of the YAML file."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What sources hold, and what the user should see about it."""
+
+    items: list[Item]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file, relative to its folder, and its caption, as stated."""
+
+    file: str
+    caption: str
+    where: str
+
+
+@dataclass
+class _Findings:
+    """Fills up while a source is read, so that all its mistakes are told at once."""
+
+    mistakes: list[str]
+    notes: list[str]
+
+
+def scan(sources: Sequence[Folder], base: Path) -> Scan:
+    """Read all sources in order; every mistake in any of them is in the one error."""
+    findings = _Findings([], [])
+    items: list[Item] = []
+    for source in sources:
+        items += _scan_folder(source, base / source.path, findings)
+    findings.mistakes += _shared_ids(sources, base, items)
+    if findings.mistakes:
+        raise UserError("\n".join(findings.mistakes))
+    return Scan(items, findings.notes)
+
+
+def _scan_folder(source: Folder, root: Path, findings: _Findings) -> list[Item]:
+    if not root.is_dir():
+        problem = "is a file, not a folder" if root.is_file() else "does not exist"
+        findings.mistakes.append(f"data.sources: {source.path}: {problem} (looked for {root})")
+        return []
+    files = _files(root)
+    tables = [name for name in METADATA if (root / name).is_file()]
+    if len(tables) == 2:
+        findings.mistakes.append(
+            f"{source.path}: holds both metadata.jsonl and metadata.csv; keep the one that is right"
+        )
+        return []
+    if tables:
+        entries = _from_table(source.path, root, tables[0], files, findings)
+    else:
+        entries = _from_side_cars(source.path, root, files, findings)
+    return _probe_all(source, root, entries, findings)
+
+
+def _files(root: Path) -> list[str]:
+    """All files below a folder, relative to it, sorted, without hidden files and folders."""
+    relative = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    return sorted(file for file in relative if not any(part.startswith(".") for part in file.split("/")))
+
+
+def _is_media(file: str) -> bool:
+    return PurePosixPath(file).suffix.lower() in media.EXTENSIONS
+
+
+# metadata.jsonl and metadata.csv
+
+
+def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: _Findings) -> list[_Entry]:
+    stated = len(findings.mistakes)
+    rows = _json_rows if name.endswith("jsonl") else _csv_rows
+    try:
+        entries = list(_entries(shown / name, root, rows(shown / name, root / name, findings), findings))
+    except UnicodeDecodeError as error:
+        findings.mistakes.append(f"{shown / name}: is not UTF-8 ({error.reason}); save it as UTF-8")
+        return []
+    except csv.Error as error:
+        findings.mistakes.append(f"{shown / name}: is not CSV ({error}); write it anew")
+        return []
+    if not entries and len(findings.mistakes) == stated:
+        findings.mistakes.append(f"{shown / name}: has no rows; add one a file, with file_name and caption")
+    known = {entry.file for entry in entries}
+    unnamed = [file for file in files if _is_media(file) and file not in known]
+    if unnamed and len(findings.mistakes) == stated:
+        findings.notes.append(f"{shown}: not named by {name} and left out: {_listed(unnamed)}")
+    return entries
+
+
+def _json_rows(shown: Path, path: Path, findings: _Findings) -> Iterator[tuple[int, dict[str, object]]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                findings.mistakes.append(
+                    f"{shown}:{number}: is not JSON ({error.msg} at column {error.colno}); "
+                    'write {"file_name": "a.png", "caption": "..."} on one line'
+                )
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                findings.mistakes.append(
+                    f"{shown}:{number}: {line.strip()[:40]!r} is not an object; "
+                    'write {"file_name": "a.png", "caption": "..."}'
+                )
+
+
+def _csv_rows(shown: Path, path: Path, findings: _Findings) -> Iterator[tuple[int, dict[str, object]]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines)
+        columns = next(reader, [])
+        if mistakes := _wrong_columns(columns):
+            findings.mistakes += [f"{shown}:1: {mistake}" for mistake in mistakes]
+            return
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) == len(columns):
+                yield reader.line_num, dict(zip(columns, cells, strict=True))
+            else:
+                findings.mistakes.append(
+                    f"{shown}:{reader.line_num}: {len(columns)} columns but a row of {len(cells)}; "
+                    "put captions with commas in double quotes"
+                )
+
+
+def _wrong_columns(columns: Sequence[str]) -> list[str]:
+    """What is wrong with the names of the columns of a table or the keys of a row."""
+    mistakes = []
+    for column in columns:
+        if column not in ("file_name", *CAPTIONS):
+            near = get_close_matches(column, ("file_name", *CAPTIONS), 1)
+            hint = f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
+            mistakes.append(f"{column!r} is not a column; {hint}")
+    if "file_name" not in columns:
+        mistakes.append("file_name is missing; add it, relative to the folder")
+    captions = [column for column in columns if column in CAPTIONS]
+    if not captions:
+        mistakes.append(f"the caption is missing; add one of {', '.join(CAPTIONS)}")
+    if len(captions) > 1:
+        mistakes.append(f"{' and '.join(captions)} are both captions; keep one")
+    return mistakes
+
+
+def _entries(
+    shown: Path, root: Path, rows: Iterator[tuple[int, dict[str, object]]], findings: _Findings
+) -> Iterator[_Entry]:
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        mistakes = _wrong_columns(list(row)) or _wrong_values(root, row)
+        if mistakes:
+            findings.mistakes += [f"{shown}:{number}: {mistake}" for mistake in mistakes]
+            continue
+        file = PurePosixPath(str(row["file_name"])).as_posix()
+        if file in lines:
+            findings.mistakes.append(
+                f"{shown}:{number}: file_name {file!r} is also on line {lines[file]}; keep one"
+            )
+            continue
+        lines[file] = number
+        yield _Entry(file, _caption(row).strip(), f"{shown.as_posix()}:{number}")
+
+
+def _caption(row: dict[str, object]) -> str:
+    return next(str(row[key]) for key in CAPTIONS if key in row)
+
+
+def _wrong_values(root: Path, row: dict[str, object]) -> list[str]:
+    mistakes = [f"{key} is {value!r}, not text" for key, value in row.items() if not isinstance(value, str)]
+    if mistakes:
+        return mistakes
+    file = str(row["file_name"])
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        mistakes.append(f"file_name {file!r} leaves the folder; move the file into it")
+    elif not os.path.isfile(root / path):  # unlike Path.is_file, takes names of any length
+        mistakes.append(f"file_name {file!r} does not exist in {root}; correct the name or remove the line")
+    elif not _is_media(file):
+        mistakes.append(f"file_name {file!r} is not one of {_kinds()}; convert it")
+    if not _caption(row).strip():
+        mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
+    return mistakes
+
+
+# Side-car .txt files
+
+
+def _from_side_cars(shown: Path, root: Path, files: list[str], findings: _Findings) -> list[_Entry]:
+    found = [file for file in files if _is_media(file)]
+    if not found:
+        findings.mistakes.append(f"{shown}: holds no pictures or clips; put {_kinds()} files there")
+        return []
+    entries = [entry for file in found if (entry := _side_car(shown, root, file, findings))]
+    cars = {_beside(file) for file in found}
+    if unread := [file for file in files if not _is_media(file) and file not in cars]:
+        findings.notes.append(f"{shown}: neither media nor their captions, left out: {_listed(unread)}")
+    return entries
+
+
+def _beside(file: str) -> str:
+    return PurePosixPath(file).with_suffix(".txt").as_posix()
+
+
+def _side_car(shown: Path, root: Path, file: str, findings: _Findings) -> _Entry | None:
+    car = _beside(file)
+    where = (shown / car).as_posix()
+    if not (root / car).is_file():
+        findings.mistakes.append(
+            f"{shown / file}: has no caption; write one to {where} or name the file in metadata.jsonl"
+        )
+        return None
+    try:
+        caption = (root / car).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        findings.mistakes.append(f"{where}: is not UTF-8 ({error.reason}); save it as UTF-8")
+        return None
+    if not caption:
+        findings.mistakes.append(f"{where}:1: the caption of {file!r} is blank; write one")
+        return None
+    return _Entry(file, caption, where)
+
+
+# Items
+
+
+def _probe_all(source: Folder, root: Path, entries: list[_Entry], findings: _Findings) -> list[Item]:
+    """Probe in parallel; results and mistakes keep the order of the entries."""
+
+    def probe(entry: _Entry) -> media.Probe | UserError:
+        try:
+            return media.probe(root / entry.file)
+        except UserError as error:
+            return error
+
+    folder = _folder_name(root)
+    items = []
+    with ThreadPoolExecutor() as pool:
+        for entry, found in zip(entries, pool.map(probe, entries), strict=True):
+            if isinstance(found, UserError):
+                findings.mistakes.append(f"{entry.where}: {found}")
+                continue
+            items.append(
+                Item(
+                    id=f"{folder}/{entry.file}",
+                    path=root / entry.file,
+                    kind=found.kind,
+                    caption=entry.caption,
+                    width=found.width,
+                    height=found.height,
+                    num_frames=found.num_frames,
+                    fps=found.fps,
+                    where=entry.where,
+                )
+            )
+    return items
+
+
+def _folder_name(root: Path) -> str:
+    """The name a source's ids begin with; `path: .` and `path: x/..` have one too."""
+    return Path(os.path.abspath(root)).name
+
+
+def _shared_ids(sources: Sequence[Folder], base: Path, items: list[Item]) -> list[str]:
+    """Name the sources that give the same ids: the cache could not tell their items apart."""
+    names = [_folder_name(base / source.path) for source in sources]
+    shared = Counter(item.id for item in items)
+    mistakes = []
+    for name in dict.fromkeys(names):
+        ids = [key for key, count in shared.items() if count > 1 and key.split("/")[0] == name]
+        if ids:
+            paths = " and ".join(str(s.path) for s, own in zip(sources, names, strict=True) if own == name)
+            mistakes.append(
+                f"data.sources: {paths} both hold {_listed(ids)}; rename one folder, or list it once"
+            )
+    return mistakes
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to three names and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _kinds() -> str:
+    return " ".join(sorted(extension[1:] for extension in media.EXTENSIONS))

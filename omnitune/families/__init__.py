@@ -1,0 +1,30 @@
+"""The registry of model families: a name and where its class is, imported when it is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..types import UserError
+
+if TYPE_CHECKING:
+    from .base import Family
+
+REGISTRY = {
+    "wan": "omnitune.families.wan:Wan",
+}
+
+
+def resolve(name: str) -> "type[Family]":
+    """The class of a family, by registry name or as `package.module:Class`."""
+    target = REGISTRY.get(name, name)
+    module, colon, cls = target.partition(":")
+    if not colon:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(REGISTRY)}"
+        raise UserError(f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)")
+    try:
+        found: type[Family] = getattr(import_module(module), cls)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"model.family: {name!r} cannot be imported: {error}") from error
+    return found

@@ -1,0 +1,294 @@
+"""What every diffusers family shares: components come from a pipeline folder and go back into one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..types import Bucket, UserError
+from .base import Denoiser, Sampling
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A pipeline in the diffusers layout: a folder, or a published model known by its configuration only."""
+
+    path: str
+    revision: str | None = None
+    replaced: Mapping[str, Path] = field(default_factory=dict)
+    """Component -> folder that takes the place of the model's own."""
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the files lie; None for a hub id of which nothing is on this machine."""
+        local = Path(self.path).expanduser()
+        if local.is_dir():
+            return local
+        if local.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
+            raise UserError(f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.path, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+
+    def download(self, names: Sequence[str]) -> Path:
+        """The folder, with the files of these components fetched from the hub where they are missing."""
+        if self.folder is not None and Path(self.path).expanduser().is_dir():
+            return self.folder
+        from huggingface_hub import snapshot_download
+
+        patterns = ["model_index.json", *(f"{name}/*" for name in names)]
+        try:
+            return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=patterns))
+        except OSError as error:  # covers the hub's and the network's errors
+            raise UserError(f"model.path: {self.path!r} cannot be fetched from the hub: {error}") from error
+
+    @cached_property
+    def published(self) -> dict[str, Any] | None:
+        """The configuration of a published model that ships with this package."""
+        shipped = files("omnitune.families") / "configs" / f"{self.path.replace('/', '--')}.json"
+        found: dict[str, Any] | None = json.loads(shipped.read_text()) if shipped.is_file() else None
+        return found
+
+    @property
+    def source(self) -> str:
+        """Where the configuration was read, for `plan`."""
+        if self.folder is not None:
+            return str(self.folder)
+        assert self.published is not None
+        state = "verified" if self.published["verified"] else "not verified against the published files"
+        return f"shipped configuration ({self.published['source']}; {state})"
+
+    @cached_property
+    def classes(self) -> dict[str, tuple[str, str]]:
+        """Component -> (library, class) as model_index.json has it."""
+        if self.folder is None:
+            if self.published is None:
+                raise UserError(
+                    f"model.path: {self.path!r} is neither a folder nor on this machine, and no configuration of it "
+                    "ships with omnitune; download it first, or give a folder"
+                )
+            return {name: tuple(part["class"]) for name, part in self.published["components"].items()}
+        index = self.folder / "model_index.json"
+        if not index.is_file():
+            raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
+        entries = json.loads(index.read_text()).items()
+        return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
+
+    def component(self, name: str) -> Path:
+        """The folder of a component, fetched from the hub where it is missing."""
+        return self.replaced[name] if name in self.replaced else self.download([name]) / name
+
+    def config(self, name: str) -> dict[str, Any]:
+        if self.folder is None and name not in self.replaced:
+            assert self.published is not None
+            return dict(self.published["components"][name]["config"])
+        folder = self.replaced.get(name) or cast(Path, self.folder) / name
+        for file in (folder / "config.json", folder / "scheduler_config.json"):
+            if file.is_file():
+                found: dict[str, Any] = json.loads(file.read_text())
+                return found
+        raise UserError(f"model.path: {folder / 'config.json'} is missing; the model is incomplete")
+
+    def find_class(self, name: str) -> Any:
+        library, cls = self.classes[name]
+        return getattr(import_module(library), cls)
+
+    def check_weights(self, name: str) -> None:
+        """Raise UserError for a weight file that is not there, before anything is loaded."""
+        folder = self.component(name)
+        for index in folder.glob("*.index.json"):
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            if missing := sorted(s for s in shards if not (folder / s).is_file()):
+                raise UserError(f"model.path: {folder / missing[0]} is missing, which {index.name} lists; fetch it again")
+            return
+        if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+            expected = folder / ("model.safetensors" if self.classes[name][0] == "transformers" else WEIGHT_NAME)
+            raise UserError(f"model.path: {expected} is missing; copy the weights there or fetch the model again")
+
+
+WEIGHT_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and hints off the terminal: our own lines say what matters."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+class DiffusersFamily(Denoiser):
+    """Components by name from a pipeline folder, loaded when they are needed and dropped when not."""
+
+    core = "transformer"
+    networks: ClassVar[tuple[str, ...]]
+    """Components that are networks, in the order in which `plan` lists them."""
+    fp32: ClassVar[tuple[str, ...]] = ("vae",)
+    """Components that compute in fp32 whatever `model.dtype` says, as the published pipeline advises."""
+    adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
+    """Components whose LoRA the published pipeline can load."""
+    pipeline_class: ClassVar[Any]
+    example_length = 8
+    """Caption length in tokens that `example` pretends."""
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any):
+        self.files, self.device, self.dtype, self.options = files, torch.device(device), dtype, options
+        self.components = nn.ModuleDict()
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        only: Sequence[str] | None = None,
+        options: Any = None,
+        revision: str | None = None,
+        replaced: Mapping[str, Path] | None = None,
+    ) -> Self:
+        quiet()
+        family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
+        missing = [n for n in cls.networks if n not in family.files.classes]
+        if missing:
+            raise UserError(f"model.path: {path!r} has no {', '.join(missing)}; family {cls.name} needs it")
+        family.fetch(cls.networks if only is None else only)
+        return family
+
+    def fetch(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.components:
+                self.components[name] = self._meta(name) if self.device.type == "meta" else self._load(name)
+
+    def drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self.components:
+                del self.components[name]
+
+    def _meta(self, name: str) -> nn.Module:
+        cls, config = self.files.find_class(name), self.files.config(name)
+        with torch.device("meta"):
+            if hasattr(cls, "from_config"):
+                module: nn.Module = cls.from_config(config)
+            else:
+                module = cls(cls.config_class.from_dict(config))
+        kept = tuple(getattr(cls, "_keep_in_fp32_modules", None) or ()) if hasattr(cls, "from_config") else ()
+        for path, param in module.named_parameters():
+            if not any(part in path for part in kept):  # as diffusers' from_pretrained does
+                param.data = param.data.to(self.component_dtype(name))
+        return module
+
+    def _load(self, name: str) -> nn.Module:
+        self.files.check_weights(name)
+        dtype = {"dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(name)}
+        folder = self.files.component(name)
+        try:
+            module: nn.Module = self.files.find_class(name).from_pretrained(folder, **dtype)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.path: {folder} cannot be loaded: {error}; fetch it again") from error
+        return module.requires_grad_(False).eval().to(self.device)
+
+    def check_weights(self, components: Sequence[str]) -> None:
+        for name in components:
+            if self.files.folder is not None or name in self.files.replaced:
+                self.files.check_weights(name)
+
+    @property
+    def source(self) -> str:
+        return self.files.source
+
+    def component_dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self.fp32 else self.dtype
+
+    def blocks(self, component: str) -> list[nn.Module]:
+        module = self.components[component]
+        names = getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
+        return [m for m in module.modules() if type(m).__name__ in names]
+
+    def weight_files(self, component: str) -> list[Path]:
+        beside = component.replace("text_encoder", "tokenizer")
+        names = [component, beside] if beside in self.files.classes else [component]
+        return sorted(p for name in names for p in self.files.component(name).rglob("*") if p.is_file())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        folder = self.files.download(["tokenizer"])
+        try:
+            return self.files.find_class("tokenizer").from_pretrained(folder, subfolder="tokenizer")
+        except OSError as error:
+            raise UserError(f"model.path: {folder / 'tokenizer'} cannot be loaded: {error}") from error
+
+    def scheduler(self) -> Any:
+        return self.files.find_class("scheduler").from_pretrained(self.files.download(["scheduler"]), subfolder="scheduler")
+
+    @contextmanager
+    def complete(self) -> Any:
+        """All networks loaded and in evaluation mode for a while; what was not there before goes again."""
+        before = {name: module.training for name, module in self.components.items()}
+        self.fetch(self.networks)
+        self.components.eval()
+        try:
+            yield self.pipeline_class(
+                **{n: self.components[n] for n in self.networks}, tokenizer=self.tokenizer, scheduler=self.scheduler()
+            )
+        finally:
+            self.drop([n for n in self.components if n not in before])
+            for name, training in before.items():
+                self.components[name].train(training)
+
+    def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
+        with self.complete() as pipe, torch.no_grad():
+            pipe.set_progress_bar_config(disable=not progress)
+            return [self._frames(self.generate(pipe, one)) for one in wanted]
+
+    def generate(self, pipe: Any, wanted: Sampling) -> Any:
+        """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
+        size: Bucket = wanted.bucket
+        return pipe(
+            prompt=wanted.prompt,
+            negative_prompt=wanted.negative_prompt,
+            height=size.height,
+            width=size.width,
+            num_frames=size.frames,
+            num_inference_steps=wanted.steps,
+            guidance_scale=wanted.guidance,
+            generator=torch.Generator().manual_seed(wanted.seed),
+            output_type="np",
+        ).frames
+
+    @staticmethod
+    def _frames(video: Any) -> Tensor:
+        return torch.from_numpy(video[0]).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+    def adapter_config(self, component: str) -> Any:
+        return self.components[component].peft_config["default"]
+
+    def export(
+        self, folder: Path, adapters: Mapping[str, Mapping[str, Tensor]], full: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """Write adapters (component -> peft state) as one LoRA file and whole components as their folders."""
+        if adapters:
+            states = {f"{name}_lora_layers": dict(state) for name, state in adapters.items()}
+            notes = {f"{name}_lora_adapter_metadata": self.adapter_config(name).to_dict() for name in adapters}
+            self.pipeline_class.save_lora_weights(folder, **states, **notes)
+        for name, state in full.items():
+            module: Any = self._meta(name)
+            module.load_state_dict(dict(state), assign=True)
+            module.save_pretrained(folder / name)

@@ -1,0 +1,150 @@
+"""What a model family provides. Families hold networks; they do not know how those are trained."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..types import Batch, Bucket, Limits, Stage, Streams
+
+
+@dataclass
+class Noisy:
+    """What the denoiser is fed and scored against; conditions edit it before and after noising.
+
+    `u` is the noise level of each element, 0 data and 1 noise: (B,), or broadcastable to the stream with
+    inner dims ((B, 1, T, 1, 1)) where levels differ within a sample. A clean first frame is u = 0 there.
+    """
+
+    x0: Streams
+    noise: Streams
+    u: Tensor
+    mask: Tensor | None = None
+    """1 where an element counts in the average, 0 where it leaves it; broadcastable to the stream."""
+    weight: Tensor | None = None
+    """Factor of the error, (B,) or broadcastable like u; does not change the denominator."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further inputs of the network, by name."""
+    x: Streams = field(default_factory=dict)
+    fed: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The timestep as the network is fed it, shaped like u."""
+    target: Streams = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to generate: one prompt, its size and its seed."""
+
+    prompt: str
+    negative_prompt: str
+    bucket: Bucket
+    steps: int
+    guidance: float
+    seed: int
+
+
+class Family(ABC):
+    """A pretrained model as named components, and the stages that turn a sample into tensors."""
+
+    name: ClassVar[str]
+    core: ClassVar[str]
+    """The component whose forward the objective trains."""
+    tasks: ClassVar[tuple[str, ...]]
+    lora_targets: ClassVar[tuple[str, ...]]
+    licence: ClassVar[str]
+    """Licence note of the published weights."""
+
+    Options: ClassVar[type]
+    """Dataclass of what `model.options` may say."""
+    adapter_components: ClassVar[tuple[str, ...]]
+    """Components whose LoRA the published pipeline can load."""
+
+    components: nn.ModuleDict
+    """The networks that are loaded, by name."""
+    stages: list[Stage]
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        path: str,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        only: Sequence[str] | None = None,
+        options: Any = None,
+        revision: str | None = None,
+        replaced: Mapping[str, Path] | None = None,
+    ) -> Self:
+        """Load components from a folder or hub id; on "meta" from configuration files alone.
+
+        `replaced` has folders that take the place of the model's own, by component.
+        """
+
+    @abstractmethod
+    def fetch(self, names: Sequence[str]) -> None:
+        """Load further components, into the same dtype and device."""
+
+    @abstractmethod
+    def drop(self, names: Sequence[str]) -> None:
+        """Forget components and free their memory."""
+
+    @abstractmethod
+    def weight_files(self, component: str) -> list[Path]:
+        """The files that decide what a component computes (weights, configuration, vocabulary)."""
+
+    @abstractmethod
+    def check_weights(self, components: Sequence[str]) -> None:
+        """Raise UserError for a weight file that is missing; nothing is loaded, nothing fetched."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """Where the configuration was read, and whether it was verified."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits: ...
+
+    @abstractmethod
+    def blocks(self, component: str) -> list[nn.Module]:
+        """The repeated layers of a loaded component, for sharding, checkpointing and compiling."""
+
+    @abstractmethod
+    def example(self, bucket: Bucket, rows: int) -> Batch:
+        """A batch of the shapes that a step on `bucket` sees, after all stages, filled with zeros."""
+
+    @abstractmethod
+    def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
+        """Generate through the published pipeline: uint8 (T, H, W, 3) each; T is 1 for images."""
+
+    @abstractmethod
+    def export(
+        self, folder: Path, adapters: Mapping[str, Mapping[str, Tensor]], full: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """Write trained weights in the published layout: adapters (component -> peft state), whole components."""
+
+
+class Denoiser(Family):
+    """A family whose core removes noise."""
+
+    alphas_cumprod: Tensor | None = None
+    """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
+    experts: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Component -> range of u it is responsible for, where several share the core's work."""
+
+    def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
+        return 1 - u, u, 1000 * u
+
+    @abstractmethod
+    def num_tokens(self, x0: Streams) -> int:
+        """Length of the sequence that the core sees, for shifts that depend on the resolution."""
+
+    @abstractmethod
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        """Call the core exactly as the published pipeline does."""

@@ -1,0 +1,100 @@
+"""Wan 2.1 text-to-video and text-to-image (an image is one frame)."""
+
+from typing import Any, cast
+
+import torch
+from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor
+
+from ..random import Draw
+from ..types import Batch, Bucket, Limits, Stage, Streams, option
+from ._diffusers import DiffusersFamily, ModelFiles
+from .base import Noisy
+
+
+@option
+class WanOptions:
+    text_length: int = 512
+    """Tokens the text is cut and padded to; the published pipeline uses 512."""
+
+
+class Wan(DiffusersFamily):
+    name = "wan"
+    tasks = ("text-to-video", "text-to-image")
+    networks = ("transformer", "vae", "text_encoder")
+    lora_targets = ("transformer.blocks.*.attn?.to_*", "transformer.blocks.*.ffn")
+    licence = "Apache-2.0 (Wan 2.1)"
+    pipeline_class = WanPipeline
+    Options = WanOptions
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options or WanOptions())
+        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        self.stages = [
+            Stage("moments", ("vae",), ("pixels",), ("moments",), self.encode_pixels),
+            Stage("latents", (), ("moments",), ("x0",), self.draw_latents, draws=("posterior",)),
+            Stage(
+                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
+                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
+            ),
+        ]  # fmt: skip
+
+    @property
+    def limits(self) -> Limits:
+        spatial = self.vae_config.get("scale_factor_spatial", 8) * self.transformer_config["patch_size"][1]
+        return Limits(spatial=spatial, temporal=self.vae_config.get("scale_factor_temporal", 4))
+
+    def encode_pixels(self, batch: Batch, draw: Draw) -> Batch:
+        """(B, 3, T, H, W) in [-1, 1] to mean and log-variance of the posterior, (B, 2C, 1 + (T - 1) / 4, H / 8, W / 8)."""
+        vae: Any = self.components["vae"]
+        pixels = batch["pixels"].to(vae.device, vae.dtype)
+        return {"moments": vae.encode(pixels).latent_dist.parameters}
+
+    def draw_latents(self, batch: Batch, draw: Draw) -> Batch:
+        """Sample the posterior and normalise: (z - mean) / std with the VAE's statistics, so its deviation scales too."""
+        mean, logvar = batch["moments"].float().chunk(2, dim=1)  # (B, C, T, H, W)
+        std = (0.5 * logvar.clamp(-30, 20)).exp()  # diffusers' DiagonalGaussianDistribution clamps alike
+        z = mean + std * draw.normal("posterior", mean.shape[1:])
+        shift, scale = (
+            torch.tensor(self.vae_config[key], device=z.device).view(1, -1, 1, 1, 1)
+            for key in ("latents_mean", "latents_std")
+        )
+        return {"x0": {"x": (z - shift) / scale}}
+
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to embeddings without padding, (L, D) each: what stands behind a caption is zero in the pipeline."""
+        encoder: Any = self.components["text_encoder"]
+        tokens = self.tokenizer(
+            [prompt_clean(caption) for caption in batch["caption"]],
+            padding="longest",
+            max_length=self.options.text_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(encoder.device)
+        embeds = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state  # (B, L, D)
+        return {"prompt_embeds": [e[:n] for e, n in zip(embeds, tokens.attention_mask.sum(1).tolist(), strict=True)]}
+
+    def num_tokens(self, x0: Streams) -> int:
+        _, _, t, h, w = x0["x"].shape
+        p_t, p_h, p_w = self.transformer_config["patch_size"]
+        return int((t // p_t) * (h // p_h) * (w // p_w))
+
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        device, length = noisy.x["x"].device, self.options.text_length
+        embeds = [e.to(device, self.dtype) for e in batch["prompt_embeds"]]
+        embeds = [torch.cat([e, e.new_zeros(length - len(e), e.shape[1])]) for e in embeds]
+        velocity: Tensor = self.components["transformer"](
+            hidden_states=noisy.x["x"].to(self.dtype),  # (B, C, T, H, W)
+            timestep=noisy.fed,  # (B,) in 0..1000
+            encoder_hidden_states=torch.stack(embeds),  # (B, text_length, D)
+            return_dict=False,
+        )[0]
+        return {"x": velocity}
+
+    def example(self, bucket: Bucket, rows: int) -> Batch:
+        c, spatial = cast(int, self.vae_config["z_dim"]), self.vae_config.get("scale_factor_spatial", 8)
+        t = (bucket.frames - 1) // self.limits.temporal + 1
+        shape = (rows, 2 * c, t, bucket.height // spatial, bucket.width // spatial)
+        embeds = torch.zeros(self.example_length, self.transformer_config["text_dim"], dtype=self.dtype)
+        return {"moments": torch.zeros(shape), "prompt_embeds": [embeds] * rows, "row_weight": torch.ones(rows)}

@@ -1,0 +1,165 @@
+"""What a run comes down to, worked out from its configuration before anything heavy is loaded.
+
+Every command starts here: the family on the meta device, what each rule claims, which stages are cached.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .data.cache import Store
+from .data.index import Index, Samples, build
+from .data.loader import MicroBatches, StageKeys
+from .data.order import Order
+from .families import resolve
+from .families.base import Family
+from .files import Hashes, digest
+from .trainable import Claims, apply_claims, claim, expand
+from .types import Stage, UserError, split_stages
+from .weights import component_folders, init_adapters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Run
+    from .parallel.mesh import Mesh
+
+
+class Job:
+    """A run resolved against its model: family, claims, stages."""
+
+    def __init__(self, run: "Run", options: "Callable[[type, dict[str, Any], str], Any]"):
+        self.run = run
+        self.family_class = resolve(run.model.family)
+        self.options = options(self.family_class.Options, run.model.options, "model.options")
+        self.replaced = component_folders(run.init_from)
+        self.shape: Family = self.load_family("meta")
+        run.objective.prepare(self.shape)
+        for condition in run.conditions:
+            condition.prepare(self.shape)
+        cls = self.family_class
+        self.claims: Claims = claim(self.shape.components, expand(run.trainable, cls.core, cls.lora_targets))
+        self._check_adapters()
+        cacheable, live = split_stages(self.shape.stages, self.claims.names)
+        if run.data.cache is None:
+            cacheable, live = [], list(self.shape.stages)
+        self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]
+
+    def load_family(self, device: str, only: Sequence[str] | None = None) -> Family:
+        dtype: torch.dtype = getattr(torch, self.run.model.dtype)
+        model = self.run.model
+        return self.family_class.load(
+            model.path, device, dtype, only=only, options=self.options, revision=model.revision, replaced=self.replaced
+        )
+
+    def _check_adapters(self) -> None:
+        allowed = self.family_class.adapter_components
+        for module, number in self.claims.adapted.items():
+            if module.split(".")[0] not in allowed:
+                raise UserError(
+                    f"trainable.{number}.lora: the published pipeline of {self.family_class.name} loads no LoRA for "
+                    f"{module.split('.')[0]}, only for {', '.join(allowed)}; train that part without lora"
+                )
+
+    def stages(self, family: Family, names: Sequence[str]) -> list[Stage]:
+        return [stage for stage in family.stages if stage.name in names]
+
+    @cached_property
+    def cached(self) -> list[Stage]:
+        return self.stages(self.shape, self.cached_names)
+
+    @cached_property
+    def live(self) -> list[Stage]:
+        return self.stages(self.shape, self.live_names)
+
+    @property
+    def train_components(self) -> list[str]:
+        """What a step needs in memory: what trains, the core, and what live stages use."""
+        used = {use.split(".")[0] for stage in self.live for use in stage.uses}
+        wanted = {self.family_class.core, *self.claims.components, *used}
+        return [name for name in self.shape.components if name in wanted]
+
+    @property
+    def memo_folder(self) -> Path:
+        """Where hashes of files are remembered: beside the cache, so that all runs on it share them."""
+        return (self.run.data.cache or Path(".cache")).absolute()
+
+    def index(self, verify: bool = False) -> Index:
+        return build(self.run.data, self.shape.limits, Hashes(self.memo_folder, verify))
+
+    def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
+        """Hash over the files of each component."""
+        hashes = Hashes(self.memo_folder, verify)
+        found = {}
+        for name in components:
+            files = self.shape.weight_files(name)
+            lines = zip(files, hashes.of_all(files), strict=True)
+            found[name] = digest(*(f"{f.parent.name}/{f.name} {h}" for f, h in lines))
+        return found
+
+    def stage_fingerprints(self) -> dict[str, str]:
+        """What besides its inputs decides the output of each cached stage: weights, dtype, settings."""
+        components = {use.split(".")[0] for stage in self.cached for use in stage.uses}
+        weights = self.weights_fingerprint(sorted(components))
+        return {
+            stage.name: digest(
+                self.family_class.name,
+                stage.name,
+                self.run.model.dtype,
+                str(sorted(stage.options.items())),
+                *(f"{use} {weights[use.split('.')[0]]}" for use in stage.uses),
+            )
+            for stage in self.cached
+        }
+
+    @cached_property
+    def keys(self) -> StageKeys:
+        return StageKeys(self.cached, self.stage_fingerprints())
+
+    @cached_property
+    def stores(self) -> dict[str, Store]:
+        if self.run.data.cache is None:
+            return {}
+        root = self.run.data.cache.absolute()
+        return {s.name: Store(root / f"{s.name}-{self.keys.fingerprints[s.name][:16]}") for s in self.cached}
+
+    def samples(self, index: Index) -> Samples:
+        return Samples(index, self.run.data, self.run.seed)
+
+    def order(self, index: Index) -> Order:
+        return Order(index.by_bucket, self.run.data.batch_size, self.run.seed)
+
+    def batches(self, index: Index, mesh: "Mesh") -> MicroBatches:
+        needs = {need for stage in self.live for need in stage.needs}
+        cut = (mesh.dp_rank, mesh.dp_size, self.run.parallel.micro_batch_size)
+        return MicroBatches(
+            self.samples(index), self.order(index), self.run.conditions, self.keys, self.stores, needs, cut
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """Reading cached tensors costs less than sending them between processes."""
+        given = self.run.data.num_workers
+        decodes = any("pixels" in stage.needs for stage in self.live)
+        return (2 if decodes else 0) if given is None else given
+
+    def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
+        """The family with what a step needs loaded and adapters added, and the dtype each parameter computes in."""
+        family = self.load_family(device, self.train_components)
+        for condition in self.run.conditions:
+            condition.prepare(family)
+        compute = apply_claims(family.components, self.claims, self.run.seed)
+        if self.run.init_from is not None:
+            init_adapters(family, self.run.init_from, self.claims)
+        return family, compute
+
+
+def place(family: Family, compute: Mapping[str, torch.dtype], mesh: "Mesh") -> None:
+    """Put every component that trains on the mesh."""
+    for name, module in family.components.items():
+        if any(p.requires_grad for p in module.parameters()):
+            own = {n.removeprefix(f"{name}."): d for n, d in compute.items() if n.startswith(f"{name}.")}
+            mesh.place(module, family.blocks(name), own)

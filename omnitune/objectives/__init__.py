@@ -1,0 +1,1 @@
+"""What is learned: flow matching, epsilon, v-prediction."""

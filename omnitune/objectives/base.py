@@ -1,0 +1,22 @@
+"""What the trainer asks of an objective."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..conditions import Condition
+from ..random import Draw
+from ..types import Batch, LossSum
+
+if TYPE_CHECKING:
+    from ..families.base import Family
+
+
+class Objective(Protocol):
+    def prepare(self, family: "Family") -> None:
+        """Check that this objective can train this family, before anything is loaded."""
+
+    def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """What one sample adds to each denominator, known from the index alone."""
+
+    def loss(self, family: Any, batch: Batch, draw: Draw, conditions: Sequence[Condition]) -> LossSum:
+        """Sums over the rows of a micro-batch, weighted by `batch["row_weight"]` (0 for rows that fill up)."""

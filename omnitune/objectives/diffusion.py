@@ -1,0 +1,288 @@
+"""Diffusion objectives: a noise path, what the network predicts, how levels are drawn, how errors are weighed.
+
+Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 0 is data, 1 is noise.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..conditions import Condition
+from ..families.base import Denoiser, Noisy
+from ..random import Draw
+from ..types import Batch, LossSum, Streams, UserError, option
+
+if TYPE_CHECKING:
+    from ..families.base import Family
+
+Loss = Literal["mse", "huber", "smooth_l1"]
+
+
+def expand(v: Tensor, like: Tensor) -> Tensor:
+    """Append dims of 1 until v broadcasts to `like`."""
+    return v.view(*v.shape, *[1] * (like.ndim - v.ndim))
+
+
+@option
+class DynamicShift:
+    """A shift that grows with the number of tokens, as FLUX and LTX are sampled with.
+
+    exp(mu), mu linear in the token count (`calculate_shift` of diffusers' pipelines).
+    """
+
+    base: float = 0.5
+    max: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+
+    def value(self, tokens: int) -> float:
+        slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
+        return math.exp(self.base + slope * (tokens - self.base_tokens))
+
+
+class Diffusion:
+    """Noise the latents, let the model predict, compare. Subclasses state levels, path, target and weight."""
+
+    loss_type: Loss
+    huber_delta: float
+
+    def prepare(self, family: "Family") -> None:
+        if not isinstance(family, Denoiser):
+            raise UserError(f"objective: a diffusion objective trains a denoiser; family {family.name} is not one")
+
+    def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        return {"samples": 1}
+
+    def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
+        """Draw u, (B,)."""
+        return draw.uniform("timestep")
+
+    def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha and sigma of x_t = alpha x_0 + sigma noise, and the timestep that is fed; each like u."""
+        raise NotImplementedError
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+    def noised(self, family: Denoiser, noisy: Noisy) -> Noisy:
+        """Fill in x, fed and target from x0, noise and u; in fp32 whatever the model's dtype."""
+        alpha, sigma, noisy.fed = self.path(family, noisy.u, noisy.x0)
+        weight = self.weight(alpha, sigma)
+        for name, x0 in noisy.x0.items():
+            a, s = expand(alpha, x0), expand(sigma, x0)
+            noisy.x[name] = a * x0 + s * noisy.noise[name]
+            noisy.target[name] = self.target(x0, noisy.noise[name], a, s)
+        noisy.weight = weight if noisy.weight is None else noisy.weight * weight
+        return noisy
+
+    def start(self, family: Denoiser, batch: Batch, draw: Draw) -> Noisy:
+        x0: Streams = {name: value.float() for name, value in batch["x0"].items()}
+        noise = {name: draw.normal(_purpose("noise", name), value.shape[1:]) for name, value in x0.items()}
+        return Noisy(x0, noise, self.levels(family, x0, draw))
+
+    def loss(self, family: Denoiser, batch: Batch, draw: Draw, conditions: Sequence[Condition] = ()) -> LossSum:
+        noisy = self.start(family, batch, draw)
+        for condition in conditions:
+            noisy = condition.before(noisy, batch, draw)
+        noisy = self.noised(family, noisy)
+
+        def predict() -> Streams:
+            return family.denoise(noisy, batch)
+
+        for condition in conditions:
+            predict = _wrapped(condition, predict, family, noisy, batch, draw)
+        rows = self.row_losses(noisy, predict())
+        row_weight = batch["row_weight"]
+        u = noisy.u.flatten(1).mean(1) if noisy.u.ndim > 1 else noisy.u
+        return LossSum({"samples": rows @ row_weight}, {"u": u @ row_weight})
+
+    def row_losses(self, noisy: Noisy, prediction: Streams) -> Tensor:
+        """(B,): each row's mean error over its unmasked elements, summed over streams."""
+        rows: Tensor | None = None
+        for name, target in noisy.target.items():
+            error = self.error(prediction[name].float(), target)
+            if noisy.weight is not None:
+                error = error * expand(noisy.weight, error)
+            if noisy.mask is None:
+                mean = error.flatten(1).mean(1)
+            else:
+                mask = expand(noisy.mask.to(error), error).expand_as(error)
+                mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+            rows = mean if rows is None else rows + mean
+        assert rows is not None, "the batch holds no stream"
+        return rows
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.loss_type == "mse":
+            return (prediction - target) ** 2
+        if self.loss_type == "huber":
+            return F.huber_loss(prediction, target, reduction="none", delta=self.huber_delta)
+        return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.huber_delta)
+
+
+@option
+class FlowMatching(Diffusion):
+    """Rectified flow: a straight path from data to noise, and its velocity as the target.
+
+    Liu et al. 2022, "Flow straight and fast"; Lipman et al. 2022, "Flow matching for generative modeling".
+    """
+
+    name: Literal["flow_matching"] = "flow_matching"
+    timesteps: Literal["uniform", "logit_normal", "mode", "cosmap"] = "logit_normal"
+    """Distribution of the noise level before the shift (Esser et al. 2024, section 3.1)."""
+    logit_mean: float = 0.0
+    """Of `logit_normal`; positive favours high noise."""
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    """Of `mode`, -1 to 2 / (pi - 2): positive favours the middle."""
+    shift: float | DynamicShift = 1.0
+    """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as larger pictures need. Or {base, max, ...}."""
+    loss_type: Loss = "mse"
+    huber_delta: float = 1.0
+    """Error at which huber and smooth_l1 turn linear."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shift, DynamicShift) and self.shift <= 0:
+            raise ValueError(f"shift must be above 0, not {self.shift}")
+        if self.logit_std <= 0:
+            raise ValueError(f"logit_std must be above 0, not {self.logit_std}")
+        if not -1 <= self.mode_scale <= 2 / (math.pi - 2):
+            raise ValueError(f"mode_scale must be in [-1, {2 / (math.pi - 2):.3f}], not {self.mode_scale}")
+
+    def prepare(self, family: "Family") -> None:
+        Diffusion.prepare(self, family)
+        if isinstance(family, Denoiser) and family.alphas_cumprod is not None:
+            raise UserError(
+                f"objective.name: family {family.name} was pretrained on a variance-preserving schedule; "
+                "use epsilon or v_prediction"
+            )
+
+    def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
+        u = self.unshifted(draw)
+        shift = self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
+        return shift * u / (1 + (shift - 1) * u)
+
+    def unshifted(self, draw: Draw) -> Tensor:
+        if self.timesteps == "logit_normal":
+            return torch.sigmoid(self.logit_mean + self.logit_std * draw.normal("timestep"))
+        u = draw.uniform("timestep")
+        if self.timesteps == "mode":  # Eq. 20 of Esser et al. 2024
+            return 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        if self.timesteps == "cosmap":  # Eq. 21 of Esser et al. 2024
+            return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
+        return u
+
+    def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        return family.path(u, x0)
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return noise - x0
+
+
+class VariancePreserving(Diffusion):
+    """The discrete schedule that a family was pretrained on, with optional min-SNR weights."""
+
+    min_snr_gamma: float | None
+    zero_terminal_snr: bool = False
+
+    def prepare(self, family: "Family") -> None:
+        Diffusion.prepare(self, family)
+        if isinstance(family, Denoiser) and family.alphas_cumprod is None:
+            raise UserError(f"objective.name: family {family.name} is a flow model; use flow_matching")
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise UserError(f"objective.min_snr_gamma: {self.min_snr_gamma} is not above 0")
+
+    def schedule(self, family: Denoiser) -> Tensor:
+        assert family.alphas_cumprod is not None
+        a = family.alphas_cumprod
+        return zero_terminal(a) if self.zero_terminal_snr else a
+
+    def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        a = self.schedule(family).to(u.device)
+        step = (u * len(a)).long().clamp(max=len(a) - 1)
+        return a[step].sqrt().float(), (1 - a[step]).sqrt().float(), step
+
+    def clipped_snr(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """SNR and min(SNR, gamma), Hang et al. 2023."""
+        snr = (alpha / sigma) ** 2
+        return snr, snr if self.min_snr_gamma is None else snr.clamp(max=self.min_snr_gamma)
+
+
+@option
+class Epsilon(VariancePreserving):
+    """Predict the noise (Ho et al. 2020)."""
+
+    name: Literal["epsilon"] = "epsilon"
+    min_snr_gamma: float | None = None
+    """Weigh by min(SNR, gamma) / SNR; 5 is usual."""
+    loss_type: Loss = "mse"
+    huber_delta: float = 1.0
+
+    def prepare(self, family: "Family") -> None:
+        VariancePreserving.prepare(self, family)
+        assert isinstance(family, Denoiser)
+        assert family.alphas_cumprod is not None
+        if family.alphas_cumprod[-1] == 0:
+            raise UserError(
+                f"objective.name: family {family.name} ends at zero signal, where noise says nothing; use v_prediction"
+            )
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return noise
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        snr, clipped = self.clipped_snr(alpha, sigma)
+        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / snr
+
+
+@option
+class VPrediction(VariancePreserving):
+    """Predict v = alpha noise - sigma x_0 (Salimans and Ho 2022)."""
+
+    name: Literal["v_prediction"] = "v_prediction"
+    min_snr_gamma: float | None = None
+    """Weigh by min(SNR, gamma) / (SNR + 1); 5 is usual. At zero SNR the weight is 0: refused there."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule to end at pure noise (Lin et al. 2023, algorithm 1)."""
+    loss_type: Loss = "mse"
+    huber_delta: float = 1.0
+
+    def prepare(self, family: "Family") -> None:
+        VariancePreserving.prepare(self, family)
+        assert isinstance(family, Denoiser)
+        if self.min_snr_gamma is not None and self.schedule(family)[-1] == 0:
+            raise UserError(
+                "objective.min_snr_gamma: at zero terminal SNR its weight is 0 and the last level never trains; "
+                "leave min_snr_gamma out"
+            )
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * noise - sigma * x0
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        snr, clipped = self.clipped_snr(alpha, sigma)
+        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / (snr + 1)
+
+
+def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first unchanged (Lin et al. 2023, alg. 1)."""
+    root = alphas_cumprod.double().sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return root**2
+
+
+def _purpose(kind: str, stream: str) -> str:
+    return kind if stream == "x" else f"{kind}.{stream}"
+
+
+def _wrapped(
+    condition: Condition, predict: Any, family: Denoiser, noisy: Noisy, batch: Batch, draw: Draw
+) -> Any:
+    return lambda: condition.around(predict, family, noisy, batch, draw)

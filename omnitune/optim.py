@@ -1,0 +1,95 @@
+"""Optimizers by name, and learning-rate schedules as pure functions of the step."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from .types import option
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@option
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), fused."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-4
+    """Learning rate of rules that state none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    """Of rules that state none."""
+    max_grad_norm: float | None = 1.0
+    """The gradient is scaled down to this norm; null: never."""
+
+    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
+        import torch
+
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@option
+class Adam:
+    """Adam (Kingma and Ba 2014), fused; its weight decay is added to the gradient."""
+
+    name: Literal["adam"] = "adam"
+    lr: float = 1e-4
+    """Learning rate of rules that state none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Of rules that state none."""
+    max_grad_norm: float | None = 1.0
+    """The gradient is scaled down to this norm; null: never."""
+
+    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
+        import torch
+
+        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@option
+class Schedule:
+    """How long a run is and how its learning rates move."""
+
+    steps: int = 1000
+    """Optimizer steps; a larger value extends a finished run."""
+    warmup: int = 0
+    """Steps in which the rate rises linearly from 1 / warmup of its value."""
+    decay: Literal["constant", "linear", "cosine", "polynomial", "piecewise"] = "constant"
+    """After the warm-up, down to `floor` at the last step."""
+    floor: float = 0.0
+    """Share of the rate that is left at the end, 0 to 1."""
+    power: float = 2.0
+    """Of `polynomial`."""
+    pieces: Sequence[tuple[int, float]] = ()
+    """Of `piecewise`: [step, factor] pairs, the factor holding from that step on."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, not {self.steps}")
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup must be at least 0 and below steps ({self.steps}), not {self.warmup}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor must be between 0 and 1, not {self.floor}")
+        if (self.decay == "piecewise") != bool(self.pieces):
+            raise ValueError("pieces and decay: piecewise go together; give both or neither")
+        if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):
+            raise ValueError(f"pieces must rise in step, not {[s for s, _ in self.pieces]}")
+
+    def factor(self, step: int) -> float:
+        """What every rate is multiplied with in step (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.decay == "piecewise":
+            return next((f for s, f in reversed(self.pieces) if step >= s), 1.0)
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - 1 - self.warmup))
+        shape = {
+            "constant": 1.0,
+            "linear": 1 - done,
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "polynomial": (1 - done) ** self.power,
+        }[self.decay]
+        return shape if self.decay == "constant" else self.floor + (1 - self.floor) * shape

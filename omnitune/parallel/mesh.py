@@ -1,0 +1,224 @@
+"""Replicate x shard data parallelism on one code path.
+
+1 x 1 is a single device, N x 1 replicates (DDP), 1 x N shards (FSDP2), M x N does both (HSDP).
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..types import UserError, option
+from .precision import hold_master_weights
+
+T = TypeVar("T")
+
+
+@option
+class Parallel:
+    """How many devices share the work; changes speed and memory, never what is learned."""
+
+    replicate: int = 1
+    """Copies of the model."""
+    shard: int = -1
+    """Devices that each copy is split over; -1: all that `replicate` leaves."""
+    micro_batch_size: int | None = None
+    """Samples in one forward pass of a device; absent: all of its share. Smaller takes less memory."""
+    timeout: int = 1800
+    """Seconds that a rank waits for the others before it gives up."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be 1 or more, not {self.micro_batch_size}")
+
+    def sizes(self, world: int) -> tuple[int, int]:
+        """(replicate, shard) for a number of ranks."""
+        shard = world // self.replicate if self.shard == -1 else self.shard
+        if self.replicate < 1 or self.replicate * shard != world:
+            raise UserError(
+                f"parallel: replicate {self.replicate} x shard {self.shard} does not fill {world} rank(s); "
+                f"leave shard out, or start {max(1, self.replicate * max(shard, 1))} rank(s) with --nproc"
+            )
+        return self.replicate, shard
+
+
+class Mesh:
+    """The ranks of a run and what they do together."""
+
+    def __init__(self, parallel: Parallel):
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        replicate, shard = parallel.sizes(self.world)
+        self.device = self._pick_device()
+        self.mesh: Any = None
+        if self.world > 1:
+            self._join(parallel, replicate, shard)
+        self.dp_rank, self.dp_size = self.rank, self.world  # ranks that share a batch would share dp_rank
+        self.placed: list[Any] = []
+        self.replicated: list[nn.Parameter] = []
+        self._stop_vote: tuple[Any, Tensor] | None = None
+
+    @staticmethod
+    def _pick_device() -> torch.device:
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
+
+    def _join(self, parallel: Parallel, replicate: int, shard: int) -> None:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+
+        # Nothing here changes a prediction in place, which is what this warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
+        self.mesh = init_device_mesh(
+            self.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard")
+        )
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+    def close(self) -> None:
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+    def place(self, module: nn.Module, blocks: Sequence[nn.Module], compute: Mapping[str, torch.dtype]) -> None:
+        """Shard each block, then what is left; in place, so names and forward calls stay as they are.
+
+        `compute` has the dtype in which each parameter takes part in the forward pass. Trainable parameters
+        are stored in fp32 and cast for it, on one device as on many.
+        """
+        if self.mesh is None:
+            hold_master_weights(module, compute)
+            return
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        dtypes = {compute[n] for n, _ in module.named_parameters()}
+        dtype = min(dtypes, key=lambda d: d.itemsize)
+        # A group has one compute dtype: the few parameters that a model keeps in fp32 stay whole on every rank.
+        apart = {p for n, p in module.named_parameters() if compute[n] != dtype}
+        self.replicated += [p for p in apart if p.requires_grad]
+        # Inputs are cast by the family: a blanket cast would round timesteps to bf16.
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for part in [*blocks, module]:
+            sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=apart)
+        self.placed.append(sharded)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Backpropagate a loss that is divided by its global count; gradients are summed over ranks after the last."""
+        for module in self.placed:
+            module.set_requires_gradient_sync(last)
+            module.set_is_last_backward(last)
+        (loss * self.dp_size).backward()  # type: ignore[no-untyped-call]  # ranks are averaged over
+
+    def step(self, optimizer: Optimizer, max_norm: float | None) -> Tensor:
+        """Clip the global gradient norm, update, clear; returns the norm before clipping, on the device."""
+        self._reduce_replicated()
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = self._total_norm([cast(Tensor, p.grad) for p in params])
+        if max_norm is not None:
+            for kind in {type(p) for p in params}:
+                nn.utils.clip_grads_with_norm_([p for p in params if type(p) is kind], max_norm, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def _reduce_replicated(self) -> None:
+        if self.replicated:
+            import torch.distributed as dist
+
+            for param in self.replicated:
+                if param.grad is None:
+                    param.grad = torch.zeros_like(param)
+                dist.all_reduce(param.grad)
+                param.grad /= self.dp_size
+
+    @staticmethod
+    def _total_norm(grads: list[Tensor]) -> Tensor:
+        norms = []
+        for kind in {type(g) for g in grads}:
+            norm = nn.utils.get_total_norm([g for g in grads if type(g) is kind])
+            norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over data-parallel ranks."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every data-parallel rank, on all of them."""
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def agree_to_stop(self, wish: bool) -> bool:
+        """Whether any rank wished to stop by the call before: one step late, so that no step waits for it."""
+        if self.world == 1:
+            return wish
+        import torch.distributed as dist
+
+        stop = False
+        if self._stop_vote is not None:
+            work, votes = self._stop_vote
+            work.wait()
+            stop = bool(votes.item())
+        vote = torch.tensor(float(wish))
+        self._stop_vote = (dist.all_reduce(vote, async_op=True), vote)
+        return stop
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` on the main rank and give its result, or its UserError, to all."""
+        if self.world == 1:
+            return work()
+        import torch.distributed as dist
+
+        box: list[Any] = [None]
+        if self.main:
+            try:
+                box = [work()]
+            except UserError as error:
+                box = [error]
+        dist.broadcast_object_list(box)
+        if isinstance(box[0], UserError):
+            raise box[0]
+        return cast(T, box[0])
+
+    def each(self, work: Callable[[], None]) -> None:
+        """Run `work` on every rank and wait; an error of one rank is raised on all, so that none hangs."""
+        if self.world == 1:
+            work()
+            return
+        error: Exception | None = None
+        try:
+            work()
+        except (UserError, OSError) as caught:
+            error = caught
+        if first := next((e for e in self.gather(error) if e is not None), None):
+            raise first
+
+    def full(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU of the main rank; an empty dict elsewhere. All ranks call it."""
+        found = {}
+        for name, tensor in tensors:
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if self.main:
+                found[name] = whole.detach().cpu().clone()
+        return found

@@ -1,0 +1,170 @@
+"""Fill the cache: run each cacheable stage over what is not stored yet, one batch of pixels in memory a rank."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .callbacks.log import clock
+from .conditions import all_variants
+from .data.cache import Store, split_rows, stack_rows
+from .data.index import Index, Inputs, Samples
+from .families.base import Family
+from .random import Draw
+from .types import Bucket, Stage
+
+if TYPE_CHECKING:
+    from .job import Job
+    from .parallel.mesh import Mesh
+
+BATCH_PIXELS = 1 << 20
+"""Frames x height x width of what is encoded at once, about: small pictures together, clips alone."""
+BATCH_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One cache entry that is not there yet, and a sample that has it."""
+
+    key: str
+    inputs: Inputs
+    keys: dict[str, str]
+    bucket: Bucket
+
+
+@dataclass
+class Filled:
+    """What filling the cache did."""
+
+    stored: dict[str, int] = field(default_factory=dict)
+    """Stage -> entries that were there already."""
+    encoded: dict[str, int] = field(default_factory=dict)
+    """Stage -> entries that were encoded now."""
+
+    def __str__(self) -> str:
+        parts = [f"{name} {self.stored[name]} stored, {n} encoded" for name, n in self.encoded.items()]
+        return "cache: " + "; ".join(parts)
+
+
+def fill(job: "Job", index: Index, mesh: "Mesh") -> Filled:
+    """Encode what is missing, stage by stage; only the components of one stage are loaded at a time."""
+    filled = Filled()
+    samples = job.samples(index)
+    family: Family | None = None
+    for shape_stage in job.cached:
+        store = job.stores[shape_stage.name]
+        mesh.together(store.refresh)
+        entries = list(_entries(job, samples, shape_stage))
+        missing = set(store.missing([e.key for e in entries]))
+        unique = {e.key: e for e in entries}
+        wanted = [e for e in unique.values() if e.key in missing]
+        filled.encoded[shape_stage.name] = len(wanted)
+        filled.stored[shape_stage.name] = len(unique) - len(wanted)
+        if not wanted:
+            continue
+        components = sorted({use.split(".")[0] for use in shape_stage.uses})
+        family = family or job.load_family(str(mesh.device), [])
+        family.fetch(components)
+        stage = next(s for s in family.stages if s.name == shape_stage.name)
+        _encode(job, samples, stage, store, wanted, mesh)
+        family.drop(components)
+        mesh.together(store.refresh)
+    return filled
+
+
+def _entries(job: "Job", samples: Samples, stage: Stage) -> Iterator[Wanted]:
+    for i in range(len(samples.index.items)):
+        for variant in range(samples.data.variants):
+            for inputs in all_variants(job.run.conditions, samples.inputs(i, variant)):
+                keys = job.keys.of(samples.roots(inputs))
+                yield Wanted(keys[stage.name], inputs, keys, samples.index.buckets[i])
+    if "caption" in stage.needs and samples.index.items:  # the empty prompt is always there
+        inputs = {**samples.inputs(0), "caption": ""}
+        keys = job.keys.of(samples.roots(inputs))
+        yield Wanted(keys[stage.name], inputs, keys, samples.index.buckets[0])
+
+
+def _encode(
+    job: "Job", samples: Samples, stage: Stage, store: Store, wanted: Sequence[Wanted], mesh: "Mesh"
+) -> None:
+    groups = _groups(wanted, "pixels" in stage.needs)
+    mine = groups[mesh.dp_rank :: mesh.dp_size]
+    progress = _Progress(stage.name, sum(len(g) for g in mine)) if mesh.main else None
+
+    def work() -> None:
+        for group in mine:
+            _encode_group(job, samples, stage, store, group)
+            if progress:
+                progress.add(len(group))
+        store.flush()
+
+    with torch.no_grad():
+        mesh.each(work)
+    if progress:
+        progress.close()
+
+
+def _encode_group(
+    job: "Job", samples: Samples, stage: Stage, store: Store, group: Sequence[Wanted]
+) -> None:
+    made = {s.name: s for s in job.cached}
+    rows: list[dict[str, Any]] = []
+    for entry in group:
+        row: dict[str, Any] = {}
+        for need in stage.needs:
+            if need == "pixels":
+                row[need] = samples.pixels(entry.inputs)
+            elif source := next((s for s in made.values() if need in s.gives), None):
+                row[need] = job.stores[source.name].read(entry.keys[source.name])[need]
+            else:
+                row[need] = entry.inputs[need]
+        rows.append(row)
+    ragged = [name for s in made.values() for name in s.ragged]
+    draw = Draw(job.run.seed, [entry.key for entry in group])
+    given = stage.run(stack_rows(rows, ragged), draw)
+    for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
+        store.add(entry.key, tensors)
+
+
+def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:
+    """Batches to encode together: of one bucket where pixels are read."""
+    if not by_size:
+        return [list(wanted[i : i + BATCH_ROWS]) for i in range(0, len(wanted), BATCH_ROWS)]
+    found = []
+    for bucket in sorted({w.bucket for w in wanted}):
+        rows = min(BATCH_ROWS, max(1, BATCH_PIXELS // (bucket.frames * bucket.height * bucket.width)))
+        mine = [w for w in wanted if w.bucket == bucket]
+        found += [mine[i : i + rows] for i in range(0, len(mine), rows)]
+    return found
+
+
+class _Progress:
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, what: str, total: int):
+        import time
+
+        self.what, self.total, self.done, self.time = what, total, 0, time.monotonic
+        self.start = self.said = self.time()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.progress import Progress
+
+            self.bar = Progress()
+            self.bar.start()
+            self.task = self.bar.add_task(f"encode {what}", total=total)
+
+    def add(self, number: int) -> None:
+        self.done += number
+        if self.bar:
+            self.bar.update(self.task, completed=self.done)
+        elif self.time() - self.said > 60:
+            self.said = self.time()
+            left = (self.said - self.start) / self.done * (self.total - self.done)
+            print(f"encode {self.what} {self.done}/{self.total}  {clock(left)} left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()

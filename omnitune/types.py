@@ -1,0 +1,129 @@
+"""The few types that every other module shares."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .random import Draw
+
+T = TypeVar("T")
+
+Batch = dict[str, Any]
+"""Collated rows: tensors lead with the batch axis; a ragged field is a list with one tensor (or string) a row."""
+
+Streams = dict[str, "Tensor"]
+"""What a denoiser reads and predicts, by name: (B, C, [T,] H, W) each."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the command prints the message alone and exits with 2."""
+
+
+class MachineError(RuntimeError):
+    """The machine failed (disk full, out of memory, a rank lost): message alone, exit code 3."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and a complete checkpoint is saved: exit code 75."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def option(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass that YAML can spell: unknown keys are errors, docstrings become the reference."""
+    cls.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One captioned picture or clip of a source, as found on disk and probed; nothing of it is decoded."""
+
+    id: str
+    """Stable name within the data: source path and file name, independent of where the source lies."""
+    path: Path
+    kind: Literal["image", "video"]
+    caption: str
+    width: int
+    """Pixels as shown, that is after rotation metadata."""
+    height: int
+    num_frames: int
+    """1 for an image."""
+    fps: float
+    """Frames per second; 0 for an image."""
+    where: str
+    """Where the item is stated (`clips/metadata.jsonl:12`), for messages."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which sizes a family takes: height and width are multiples of `spatial`, frames are k * `temporal` + 1."""
+
+    spatial: int
+    temporal: int
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """The size of a training sample in pixels; every global batch holds samples of one bucket."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One encoder call: reads `needs` from the batch and adds `gives`.
+
+    A stage is cacheable exactly if every parameter under `uses` is frozen, everything it `needs` is
+    cached (or comes from the data) and it `draws` nothing; that is derived from the rules, never configured.
+    """
+
+    name: str
+    uses: tuple[str, ...]
+    """Parameter prefixes (`text_encoder`, `model.vision_tower`), not whole components."""
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
+    run: Callable[[Batch, "Draw"], Batch]
+    draws: tuple[str, ...] = ()
+    """Purposes of the random draws it makes."""
+    ragged: tuple[str, ...] = ()
+    """Those of `gives` that differ in shape from row to row and stay lists."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that change the output (a text length): part of the cache key."""
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A loss that is not averaged yet, so that ranks and micro-batches of unequal size weigh correctly."""
+
+    totals: Mapping[str, "Tensor"]
+    """Scalar sums by unit (`samples`, `tokens`); the trainer divides each by the global count of its unit."""
+    metrics: Mapping[str, "Tensor"] = field(default_factory=dict)
+    """Scalar sums over rows, averaged over the global batch for the log."""
+
+
+def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage], list[Stage]]:
+    """Split stages into (cacheable, live), given the names of trainable parameters.
+
+    Downstream of a live output is live too.
+    """
+    cacheable: list[Stage] = []
+    live: list[Stage] = []
+    live_keys: set[str] = set()
+    for stage in stages:
+        trains = any(name == use or name.startswith(use + ".") for use in stage.uses for name in trainable)
+        if trains or stage.draws or live_keys.intersection(stage.needs):
+            live.append(stage)
+            live_keys.update(stage.gives)
+        else:
+            cacheable.append(stage)
+    return cacheable, live

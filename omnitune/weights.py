@@ -1,0 +1,124 @@
+"""Weights in and out: what a run starts from, and the published layout that it ends in."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .files import atomic_folder
+from .trainable import adapter_state
+from .types import UserError
+
+if TYPE_CHECKING:
+    from .families.base import Family
+    from .parallel.mesh import Mesh
+    from .trainable import Claims
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def lora_file(path: Path) -> Path | None:
+    """The LoRA file that `init_from` names, or None if it names folders of whole components."""
+    if path.is_file():
+        return path
+    if (path / LORA_FILE).is_file():
+        return path / LORA_FILE
+    return None
+
+
+def component_folders(path: Path | None) -> dict[str, Path]:
+    """Component -> folder of weights in `init_from` that takes the place of the model's own."""
+    if path is None:
+        return {}
+    if not path.exists():
+        raise UserError(f"init_from: {path} is not there; give a LoRA file or a folder that `export` wrote")
+    found = {p.parent.name: p.parent for p in path.glob("*/config.json")} if path.is_dir() else {}
+    if not found and lora_file(path) is None:
+        raise UserError(f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json")
+    return found
+
+
+def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
+    """Load a LoRA file in diffusers' layout into the adapters that the rules added."""
+    file = lora_file(path)
+    if file is None:
+        return
+    if not claims.adapted:
+        raise UserError(f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`")
+    tensors, alphas = _read_lora(file)
+    mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
+    if strangers := sorted(tensors.keys() - mine.keys()):
+        raise UserError(f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts")
+    if missing := sorted(mine.keys() - tensors.keys()):
+        raise UserError(f"init_from: {file} lacks {missing[0]} ({len(missing)} such), which a rule adapts")
+    for name, param in mine.items():
+        if tensors[name].shape != param.shape:
+            raise UserError(
+                f"init_from: {file}: {name} is {tuple(tensors[name].shape)}, the rule makes it {tuple(param.shape)}; "
+                "use the rank it was trained with"
+            )
+        param.data.copy_(tensors[name])
+    _check_scale(file, alphas, claims)
+
+
+def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    try:
+        with safe_open(file, framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
+            metadata = json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"init_from: {file} cannot be read: {error}") from error
+    return tensors, {k: v for k, v in metadata.items() if k.endswith(".lora_alpha")}
+
+
+def _check_scale(file: Path, alphas: dict[str, float], claims: "Claims") -> None:
+    """A LoRA of another alpha would start at another strength: refuse."""
+    for component in {module.split(".")[0] for module in claims.adapted}:
+        stored = alphas.get(f"{component}.lora_alpha")
+        first = next(i for module, i in claims.adapted.items() if module.split(".")[0] == component)
+        lora = claims.rules[first].lora
+        assert lora is not None
+        mine = lora.alpha or lora.rank
+        if stored is not None and stored != mine:
+            raise UserError(
+                f"init_from: {file} has alpha {stored:g}, trainable.{first} has {mine:g}; set alpha: {stored:g}"
+            )
+
+
+def _published(name: str) -> str:
+    """`transformer.blocks.0.attn1.to_q.lora_A.default.weight` as diffusers' LoRA files spell it."""
+    return name.replace(".default.", ".")
+
+
+def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path) -> None:
+    """Write what was trained in the family's published layout; all ranks call it, the main rank writes."""
+    adapters: dict[str, dict[str, Tensor]] = {}
+    full: dict[str, dict[str, Tensor]] = {}
+    for component, module in family.components.items():
+        if component not in claims.components:
+            continue
+        state = module.state_dict()
+        if any(m.startswith(f"{component}.") for m in claims.adapted):
+            lora = mesh.full((n, t) for n, t in state.items() if ".lora_" in n)
+            if mesh.main:
+                adapters[component] = adapter_state(module, lora)
+        if any(n.startswith(f"{component}.") for n in claims.direct):
+            full[component] = mesh.full(
+                (n.replace(".base_layer.", "."), t) for n, t in state.items() if ".lora_" not in n
+            )
+    if mesh.main:
+        with atomic_folder(folder) as temporary:
+            family.export(temporary, adapters, full)
+
+
+def load_trained(family: "Family", tensors: dict[str, Tensor], average: bool) -> None:
+    """Put a checkpoint's weights (the average where asked for and kept) into a family with its adapters."""
+    prefix = "ema/" if average and any(name.startswith("ema/") for name in tensors) else "weights/"
+    params = dict(family.components.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                params[name.removeprefix(prefix)].copy_(tensor)

@@ -1,0 +1,95 @@
+"""Who may import whom outside the package: the layers inside it are import-linter's (pyproject.toml)."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "omnitune"
+
+# External module -> the files and folders of omnitune that may import it.
+ALLOWED = {
+    "diffusers": ("families/", "optim.py", "parallel/context.py"),
+    "transformers": ("families/", "testing/", "evaluate/", "prepare/"),
+    "peft": ("trainable.py", "families/"),
+    "torch.distributed": ("parallel/",),
+    "pydantic": ("config.py",),
+    "yaml": ("config.py",),
+}
+
+HEAVY = ("torch", "diffusers", "transformers", "peft")
+
+
+def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a tree without what only type checkers see."""
+    yield node
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        children = node.orelse
+    for child in children:
+        yield from nodes_at_run_time(child)
+
+
+def uses(path: Path) -> set[str]:
+    """Name every module a file imports, absolutely, and `torch.distributed` where it is an attribute."""
+    package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in nodes_at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=module, names=names, level=level):
+                parent = package[: len(package) + 1 - level] if level else []
+                origin = ".".join([*parent, *([module] if module else [])])
+                found |= {origin} | {f"{origin}.{alias.name}" for alias in names}
+            case ast.Attribute(value=ast.Name(id="torch"), attr="distributed"):
+                found.add("torch.distributed")
+    return found
+
+
+def is_within(module: str, parent: str) -> bool:
+    return module == parent or module.startswith(f"{parent}.")
+
+
+def is_in(path: Path, places: tuple[str, ...]) -> bool:
+    name = path.relative_to(PACKAGE).as_posix()
+    return any(name == place or (place.endswith("/") and name.startswith(place)) for place in places)
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("external", ALLOWED)
+def test_external_is_imported_only_where_allowed(external: str) -> None:
+    offenders = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in SOURCES
+        if not is_in(path, ALLOWED[external]) and any(is_within(module, external) for module in uses(path))
+    ]
+    assert not offenders, f"{external} may be imported by {ALLOWED[external]} only"
+
+
+def test_families_do_not_import_each_other() -> None:
+    """`base`, the registry and modules with a leading underscore are shared; the rest stand alone."""
+    names = {path.relative_to(PACKAGE / "families").parts[0] for path in (PACKAGE / "families").rglob("*.py")}
+    families = {Path(name).stem for name in names if not name.startswith("_")} - {"base"}
+    offenders = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in sorted((PACKAGE / "families").rglob("*.py"))
+        if (own := Path(path.relative_to(PACKAGE / "families").parts[0]).stem) in families
+        for other in families - {own}
+        if any(is_within(module, f"omnitune.families.{other}") for module in uses(path))
+    ]
+    assert not offenders
+
+
+def test_importing_omnitune_imports_nothing_heavy() -> None:
+    code = f"import sys, omnitune; print(*[name for name in {HEAVY} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
