@@ -6,7 +6,7 @@ STAMP := $(VENV)/.setup-stamp
 # Workers of pytest-xdist share the cores; more threads than one each would fight over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: setup test test-slow check demo clean
+.PHONY: setup test test-slow check demo docs clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ check: setup
 
 demo: setup
 	$(BIN)/omnitune demo
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

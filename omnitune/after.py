@@ -55,7 +55,9 @@ def sample_run(arguments: argparse.Namespace) -> None:
     }  # fmt: skip
     options = replace(run.validation, **{k: v for k, v in given.items() if v is not None})
     if not options.prompts:
-        raise UserError("--prompt: none is given, and the run's validation.prompts is empty; say what to generate")
+        raise UserError(
+            "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
+        )
     job = session.make_job(run)
     bucket = _bucket(options.size, folder, job)
     saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)

@@ -30,7 +30,9 @@ def check_run(run: "Run") -> None:
         print(f"bucket {bucket}: {len(members)} samples")
     steps = run.schedule.steps
     epochs = steps * run.data.batch_size / len(index.items)
-    print(f"{len(index.items)} samples are fine; {steps} steps of {run.data.batch_size} are {epochs:.3g} epochs")
+    print(
+        f"{len(index.items)} samples are fine; {steps} steps of {run.data.batch_size} are {epochs:.3g} epochs"
+    )
 
 
 def _fault(samples: Samples, i: int) -> str | None:
@@ -40,4 +42,3 @@ def _fault(samples: Samples, i: int) -> str | None:
     except UserError as error:
         return str(error)
     return None
-

@@ -77,7 +77,7 @@ def list_saved(folder: Path) -> list[Saved]:
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not."""
-    notes = []
+    notes: list[str] = []
     for saved in reversed(list_saved(folder)):
         if (fault := saved.fault()) is None:
             return saved, notes
@@ -86,7 +86,7 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
 
 
 def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str, Any], mesh: "Mesh") -> Saved:
-    """Write a checkpoint of all ranks under a temporary name; COMPLETE is its last file, the name comes after it."""
+    """Write a checkpoint of all ranks under a temporary name: COMPLETE comes last, then the name."""
     from .parallel.state import save_tensors
 
     saved = Saved(folder / f"step-{step:08d}", step)
@@ -121,7 +121,7 @@ def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str,
 
 
 def prune(folder: Path, keep: int | None) -> None:
-    """Delete the oldest complete checkpoints beyond `keep`, and incomplete ones older than those that stay."""
+    """Delete the oldest checkpoints beyond `keep`."""
     saved = list_saved(folder)
     for old in saved[:-keep] if keep else []:
         shutil.rmtree(old.folder)

@@ -42,7 +42,9 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             raise
-        return fail(MACHINE, f"{error.strerror}: {error.filename or ''}; the last complete checkpoint is intact")
+        return fail(
+            MACHINE, f"{error.strerror}: {error.filename or ''}; the last complete checkpoint is intact"
+        )
     except KeyboardInterrupt:
         return fail(STOPPED, "stopped at once; what was not saved is done again")
     except Exception as error:
@@ -63,7 +65,10 @@ def machine_message(error: BaseException) -> str | None:
     for cause in [error, *causes]:
         full = isinstance(cause, OSError) and cause.errno in MACHINE_ERRNOS
         if full or "No space left on device" in str(cause) or "os error 28" in str(cause):
-            return f"no space left on the device: {str(cause).splitlines()[0]}; the last complete checkpoint is intact"
+            return (
+                f"no space left on the device: {str(cause).splitlines()[0]}; the last complete "
+                "checkpoint is intact"
+            )
     if "gloo" in text.lower() or "DistBackendError" in kind or "ncclInternalError" in text:
         return f"another rank was lost: {text.splitlines()[0]}; the last complete checkpoint is intact"
     return None
@@ -81,7 +86,7 @@ def fail(code: int, message: str) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="omnitune", description="Fine-tune image, video and vision-language models.",
-        epilog="Exit codes: 0 done, 2 a mistake in what was given, 3 the machine failed, 75 stopped and saved.",
+        epilog="Exit codes: 0 done, 2 a mistake of the user, 3 the machine failed, 75 stopped and saved.",
     )  # fmt: skip
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -97,7 +102,9 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(command=function)
         if name in ("train", "cache"):
             one.add_argument("--nproc", type=int, default=1, help="processes to start on this machine")
-            one.add_argument("--grace", type=int, default=600, help="seconds that a stopped run may take to save")
+            one.add_argument(
+                "--grace", type=int, default=600, help="seconds that a stopped run may take to save"
+            )
         if name == "cache":
             one.add_argument("--verify", action="store_true", help="hash every file again")
     _run_commands(commands)
@@ -113,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
 def _run_commands(commands: Any) -> None:
     sample = commands.add_parser("sample", help="generate with what a run has learned")
     sample.add_argument("folder", type=Path, help="runs/NAME")
-    sample.add_argument("--prompt", action="append", help="what to generate; again for more; else the run's own")
+    sample.add_argument(
+        "--prompt", action="append", help="what to generate; again for more; else the run's own"
+    )
     sample.add_argument("--size", help="480x832 or 49x480x832")
     sample.add_argument("--steps", type=int, help="denoising steps")
     sample.add_argument("--guidance", type=float, help="guidance scale")
@@ -213,16 +222,16 @@ def plan(arguments: argparse.Namespace) -> int:
     return with_run(arguments, lambda run, _: print_plan(run))
 
 
-def write_samples(arguments: argparse.Namespace) -> int | None:
+def write_samples(arguments: argparse.Namespace) -> None:
     from .after import sample_run
 
-    return sample_run(arguments)
+    sample_run(arguments)
 
 
-def export_weights(arguments: argparse.Namespace) -> int | None:
+def export_weights(arguments: argparse.Namespace) -> None:
     from .after import export_run
 
-    return export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out)
+    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out)
 
 
 def write_report(arguments: argparse.Namespace) -> None:
@@ -244,10 +253,10 @@ def models(arguments: argparse.Namespace) -> None:
     print(table(), end="")
 
 
-def run_demo(arguments: argparse.Namespace) -> int | None:
+def run_demo(arguments: argparse.Namespace) -> None:
     from .demo import demo
 
-    return demo()
+    demo()
 
 
 if __name__ == "__main__":

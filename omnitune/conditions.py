@@ -1,6 +1,6 @@
 """Extra inputs to a denoiser, written once for all families."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .random import Draw
@@ -60,7 +60,7 @@ class CaptionDropout(Condition):
         return [inputs, {**inputs, "caption": ""}]
 
 
-def all_variants(conditions: list[Condition], inputs: Inputs) -> list[Inputs]:
+def all_variants(conditions: Sequence[Condition], inputs: Inputs) -> list[Inputs]:
     """Every combination of what the conditions can make of a sample."""
     found = [inputs]
     for condition in conditions:

@@ -135,7 +135,8 @@ class Run:
         micro, batch = self.parallel.micro_batch_size, self.data.batch_size
         if micro is not None and micro > batch:
             raise ValueError(
-                f"parallel.micro_batch_size: {micro} is above data.batch_size {batch}, which is what the optimizer "
+                f"parallel.micro_batch_size: {micro} is above data.batch_size {batch}, which is "
+                "what the optimizer "
                 "sees over all devices; raise that or lower this"
             )
 
@@ -210,7 +211,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         line = mark.line + 1 if mark else 1
         raise UserError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
     if not isinstance(data, dict) or tree is None:
-        raise UserError(f"{path}:1: a run is a mapping of keys (model, data, trainable...), not {type(data).__name__}")
+        raise UserError(
+            f"{path}:1: a run is a mapping of keys (model, data, trainable...), not {type(data).__name__}"
+        )
     if twice := list(_duplicates(path, tree)):
         raise UserError("\n".join(twice))
     keys = []
@@ -276,6 +279,9 @@ def schema() -> dict[str, Any]:
     """JSON schema for editors; `name` is optional there."""
     found = TypeAdapter(Run).json_schema()
     found["required"].remove("name")
+    clips = TypeAdapter(Clips).json_schema()["properties"]  # it reads own docstrings only
+    for key, described in clips.items():
+        found["$defs"]["Data"]["properties"][key] = described
     return found
 
 
@@ -297,7 +303,9 @@ def _override(data: Any, key: str, value: Any) -> None:
             if isinstance(node, list):
                 node = node[int(name)]
             else:
-                node = node[name] = node.get(name) if node.get(name) is not None else {}
+                if node.get(name) is None:
+                    node[name] = {}
+                node = node[name]
         if isinstance(node, list):
             node[int(last)] = value
         else:
@@ -312,7 +320,10 @@ def _duplicates(path: Path, node: yaml.Node) -> Any:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                yield f"{path}:{line}: {key.value} stands here a second time, first on line {seen[key.value]}; keep one"
+                yield (
+                    f"{path}:{line}: {key.value} stands here a second time, first on line "
+                    f"{seen[key.value]}; keep one"
+                )
             seen[key.value] = line
             yield from _duplicates(path, value)
     elif isinstance(node, yaml.SequenceNode):

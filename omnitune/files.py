@@ -81,7 +81,9 @@ class Hashes:
         folder.mkdir(parents=True, exist_ok=True)
         self.verify = verify
         self.db = sqlite3.connect(folder / "hashes.sqlite", timeout=60)
-        self.db.execute("create table if not exists hashes (path text primary key, size int, mtime int, hash text)")
+        self.db.execute(
+            "create table if not exists hashes (path text primary key, size int, mtime int, hash text)"
+        )
 
     def of(self, path: Path) -> str:
         return self.of_all([path])[0]
@@ -97,5 +99,7 @@ class Hashes:
         if row and not self.verify and row[:2] == (stat.st_size, stat.st_mtime_ns):
             return str(row[2])
         value = hash_file(path)
-        self.db.execute("insert or replace into hashes values (?,?,?,?)", (name, stat.st_size, stat.st_mtime_ns, value))
+        self.db.execute(
+            "insert or replace into hashes values (?,?,?,?)", (name, stat.st_size, stat.st_mtime_ns, value)
+        )
         return value

@@ -52,7 +52,13 @@ class Job:
         dtype: torch.dtype = getattr(torch, self.run.model.dtype)
         model = self.run.model
         return self.family_class.load(
-            model.path, device, dtype, only=only, options=self.options, revision=model.revision, replaced=self.replaced
+            model.path,
+            device,
+            dtype,
+            only=only,
+            options=self.options,
+            revision=model.revision,
+            replaced=self.replaced,
         )
 
     def _check_adapters(self) -> None:
@@ -60,7 +66,8 @@ class Job:
         for module, number in self.claims.adapted.items():
             if module.split(".")[0] not in allowed:
                 raise UserError(
-                    f"trainable.{number}.lora: the published pipeline of {self.family_class.name} loads no LoRA for "
+                    f"trainable.{number}.lora: the published pipeline of {self.family_class.name} "
+                    "loads no LoRA for "
                     f"{module.split('.')[0]}, only for {', '.join(allowed)}; train that part without lora"
                 )
 
@@ -147,7 +154,7 @@ class Job:
         return (2 if decodes else 0) if given is None else given
 
     def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
-        """The family with what a step needs loaded and adapters added, and the dtype each parameter computes in."""
+        """The family with what a step needs and its adapters; the dtype in which each parameter computes."""
         family = self.load_family(device, self.train_components)
         for condition in self.run.conditions:
             condition.prepare(family)

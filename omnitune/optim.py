@@ -86,7 +86,7 @@ class Schedule:
         if self.decay == "piecewise":
             return next((f for s, f in reversed(self.pieces) if step >= s), 1.0)
         done = min(1.0, (step - self.warmup) / max(1, self.steps - 1 - self.warmup))
-        shape = {
+        shape: float = {
             "constant": 1.0,
             "linear": 1 - done,
             "cosine": (1 + math.cos(math.pi * done)) / 2,

@@ -1,4 +1,4 @@
-"""Fill the cache: run each cacheable stage over what is not stored yet, one batch of pixels in memory a rank."""
+"""Fill the cache: run each cacheable stage over what is not stored yet, a batch of pixels at a time."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -106,9 +106,7 @@ def _encode(
         progress.close()
 
 
-def _encode_group(
-    job: "Job", samples: Samples, stage: Stage, store: Store, group: Sequence[Wanted]
-) -> None:
+def _encode_group(job: "Job", samples: Samples, stage: Stage, store: Store, group: Sequence[Wanted]) -> None:
     made = {s.name: s for s in job.cached}
     rows: list[dict[str, Any]] = []
     for entry in group:
@@ -163,7 +161,11 @@ class _Progress:
         elif self.time() - self.said > 60:
             self.said = self.time()
             left = (self.said - self.start) / self.done * (self.total - self.done)
-            print(f"encode {self.what} {self.done}/{self.total}  {clock(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"encode {self.what} {self.done}/{self.total}  {clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         if self.bar:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,22 +64,28 @@ def sample_bucket(run: "Run", job: Job, buckets: Sequence[Bucket]) -> Bucket:
 
 def check_size(bucket: Bucket, job: Job, where: str) -> None:
     limits = job.shape.limits
-    height, width = (max(1, round(x / limits.spatial)) * limits.spatial for x in (bucket.height, bucket.width))
+    height, width = (
+        max(1, round(x / limits.spatial)) * limits.spatial for x in (bucket.height, bucket.width)
+    )
     frames = max(0, round((bucket.frames - 1) / limits.temporal)) * limits.temporal + 1
     nearest = Bucket(frames, height, width)
     if nearest != bucket:
-        raise UserError(f"{where}: {bucket} is not a size that {job.family_class.name} takes; the nearest is {nearest}")
+        raise UserError(
+            f"{where}: {bucket} is not a size that {job.family_class.name} takes; the nearest is {nearest}"
+        )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    """Hold a run folder alone; the lock lies beside it, so that a refused run leaves nothing in it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process trains here; wait for it, or choose another name=") from None
+            raise UserError(
+                f"{folder}: another process trains here; wait for it, or choose another name="
+            ) from None
         yield
 
 
@@ -103,13 +109,20 @@ def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
     mine = index.fingerprints()
     if state["data"] == digest(*(f"{k} {v}" for k, v in sorted(mine.items()))):
         return
-    stored = {r["id"]: r["fingerprint"] for r in map(json.loads, (folder / "data.jsonl").read_text().splitlines())}
+    stored = {
+        r["id"]: r["fingerprint"] for r in map(json.loads, (folder / "data.jsonl").read_text().splitlines())
+    }
     changed = [i for i in mine if i in stored and stored[i] != mine[i]]
-    kinds = {"changed": changed, "gone": [i for i in stored if i not in mine], "new": [i for i in mine if i not in stored]}
+    kinds = {
+        "changed": changed,
+        "gone": [i for i in stored if i not in mine],
+        "new": [i for i in mine if i not in stored],
+    }
     told = "; ".join(f"{kind}: {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if ids[5:] else ''}"
                      for kind, ids in kinds.items() if ids)  # fmt: skip
     raise UserError(
-        f"data.sources: the data is not what {folder} was trained on ({told}); bring it back, or start another run "
+        f"data.sources: the data is not what {folder} was trained on ({told}); bring it "
+        "back, or start another run "
         f"with name=, from this one's weights by init_from={folder}/weights"
     )
 
@@ -145,7 +158,9 @@ def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
         "base_weights": base,
         "data": data,
         "seed": run.seed,
-        "device": torch.cuda.get_device_name() if mesh.device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name()
+        if mesh.device.type == "cuda"
+        else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "ranks": mesh.world,
     }
@@ -156,21 +171,19 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or None
 
 
 def train(run: "Run", mesh: "Mesh") -> Path:
     """Train a run, or go on with it; returns its folder."""
     folder = run_folder(run)
-    with locked(folder) if mesh.main else _unlocked():
+    with ExitStack() as held:
+        mesh.together(lambda: held.enter_context(locked(folder)))
         mesh.together(lambda: check_identity(run, folder))
         return _train(run, folder, mesh)
-
-
-@contextmanager
-def _unlocked() -> Iterator[None]:
-    yield
 
 
 def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
@@ -180,23 +193,29 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
     for note in index.notes:
         speak(note)
     bucket = sample_bucket(run, job, index.buckets)
+    mesh.together(lambda: job.shape.check_weights(list(job.shape.components)))
     base, data = mesh.together(lambda: _fingerprints(job, index))
     saved = mesh.together(lambda: _find(folder, speak))
     if saved:
         mesh.together(lambda: check_data(index, saved.state(), folder))
         mesh.together(lambda: check_base(base, saved.state(), run, folder))
-    if mesh.main:
-        write_text(folder / "run.yaml", config.dump(run))
-        write_json(folder / "manifest.json", manifest(run, base, data, mesh))
-        write_text(folder / "data.jsonl", data_lines(index))
     filled = fill(job, index, mesh)
     if filled.encoded:
         speak(str(filled))
     trainer, family = build_trainer(job, index, mesh, folder, bucket, {"base": base, "data": data})
+    # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
+    if mesh.main:
+        write_text(folder / "run.yaml", config.dump(run))
+        write_json(folder / "manifest.json", manifest(run, base, data, mesh))
+        write_text(folder / "data.jsonl", data_lines(index))
     if saved:
         trainer.restore(saved)
-        speak(f"going on after step {saved.step} of {run.schedule.steps}" if saved.step < run.schedule.steps else
-              f"{folder} is trained to step {saved.step} already; a larger schedule.steps extends it")  # fmt: skip
+        over = saved.step >= run.schedule.steps
+        speak(
+            f"{folder} is trained to step {saved.step} already; a larger schedule.steps extends it"
+            if over
+            else f"going on after step {saved.step} of {run.schedule.steps}"
+        )
     with _signals(trainer):
         trainer.fit()
     finish(job, trainer, family, folder)

@@ -5,6 +5,7 @@ naming a parent module, so `transformer.blocks` covers everything under it. The 
 what no rule matches stays frozen.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,12 +28,14 @@ class Lora:
     alpha: float | None = None
     """The update is scaled by alpha / rank; absent: alpha = rank."""
     dropout: float = 0.0
-    """Share of the adapter's inputs that are dropped, in [0, 1): drawn per step and rank, so exact at resume but
+    """Share of the adapter's inputs that are dropped, in [0, 1): drawn per step and rank, exact at resume but
     not between different numbers of devices."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be 1 or more, not {self.rank}")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"alpha must be above 0, not {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
@@ -110,7 +113,7 @@ class Claims:
 
 
 def claim(components: "nn.ModuleDict", rules: Sequence[Rule]) -> Claims:
-    """Match rules against parameters; works on the meta device. Raises UserError for a rule without effect."""
+    """Match rules against parameters, on the meta device too. Raises UserError for one without effect."""
     names = [name for name, _ in components.named_parameters()]
     modules = dict(components.named_modules())
     direct: dict[str, int] = {}
@@ -141,8 +144,6 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
 
     Returns the dtype in which each parameter takes part in the forward pass: the one it was loaded in.
     """
-    from peft import inject_adapter_in_model
-
     for component, module in components.items():
         adapted = {
             path.removeprefix(component + "."): claims.rules[i].lora
@@ -150,7 +151,7 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
             if path.startswith(component + ".")
         }
         if adapted:
-            inject_adapter_in_model(_lora_config(adapted), module)
+            _inject(module, adapted)
     compute = {name: param.dtype for name, param in components.named_parameters()}
     for name, param in components.named_parameters():
         trains = claims.rule(name) is not None
@@ -163,7 +164,9 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
     return compute
 
 
-def param_groups(components: "nn.ModuleDict", claims: Claims, lr: float, decay: float) -> list[dict[str, Any]]:
+def param_groups(
+    components: "nn.ModuleDict", claims: Claims, lr: float, decay: float
+) -> list[dict[str, Any]]:
     """Optimizer groups, one per rule. Call it after placing: `fully_shard` replaces the parameters."""
     members: dict[tuple[int, str], dict[str, nn.Parameter]] = {}
     for name, param in components.named_parameters():
@@ -199,16 +202,33 @@ def _mistake(number: int, rule: Rule, claims: Claims, names: Collection[str]) ->
     if not mine:
         return f"{where}: {rule.params!r} matches no parameter{nearest(glob, names)}"
     if number in claims.left.values():
-        return f"{where}: {rule.params!r} matches no layer that can carry LoRA; name linear or convolution layers"
+        return (
+            f"{where}: {rule.params!r} matches no layer that can carry LoRA; name linear or "
+            "convolution layers"
+        )
     first = next(i for i, r in enumerate(claims.rules) if r.matches(mine[0]))
     earlier = claims.rules[first].params
-    return f"{where}: all that {rule.params!r} matches is taken by trainable.{first} ({earlier!r}); put it before that"
+    return (
+        f"{where}: all that {rule.params!r} matches is taken by trainable.{first} "
+        f"({earlier!r}); put it before that"
+    )
 
 
 def _adaptable(module: "nn.Module") -> bool:
-    from torch import Tensor, nn
+    from torch import nn
 
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _inject(module: "nn.Module", adapted: Mapping[str, Lora | None]) -> None:
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inject_adapter_in_model(_lora_config(adapted), module)
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            # peft would cast inputs to the stored fp32, but adapters compute in the dtype of their layer.
+            layer.cast_input_dtype_enabled = False
 
 
 def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
@@ -218,11 +238,14 @@ def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
     settings = {name: (lora.rank, lora.alpha or lora.rank) for name, lora in adapted.items() if lora}
     dropouts = {lora.dropout for lora in adapted.values() if lora}
     if len(dropouts) > 1:
-        raise UserError(f"trainable: LoRA rules of one component have dropouts {sorted(dropouts)}; use one value")
+        raise UserError(
+            f"trainable: LoRA rules of one component have dropouts {sorted(dropouts)}; use one value"
+        )
     rank, alpha = next(iter(settings.values()))
     others = {f"^{name}$": s for name, s in settings.items() if s != (rank, alpha)}
     return LoraConfig(
-        target_modules=list(settings),
+        # Not a list: peft would adapt all layers whose names end in one of it.
+        target_modules="|".join(re.escape(name) for name in settings),
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropouts.pop(),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +112,12 @@ class Trainer:
         return {str(group["rule"]): group["lr"] for group in self.optimizer.param_groups}
 
     def measured(
-        self, sums: dict[str, Tensor], rates: dict[str, float], grad_norm: Tensor, seconds: float, draws: list[Any]
+        self,
+        sums: dict[str, Tensor],
+        rates: dict[str, float],
+        grad_norm: Tensor,
+        seconds: float,
+        draws: list[Any],
     ) -> Metrics:
         """What a step is logged as; sums over ranks become means over the global batch.
 
@@ -160,7 +165,9 @@ class Trainer:
             callback.on_save(self)
         state = {**self.state, "step": self.step}
         folder = self.folder / "checkpoints"
-        checkpoint.save(folder, self.step, {**self.tensors(), **optimizer_tensors(self.optimizer)}, state, self.mesh)
+        checkpoint.save(
+            folder, self.step, {**self.tensors(), **optimizer_tensors(self.optimizer)}, state, self.mesh
+        )
         if self.mesh.main:
             checkpoint.prune(folder, self.checkpoints.keep)
 

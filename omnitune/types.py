@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Batch = dict[str, Any]
-"""Collated rows: tensors lead with the batch axis; a ragged field is a list with one tensor (or string) a row."""
+"""Collated rows: tensors lead with the batch axis; a ragged field is a list with one entry a row."""
 
 Streams = dict[str, "Tensor"]
 """What a denoiser reads and predicts, by name: (B, C, [T,] H, W) each."""
@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def option(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass that YAML can spell: unknown keys are errors, docstrings become the reference."""
+    """Make a frozen dataclass that YAML can spell: unknown keys are errors, docstrings the reference."""
     cls.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
 
@@ -60,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which sizes a family takes: height and width are multiples of `spatial`, frames are k * `temporal` + 1."""
+    """Which sizes a family takes: height and width in multiples of `spatial`, frames k * `temporal` + 1."""
 
     spatial: int
     temporal: int

@@ -37,7 +37,9 @@ def component_folders(path: Path | None) -> dict[str, Path]:
         raise UserError(f"init_from: {path} is not there; give a LoRA file or a folder that `export` wrote")
     found = {p.parent.name: p.parent for p in path.glob("*/config.json")} if path.is_dir() else {}
     if not found and lora_file(path) is None:
-        raise UserError(f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json")
+        raise UserError(
+            f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json"
+        )
     return found
 
 
@@ -47,7 +49,9 @@ def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
     if file is None:
         return
     if not claims.adapted:
-        raise UserError(f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`")
+        raise UserError(
+            f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
+        )
     tensors, alphas = _read_lora(file)
     mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
     if strangers := sorted(tensors.keys() - mine.keys()):
@@ -57,7 +61,8 @@ def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
     for name, param in mine.items():
         if tensors[name].shape != param.shape:
             raise UserError(
-                f"init_from: {file}: {name} is {tuple(tensors[name].shape)}, the rule makes it {tuple(param.shape)}; "
+                f"init_from: {file}: {name} is {tuple(tensors[name].shape)}, the rule makes it "
+                f"{tuple(param.shape)}; "
                 "use the rank it was trained with"
             )
         param.data.copy_(tensors[name])
@@ -84,7 +89,8 @@ def _check_scale(file: Path, alphas: dict[str, float], claims: "Claims") -> None
         mine = lora.alpha or lora.rank
         if stored is not None and stored != mine:
             raise UserError(
-                f"init_from: {file} has alpha {stored:g}, trainable.{first} has {mine:g}; set alpha: {stored:g}"
+                f"init_from: {file} has alpha {stored:g}, trainable.{first} has {mine:g}; set "
+                f"alpha: {stored:g}"
             )
 
 

@@ -108,7 +108,8 @@ class Progress:
     """A bar on a terminal; a line a minute, and at the end, elsewhere."""
 
     def __init__(self, step: int, total: int):
-        self.total, self.start_step, self.start, self.said = total, step, time.monotonic(), time.monotonic()
+        self.total, self.first, self.said = total, step + 1, time.monotonic()
+        self.seconds = 0.0  # a step, averaged over about the last twenty
         self.bar: Any = None
         if sys.stderr.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -124,16 +125,16 @@ class Progress:
     def update(self, record: dict[str, Any]) -> None:
         memory = record["peak_memory_bytes"] / 2**30
         rate = record["samples_per_second"]
+        self.seconds += (record["seconds"] - self.seconds) * (0.05 if self.seconds else 1)
         note = f"loss {record['loss']:.4f}  {rate:.2f} samples/s  {memory:.1f} GiB"
         if self.bar:
             self.bar.update(self.task, completed=record["step"], note=note)
             return
         now = time.monotonic()
-        if now - self.said > 60 or record["step"] in (self.start_step + 1, self.total):
+        if now - self.said > 60 or record["step"] in (self.first, self.total):
             self.said = now
-            done = record["step"] - self.start_step
-            left = (now - self.start) / done * (self.total - record["step"])
-            print(f"step {record['step']}/{self.total}  {note}  {clock(left)} left", file=sys.stderr, flush=True)
+            left = clock(self.seconds * (self.total - record["step"]))
+            print(f"step {record['step']}/{self.total}  {note}  {left} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar:

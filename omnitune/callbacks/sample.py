@@ -62,7 +62,7 @@ def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fp
     from ..data import media
 
     paths = []
-    for i, (one, video) in enumerate(zip(samples, frames, strict=True)):
+    for i, video in enumerate(frames):
         path = folder / (f"{i:03d}.mp4" if len(video) > 1 else f"{i:03d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         if len(video) > 1:

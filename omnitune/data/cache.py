@@ -57,7 +57,8 @@ class Store:
             return {name: handle.get_tensor(f"{key}.{name}") for name in names[key]}
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"data.cache: {self.folder / shard} is damaged ({error}); delete it and what it held is encoded again"
+                f"data.cache: {self.folder / shard} is damaged ({error}); delete it and what it "
+                "held is encoded again"
             ) from error
 
     def _shard_of(self, key: str) -> str | None:
@@ -78,7 +79,7 @@ class Store:
     def _open(self, shard: str) -> tuple[Any, dict[str, list[str]]]:
         if shard not in self._shards:
             handle = safe_open(self.folder / shard, framework="pt")
-            self._shards[shard] = (handle, _names(handle.keys()))
+            self._shards[shard] = (handle, _names(list(handle.keys())))  # type: ignore[no-untyped-call]
             if len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
@@ -126,7 +127,9 @@ def _tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt"):  # checks that the file is as long as its header says
             return [name for name in header if name != "__metadata__"]
     except (SafetensorError, ValueError, struct.error) as error:
-        raise UserError(f"data.cache: {path} is damaged ({error}); delete it and what it held is encoded again") from error
+        raise UserError(
+            f"data.cache: {path} is damaged ({error}); delete it and what it held is encoded again"
+        ) from error
 
 
 def _names(tensor_names: Sequence[str]) -> dict[str, list[str]]:
@@ -145,7 +148,7 @@ def split_rows(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor]]:
 
 
 def stack_rows(rows: Sequence[Mapping[str, Any]], ragged: Sequence[str]) -> dict[str, Any]:
-    """The inverse of `split_rows`: tensors are stacked unless their name is ragged; other values are lists."""
+    """The inverse of `split_rows`: tensors are stacked unless they are ragged; other values are lists."""
     names = rows[0]
     return {
         name: torch.stack([row[name] for row in rows])

@@ -51,7 +51,10 @@ def build(data: "Data", limits: Limits, hashes: Hashes) -> Index:
     layout = views.plan(found.items, sizes, data)
     kept = [item for item, _ in layout.kept]
     return Index(
-        kept, [bucket for _, bucket in layout.kept], hashes.of_all(i.path for i in kept), [*found.notes, *layout.notes]
+        kept,
+        [bucket for _, bucket in layout.kept],
+        hashes.of_all(i.path for i in kept),
+        [*found.notes, *layout.notes],
     )
 
 

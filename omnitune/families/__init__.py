@@ -22,7 +22,9 @@ def resolve(name: str) -> "type[Family]":
 
         close = get_close_matches(name, REGISTRY, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(REGISTRY)}"
-        raise UserError(f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)")
+        raise UserError(
+            f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)"
+        )
     try:
         found: type[Family] = getattr(import_module(module), cls)
     except (ModuleNotFoundError, AttributeError) as error:

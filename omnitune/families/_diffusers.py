@@ -36,7 +36,9 @@ class ModelFiles:
         if local.is_dir():
             return local
         if local.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
-            raise UserError(f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id")
+            raise UserError(
+                f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id"
+            )
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -79,7 +81,8 @@ class ModelFiles:
         if self.folder is None:
             if self.published is None:
                 raise UserError(
-                    f"model.path: {self.path!r} is neither a folder nor on this machine, and no configuration of it "
+                    f"model.path: {self.path!r} is neither a folder nor on this machine, and no "
+                    "configuration of it "
                     "ships with omnitune; download it first, or give a folder"
                 )
             return {name: tuple(part["class"]) for name, part in self.published["components"].items()}
@@ -114,11 +117,17 @@ class ModelFiles:
         for index in folder.glob("*.index.json"):
             shards = set(json.loads(index.read_text())["weight_map"].values())
             if missing := sorted(s for s in shards if not (folder / s).is_file()):
-                raise UserError(f"model.path: {folder / missing[0]} is missing, which {index.name} lists; fetch it again")
+                raise UserError(
+                    f"model.path: {folder / missing[0]} is missing, which {index.name} lists; fetch it again"
+                )
             return
         if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-            expected = folder / ("model.safetensors" if self.classes[name][0] == "transformers" else WEIGHT_NAME)
-            raise UserError(f"model.path: {expected} is missing; copy the weights there or fetch the model again")
+            expected = folder / (
+                "model.safetensors" if self.classes[name][0] == "transformers" else WEIGHT_NAME
+            )
+            raise UserError(
+                f"model.path: {expected} is missing; copy the weights there or fetch the model again"
+            )
 
 
 WEIGHT_NAME = "diffusion_pytorch_model.safetensors"
@@ -145,8 +154,6 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Components whose LoRA the published pipeline can load."""
     pipeline_class: ClassVar[Any]
-    example_length = 8
-    """Caption length in tokens that `example` pretends."""
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any):
         self.files, self.device, self.dtype, self.options = files, torch.device(device), dtype, options
@@ -197,7 +204,11 @@ class DiffusersFamily(Denoiser):
 
     def _load(self, name: str) -> nn.Module:
         self.files.check_weights(name)
-        dtype = {"dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(name)}
+        dtype = {
+            "dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(
+                name
+            )
+        }
         folder = self.files.component(name)
         try:
             module: nn.Module = self.files.find_class(name).from_pretrained(folder, **dtype)
@@ -236,7 +247,9 @@ class DiffusersFamily(Denoiser):
             raise UserError(f"model.path: {folder / 'tokenizer'} cannot be loaded: {error}") from error
 
     def scheduler(self) -> Any:
-        return self.files.find_class("scheduler").from_pretrained(self.files.download(["scheduler"]), subfolder="scheduler")
+        return self.files.find_class("scheduler").from_pretrained(
+            self.files.download(["scheduler"]), subfolder="scheduler"
+        )
 
     @contextmanager
     def complete(self) -> Any:
@@ -246,7 +259,9 @@ class DiffusersFamily(Denoiser):
         self.components.eval()
         try:
             yield self.pipeline_class(
-                **{n: self.components[n] for n in self.networks}, tokenizer=self.tokenizer, scheduler=self.scheduler()
+                **{n: self.components[n] for n in self.networks},
+                tokenizer=self.tokenizer,
+                scheduler=self.scheduler(),
             )
         finally:
             self.drop([n for n in self.components if n not in before])
@@ -278,15 +293,21 @@ class DiffusersFamily(Denoiser):
         return torch.from_numpy(video[0]).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def adapter_config(self, component: str) -> Any:
-        return self.components[component].peft_config["default"]
+        module: Any = self.components[component]
+        return module.peft_config["default"]
 
     def export(
-        self, folder: Path, adapters: Mapping[str, Mapping[str, Tensor]], full: Mapping[str, Mapping[str, Tensor]]
+        self,
+        folder: Path,
+        adapters: Mapping[str, Mapping[str, Tensor]],
+        full: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         """Write adapters (component -> peft state) as one LoRA file and whole components as their folders."""
         if adapters:
             states = {f"{name}_lora_layers": dict(state) for name, state in adapters.items()}
-            notes = {f"{name}_lora_adapter_metadata": self.adapter_config(name).to_dict() for name in adapters}
+            notes = {
+                f"{name}_lora_adapter_metadata": self.adapter_config(name).to_dict() for name in adapters
+            }
             self.pipeline_class.save_lora_weights(folder, **states, **notes)
         for name, state in full.items():
             module: Any = self._meta(name)

@@ -47,6 +47,24 @@ class Sampling:
     seed: int
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """A family's published settings: what `init` writes and `models` lists."""
+
+    path: str
+    timesteps: str
+    shift: float
+    guidance: float
+    frames: tuple[int, ...]
+    area: str
+    """Pixels of a frame, height x width."""
+    size: str
+    """Of samples, frames x height x width."""
+    fps: float
+    rule: str
+    """Which sizes it takes, in words."""
+
+
 class Family(ABC):
     """A pretrained model as named components, and the stages that turn a sample into tensors."""
 
@@ -58,7 +76,8 @@ class Family(ABC):
     licence: ClassVar[str]
     """Licence note of the published weights."""
 
-    Options: ClassVar[type]
+    defaults: ClassVar[Defaults]
+    Options: ClassVar[Any]
     """Dataclass of what `model.options` may say."""
     adapter_components: ClassVar[tuple[str, ...]]
     """Components whose LoRA the published pipeline can load."""
@@ -115,18 +134,18 @@ class Family(ABC):
         """The repeated layers of a loaded component, for sharding, checkpointing and compiling."""
 
     @abstractmethod
-    def example(self, bucket: Bucket, rows: int) -> Batch:
-        """A batch of the shapes that a step on `bucket` sees, after all stages, filled with zeros."""
-
-    @abstractmethod
     def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
         """Generate through the published pipeline: uint8 (T, H, W, 3) each; T is 1 for images."""
 
     @abstractmethod
     def export(
-        self, folder: Path, adapters: Mapping[str, Mapping[str, Tensor]], full: Mapping[str, Mapping[str, Tensor]]
+        self,
+        folder: Path,
+        adapters: Mapping[str, Mapping[str, Tensor]],
+        full: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Write trained weights in the published layout: adapters (component -> peft state), whole components."""
+        """Write trained weights in the published layout: adapters (component -> peft "
+        "state) and whole components."""
 
 
 class Denoiser(Family):

@@ -1,6 +1,6 @@
 """Wan 2.1 text-to-video and text-to-image (an image is one frame)."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import WanPipeline
@@ -8,9 +8,9 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from ..random import Draw
-from ..types import Batch, Bucket, Limits, Stage, Streams, option
+from ..types import Batch, Limits, Stage, Streams, option
 from ._diffusers import DiffusersFamily, ModelFiles
-from .base import Noisy
+from .base import Defaults, Noisy
 
 
 @option
@@ -27,6 +27,17 @@ class Wan(DiffusersFamily):
     licence = "Apache-2.0 (Wan 2.1)"
     pipeline_class = WanPipeline
     Options = WanOptions
+    defaults = Defaults(
+        path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        timesteps="logit_normal",
+        shift=3.0,  # flow_shift of the published scheduler at 480p
+        guidance=5.0,
+        frames=(1, 49),
+        area="480x832",
+        size="49x480x832",
+        fps=16.0,
+        rule="height and width multiples of 16, frames 4 * k + 1",
+    )
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
         super().__init__(files, device, dtype, options or WanOptions())
@@ -46,13 +57,14 @@ class Wan(DiffusersFamily):
         return Limits(spatial=spatial, temporal=self.vae_config.get("scale_factor_temporal", 4))
 
     def encode_pixels(self, batch: Batch, draw: Draw) -> Batch:
-        """(B, 3, T, H, W) in [-1, 1] to mean and log-variance of the posterior, (B, 2C, 1 + (T - 1) / 4, H / 8, W / 8)."""
+        """(B, 3, T, H, W) in [-1, 1] to the posterior's mean and log-variance, (B, 2C, "
+        "1 + (T - 1) / 4, H / 8, W / 8)."""
         vae: Any = self.components["vae"]
         pixels = batch["pixels"].to(vae.device, vae.dtype)
         return {"moments": vae.encode(pixels).latent_dist.parameters}
 
     def draw_latents(self, batch: Batch, draw: Draw) -> Batch:
-        """Sample the posterior and normalise: (z - mean) / std with the VAE's statistics, so its deviation scales too."""
+        """Sample the posterior, then (z - mean) / std with the VAE's statistics: its deviation scales too."""
         mean, logvar = batch["moments"].float().chunk(2, dim=1)  # (B, C, T, H, W)
         std = (0.5 * logvar.clamp(-30, 20)).exp()  # diffusers' DiagonalGaussianDistribution clamps alike
         z = mean + std * draw.normal("posterior", mean.shape[1:])
@@ -63,7 +75,7 @@ class Wan(DiffusersFamily):
         return {"x0": {"x": (z - shift) / scale}}
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
-        """Captions to embeddings without padding, (L, D) each: what stands behind a caption is zero in the pipeline."""
+        """Captions to embeddings without padding, (L, D) each: the pipeline has zeros behind a caption."""
         encoder: Any = self.components["text_encoder"]
         tokens = self.tokenizer(
             [prompt_clean(caption) for caption in batch["caption"]],
@@ -73,7 +85,11 @@ class Wan(DiffusersFamily):
             return_tensors="pt",
         ).to(encoder.device)
         embeds = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state  # (B, L, D)
-        return {"prompt_embeds": [e[:n] for e, n in zip(embeds, tokens.attention_mask.sum(1).tolist(), strict=True)]}
+        return {
+            "prompt_embeds": [
+                e[:n] for e, n in zip(embeds, tokens.attention_mask.sum(1).tolist(), strict=True)
+            ]
+        }
 
     def num_tokens(self, x0: Streams) -> int:
         _, _, t, h, w = x0["x"].shape
@@ -91,10 +107,3 @@ class Wan(DiffusersFamily):
             return_dict=False,
         )[0]
         return {"x": velocity}
-
-    def example(self, bucket: Bucket, rows: int) -> Batch:
-        c, spatial = cast(int, self.vae_config["z_dim"]), self.vae_config.get("scale_factor_spatial", 8)
-        t = (bucket.frames - 1) // self.limits.temporal + 1
-        shape = (rows, 2 * c, t, bucket.height // spatial, bucket.width // spatial)
-        embeds = torch.zeros(self.example_length, self.transformer_config["text_dim"], dtype=self.dtype)
-        return {"moments": torch.zeros(shape), "prompt_embeds": [embeds] * rows, "row_weight": torch.ones(rows)}

@@ -19,4 +19,4 @@ class Objective(Protocol):
         """What one sample adds to each denominator, known from the index alone."""
 
     def loss(self, family: Any, batch: Batch, draw: Draw, conditions: Sequence[Condition]) -> LossSum:
-        """Sums over the rows of a micro-batch, weighted by `batch["row_weight"]` (0 for rows that fill up)."""
+        """Sums over the rows of a micro-batch, weighted by `batch["row_weight"]` (0 for filling rows)."""

@@ -1,4 +1,4 @@
-"""Diffusion objectives: a noise path, what the network predicts, how levels are drawn, how errors are weighed.
+"""Diffusion objectives: a noise path, what is predicted, how levels are drawn, how errors are weighed.
 
 Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 0 is data, 1 is noise.
 """
@@ -52,7 +52,9 @@ class Diffusion:
 
     def prepare(self, family: "Family") -> None:
         if not isinstance(family, Denoiser):
-            raise UserError(f"objective: a diffusion objective trains a denoiser; family {family.name} is not one")
+            raise UserError(
+                f"objective: a diffusion objective trains a denoiser; family {family.name} is not one"
+            )
 
     def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         return {"samples": 1}
@@ -87,7 +89,9 @@ class Diffusion:
         noise = {name: draw.normal(_purpose("noise", name), value.shape[1:]) for name, value in x0.items()}
         return Noisy(x0, noise, self.levels(family, x0, draw))
 
-    def loss(self, family: Denoiser, batch: Batch, draw: Draw, conditions: Sequence[Condition] = ()) -> LossSum:
+    def loss(
+        self, family: Denoiser, batch: Batch, draw: Draw, conditions: Sequence[Condition] = ()
+    ) -> LossSum:
         noisy = self.start(family, batch, draw)
         for condition in conditions:
             noisy = condition.before(noisy, batch, draw)
@@ -143,7 +147,8 @@ class FlowMatching(Diffusion):
     mode_scale: float = 1.29
     """Of `mode`, -1 to 2 / (pi - 2): positive favours the middle."""
     shift: float | DynamicShift = 1.0
-    """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as larger pictures need. Or {base, max, ...}."""
+    """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as large pictures "
+    "need. Or {base, max, ...}."""
     loss_type: Loss = "mse"
     huber_delta: float = 1.0
     """Error at which huber and smooth_l1 turn linear."""
@@ -166,7 +171,9 @@ class FlowMatching(Diffusion):
 
     def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
         u = self.unshifted(draw)
-        shift = self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
+        shift = (
+            self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
+        )
         return shift * u / (1 + (shift - 1) * u)
 
     def unshifted(self, draw: Draw) -> Tensor:
@@ -231,7 +238,8 @@ class Epsilon(VariancePreserving):
         assert family.alphas_cumprod is not None
         if family.alphas_cumprod[-1] == 0:
             raise UserError(
-                f"objective.name: family {family.name} ends at zero signal, where noise says nothing; use v_prediction"
+                f"objective.name: family {family.name} ends at zero signal, where noise says "
+                "nothing; use v_prediction"
             )
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -259,7 +267,8 @@ class VPrediction(VariancePreserving):
         assert isinstance(family, Denoiser)
         if self.min_snr_gamma is not None and self.schedule(family)[-1] == 0:
             raise UserError(
-                "objective.min_snr_gamma: at zero terminal SNR its weight is 0 and the last level never trains; "
+                "objective.min_snr_gamma: at zero terminal SNR its weight is 0 and the last "
+                "level never trains; "
                 "leave min_snr_gamma out"
             )
 
@@ -272,7 +281,7 @@ class VPrediction(VariancePreserving):
 
 
 def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first unchanged (Lin et al. 2023, alg. 1)."""
+    """Shift and scale sqrt(alphas_cumprod): the last is 0, the first unchanged (Lin et al. 2023, alg. 1)."""
     root = alphas_cumprod.double().sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return root**2

@@ -51,7 +51,10 @@ def launch(words: Sequence[str], nproc: int, grace: int) -> tuple[int, str | Non
             elastic_launch(config, sys.executable)("-m", "omnitune.cli", *words)
         except (ChildFailedError, SignalException) as error:
             found = _first_report(Path(reports))
-            return found or (3, f"a rank was lost: {str(error).splitlines()[0]}; the last checkpoint is intact")
+            return found or (
+                3,
+                f"a rank was lost: {str(error).splitlines()[0]}; the last checkpoint is intact",
+            )
         finally:
             del os.environ[REPORTS]
     return 0, None

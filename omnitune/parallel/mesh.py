@@ -92,7 +92,9 @@ class Mesh:
 
             dist.destroy_process_group()
 
-    def place(self, module: nn.Module, blocks: Sequence[nn.Module], compute: Mapping[str, torch.dtype]) -> None:
+    def place(
+        self, module: nn.Module, blocks: Sequence[nn.Module], compute: Mapping[str, torch.dtype]
+    ) -> None:
         """Shard each block, then what is left; in place, so names and forward calls stay as they are.
 
         `compute` has the dtype in which each parameter takes part in the forward pass. Trainable parameters
@@ -105,17 +107,20 @@ class Mesh:
 
         dtypes = {compute[n] for n, _ in module.named_parameters()}
         dtype = min(dtypes, key=lambda d: d.itemsize)
-        # A group has one compute dtype: the few parameters that a model keeps in fp32 stay whole on every rank.
+        # A group has one compute dtype: what a model keeps in fp32 stays whole on every rank.
         apart = {p for n, p in module.named_parameters() if compute[n] != dtype}
         self.replicated += [p for p in apart if p.requires_grad]
         # Inputs are cast by the family: a blanket cast would round timesteps to bf16.
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for part in [*blocks, module]:
             sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=apart)
         self.placed.append(sharded)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Backpropagate a loss that is divided by its global count; gradients are summed over ranks after the last."""
+        """Backpropagate a loss divided by its global count; gradients are summed over "
+        "ranks after the last."""
         for module in self.placed:
             module.set_requires_gradient_sync(last)
             module.set_is_last_backward(last)

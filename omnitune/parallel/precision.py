@@ -15,7 +15,9 @@ def hold_master_weights(module: nn.Module, compute: Mapping[str, torch.dtype]) -
     """
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
-        cast = {n: d for n, p in owner.named_parameters(recurse=False) if (d := compute[prefix + n]) != p.dtype}
+        cast = {
+            n: d for n, p in owner.named_parameters(recurse=False) if (d := compute[prefix + n]) != p.dtype
+        }
         if cast:
             _Cast(owner, cast)
 

@@ -4,12 +4,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .mesh import Mesh
-
 
 OPTIMIZER = "optimizer/"
 
@@ -20,7 +20,9 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         for name, param in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state[param].items():
-                found[f"{OPTIMIZER}{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                found[f"{OPTIMIZER}{name}/{key}"] = (
+                    value if isinstance(value, Tensor) else torch.tensor(value)
+                )
     return found
 
 
@@ -28,7 +30,9 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 def _one_process_is_fine() -> Iterator[None]:
     """Silence the warning that one process saves alone: that is what was asked for."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+        )
         yield
 
 
@@ -57,7 +61,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     import torch.distributed.checkpoint as dcp
 
     meta = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name: (m.size, m.properties.dtype) for name, m in meta.items() if hasattr(m, "size")}
+    tensors = {name: m for name, m in meta.items() if isinstance(m, dcp.TensorStorageMetadata)}
+    return {name: (m.size, m.properties.dtype) for name, m in tensors.items()}
 
 
 def load_whole(folder: Path, mesh: Mesh) -> dict[str, Tensor]:

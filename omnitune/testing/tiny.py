@@ -20,7 +20,10 @@ def train_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 512
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -47,11 +50,16 @@ def build_wan(
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
+    from ..families._diffusers import quiet
+
+    quiet()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vocab = train_tokenizer(captions, folder / "tokenizer")
         text_encoder = UMT5EncoderModel(
-            UMT5Config(vocab_size=vocab, d_model=text_dim, d_kv=8, d_ff=2 * text_dim, num_layers=2, num_heads=4)
+            UMT5Config(
+                vocab_size=vocab, d_model=text_dim, d_kv=8, d_ff=2 * text_dim, num_layers=2, num_heads=4
+            )
         )
         vae = AutoencoderKLWan(
             base_dim=vae_dim, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,

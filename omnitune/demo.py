@@ -1,0 +1,41 @@
+"""The whole way on a laptop: cache, train, sample before and after, export, report."""
+
+import json
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from . import config, session
+from .parallel.mesh import Mesh
+from .testing.tiny import build_wan
+
+FOLDER = session.RUNS / "demo"
+
+
+def captions(folder: Path) -> list[str]:
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    return [json.loads(line)["caption"] for line in lines]
+
+
+def demo() -> None:
+    """Train the bundled model on the bundled clips; the same command again goes on or shows the result."""
+    started = time.monotonic()
+    with as_file(files("omnitune") / "assets") as assets:
+        sources = [assets / "clips" / "train", assets / "pictures" / "train"]
+        model = session.RUNS / "demo-model"
+        if not (model / "model_index.json").is_file():
+            session.say(
+                f"building a tiny Wan model in {model}: random weights, a tokenizer trained on the captions"
+            )
+            words = [caption for source in sources for caption in captions(source)]
+            build_wan(model, captions=words, layers=4, heads=4, head_dim=16, text_dim=64, vae_dim=8)
+        overrides = [f"model.path={model}", *(f"data.sources.{i}.path={s}" for i, s in enumerate(sources))]
+        run, _ = config.load(assets / "demo.yaml", overrides)
+        session.train(run, Mesh(run.parallel))
+    records = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
+    first, last = (sum(r["loss"] for r in part) / len(part) for part in (records[:50], records[-50:]))
+    print(f"loss: {first:.3f} over the first 50 steps, {last:.3f} over the last 50")
+    print(f"weights: {FOLDER / 'weights'}")
+    print(f"samples: {FOLDER / 'samples'}")
+    print(f"report: {FOLDER / 'report.html'}")
+    print(f"{time.monotonic() - started:.0f} s")

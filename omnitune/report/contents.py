@@ -1,0 +1,143 @@
+"""What lies in a run folder, as the report needs it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..types import UserError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated picture or clip."""
+
+    path: Path
+    prompt: str
+    seed: int
+    size: str
+    settings: str
+    """How it was generated, in words."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A run folder, read."""
+
+    folder: Path
+    config: str
+    """run.yaml as it stands."""
+    manifest: Record
+    metrics: list[Record]
+    items: list[Record]
+    samples: dict[int, list[Sample]]
+    """By step, ascending."""
+    results: list[Record]
+    checkpoints: list[int]
+    """Steps of the complete ones, ascending."""
+    weights: list[Path]
+    """Files of the exported results, relative to the folder."""
+    notes: list[str]
+    """What was found incomplete and left out."""
+
+    @property
+    def name(self) -> str:
+        return self.stated("name") or self.folder.resolve().name
+
+    def stated(self, *keys: str) -> str | None:
+        """A value of run.yaml, which is written in block style, two spaces a level: no parser is needed."""
+        depth = 0
+        for line in self.config.splitlines():
+            indent = len(line) - len(line.lstrip(" "))
+            key, _, value = line.strip().partition(":")
+            if indent == 2 * depth and key == keys[depth]:
+                if depth + 1 == len(keys):
+                    return _plain(value.strip())
+                depth += 1
+        return None
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read what there is; only run.yaml has to be there."""
+    if not (folder / "run.yaml").is_file():
+        raise UserError(f"{folder}: no run.yaml in it; give the folder of a run, as runs/NAME")
+    notes: list[str] = []
+    return Contents(
+        folder=folder,
+        config=(folder / "run.yaml").read_text(encoding="utf-8"),
+        manifest=_read_json(folder / "manifest.json", {}),
+        metrics=_read_lines(folder / "metrics.jsonl", notes),
+        items=_read_lines(folder / "data.jsonl", notes),
+        samples=_read_samples(folder / "samples", notes),
+        results=_read_json(folder / "results.json", []),
+        checkpoints=sorted(_step(p.parent) for p in folder.glob("checkpoints/step-*/COMPLETE")),
+        weights=sorted(
+            p.relative_to(folder)
+            for top in ("weights", "weights-raw")
+            for p in folder.glob(f"{top}/**/*")
+            if p.is_file()
+        ),
+        notes=notes,
+    )
+
+
+def _plain(value: str) -> str | None:
+    """The text of a YAML scalar."""
+    if value.startswith("'"):
+        return value[1:-1].replace("''", "'")
+    if value.startswith('"'):
+        text: str = json.loads(value)
+        return text
+    return None if value in ("", "null") else value
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _read_json(path: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return otherwise
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not JSON ({error}); restore the file, or delete it to leave it out"
+        ) from None
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[Record]:
+    """Objects up to the first line that is none: a kill leaves the last one half-written."""
+    if not path.is_file():
+        return []
+    records = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                notes.append(f"{path.name} ends at line {number}, which is only half written.")
+                break
+    return records
+
+
+def _read_samples(folder: Path, notes: list[str]) -> dict[int, list[Sample]]:
+    found = {}
+    for step_folder in sorted(folder.glob("step-*")):
+        described = _read_json(step_folder / "samples.json", None)
+        if described is None:
+            notes.append(f"samples/{step_folder.name} has no samples.json, so its samples are left out.")
+            continue
+        samples = [_sample(step_folder, record) for record in described]
+        for sample in samples:
+            if not sample.path.is_file():
+                notes.append(f"samples/{step_folder.name}/{sample.path.name} is missing.")
+        found[_step(step_folder)] = [s for s in samples if s.path.is_file()]
+    return found
+
+
+def _sample(folder: Path, record: Record) -> Sample:
+    settings = f"seed {record['seed']} · guidance {record['guidance']} · {record['steps']} denoising steps"
+    return Sample(folder / record["file"], record["prompt"], record["seed"], record["size"], settings)

@@ -1,0 +1,29 @@
+"""Tiny models and one cache, made once a test process and shared by all tests that train."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share few cores
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from omnitune.testing.tiny import build_wan
+
+    return build_wan(tmp_path_factory.mktemp("tiny-wan"))
+
+
+@pytest.fixture(scope="session")
+def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough that an adapter takes more than a megabyte."""
+    from omnitune.testing.tiny import build_wan
+
+    return build_wan(tmp_path_factory.mktemp("wide-wan"), heads=4, head_dim=64)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoded samples, found by the hash of all that decides them: every run of the session may share it."""
+    return tmp_path_factory.mktemp("cache")

@@ -1,0 +1,59 @@
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omnitune import config
+from omnitune.plan import lines
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_options_page_and_schema_are_what_the_code_says():
+    module = generator()
+    assert (ROOT / "docs" / "options.md").read_text() == module.options_text(), "run `make docs`"
+    assert (ROOT / "docs" / "run.schema.json").read_text() == module.schema_text(), "run `make docs`"
+
+
+def test_every_option_of_a_run_has_a_line_in_the_options_page():
+    text = (ROOT / "docs" / "options.md").read_text()
+    for definition in config.schema()["$defs"].values():
+        for key in definition.get("properties", {}):
+            assert f"| `{key}` |" in text, key
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_every_example_loads_and_plans_without_weights(path):
+    assert len(path.read_text().splitlines()) <= 40
+    run, _ = config.load(path)
+    text = "\n".join(lines(run))
+    assert "stage moments: cached" in text
+    assert "shipped configuration" in text
+
+
+def test_the_runs_in_readme_and_docs_are_valid(tmp_path):
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    blocks = [b for p in pages for b in re.findall(r"```yaml\n(.*?)```", p.read_text(), re.S)]
+    runs = [b for b in blocks if "model" in yaml.safe_load(b)]
+    assert runs
+    for i, block in enumerate(runs):
+        path = tmp_path / f"run{i}.yaml"
+        path.write_text(block)
+        config.load(path)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
