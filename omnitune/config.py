@@ -43,14 +43,10 @@ class Model:
     """Folder in the diffusers layout, or hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """In which the networks are stored and computed; what trains is stored in float32 always."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the family (text length...), listed by `omnitune models`."""
-
-    def __post_init__(self) -> None:
-        if self.dtype == "float16":
-            raise ValueError("dtype float16 needs loss scaling, which is not there; use bfloat16 or float32")
 
 
 @option

@@ -1,136 +1,18 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..types import Bucket, UserError
+from ._files import ModelFiles
 from .base import Denoiser, Sampling
-
-WEIGHTS = ("*.safetensors", "*.bin")
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A pipeline in the diffusers layout: a folder, or a published model known by its configuration only."""
-
-    path: str
-    revision: str | None = None
-    replaced: Mapping[str, Path] = field(default_factory=dict)
-    """Component -> folder that takes the place of the model's own."""
-
-    @cached_property
-    def folder(self) -> Path | None:
-        """Where the files lie; None for a hub id of which nothing is on this machine."""
-        local = Path(self.path).expanduser()
-        if local.is_dir():
-            return local
-        if local.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
-            raise UserError(
-                f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id"
-            )
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(self.path, revision=self.revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return None
-
-    def download(self, names: Sequence[str]) -> Path:
-        """The folder, with the files of these components fetched from the hub where they are missing."""
-        if self.folder is not None and Path(self.path).expanduser().is_dir():
-            return self.folder
-        from huggingface_hub import snapshot_download
-
-        patterns = ["model_index.json", *(f"{name}/*" for name in names)]
-        try:
-            return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=patterns))
-        except OSError as error:  # covers the hub's and the network's errors
-            raise UserError(f"model.path: {self.path!r} cannot be fetched from the hub: {error}") from error
-
-    @cached_property
-    def published(self) -> dict[str, Any] | None:
-        """The configuration of a published model that ships with this package."""
-        shipped = files("omnitune.families") / "configs" / f"{self.path.replace('/', '--')}.json"
-        found: dict[str, Any] | None = json.loads(shipped.read_text()) if shipped.is_file() else None
-        return found
-
-    @property
-    def source(self) -> str:
-        """Where the configuration was read, for `plan`."""
-        if self.folder is not None:
-            return str(self.folder)
-        assert self.published is not None
-        state = "verified" if self.published["verified"] else "not verified against the published files"
-        return f"shipped configuration ({self.published['source']}; {state})"
-
-    @cached_property
-    def classes(self) -> dict[str, tuple[str, str]]:
-        """Component -> (library, class) as model_index.json has it."""
-        if self.folder is None:
-            if self.published is None:
-                raise UserError(
-                    f"model.path: {self.path!r} is neither a folder nor on this machine, and no "
-                    "configuration of it "
-                    "ships with omnitune; download it first, or give a folder"
-                )
-            return {name: tuple(part["class"]) for name, part in self.published["components"].items()}
-        index = self.folder / "model_index.json"
-        if not index.is_file():
-            raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
-        entries = json.loads(index.read_text()).items()
-        return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
-
-    def component(self, name: str) -> Path:
-        """The folder of a component, fetched from the hub where it is missing."""
-        return self.replaced[name] if name in self.replaced else self.download([name]) / name
-
-    def config(self, name: str) -> dict[str, Any]:
-        if self.folder is None and name not in self.replaced:
-            assert self.published is not None
-            return dict(self.published["components"][name]["config"])
-        folder = self.replaced.get(name) or cast(Path, self.folder) / name
-        for file in (folder / "config.json", folder / "scheduler_config.json"):
-            if file.is_file():
-                found: dict[str, Any] = json.loads(file.read_text())
-                return found
-        raise UserError(f"model.path: {folder / 'config.json'} is missing; the model is incomplete")
-
-    def find_class(self, name: str) -> Any:
-        library, cls = self.classes[name]
-        return getattr(import_module(library), cls)
-
-    def check_weights(self, name: str) -> None:
-        """Raise UserError for a weight file that is not there, before anything is loaded."""
-        folder = self.component(name)
-        for index in folder.glob("*.index.json"):
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-            if missing := sorted(s for s in shards if not (folder / s).is_file()):
-                raise UserError(
-                    f"model.path: {folder / missing[0]} is missing, which {index.name} lists; fetch it again"
-                )
-            return
-        if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-            expected = folder / (
-                "model.safetensors" if self.classes[name][0] == "transformers" else WEIGHT_NAME
-            )
-            raise UserError(
-                f"model.path: {expected} is missing; copy the weights there or fetch the model again"
-            )
-
-
-WEIGHT_NAME = "diffusion_pytorch_model.safetensors"
 
 
 def quiet() -> None:
@@ -172,6 +54,8 @@ class DiffusersFamily(Denoiser):
         replaced: Mapping[str, Path] | None = None,
     ) -> Self:
         quiet()
+        if device != "meta":
+            ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
         family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
         missing = [n for n in cls.networks if n not in family.files.classes]
         if missing:

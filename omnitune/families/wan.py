@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..random import Draw
 from ..types import Batch, Limits, Stage, Streams, option
-from ._diffusers import DiffusersFamily, ModelFiles
+from ._diffusers import DiffusersFamily
+from ._files import ModelFiles
 from .base import Defaults, Noisy
 
 

@@ -9,7 +9,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #121419; --card: #1b1e25; --ink: #e8eaf0; --soft: #9aa2b1; --line: #30353f; --grid: #272b34;
-    --accent: #8f9bff; --raw: #474f86; --good: #5fce8b; --bad: #ff8a80; --code: #14171d;
+    --accent: #8f9bff; --raw: #5a64a8; --good: #5fce8b; --bad: #ff8a80; --code: #14171d;
     --c1: #f0a06a; --c2: #5fce8b; --c3: #e58ad5; --c4: #5cc8d8; --c5: #d8c552;
   }
 }
@@ -59,12 +59,12 @@ footer { padding-top: 48px; padding-bottom: 32px; font-size: 13px; }
 .meta { margin: 2px 0 12px; font-size: 13px; }
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 14px; }
 .js .strip { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-.js .strip.few { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.js .strip.few { grid-template-columns: repeat(2, minmax(0, 420px)); }
 .js .between { display: none; }
 .js .between.shown { display: block; }
 figure { margin: 0; min-width: 0; }
 .strip video, .strip img, .missing {
-  display: block; width: 100%; height: auto; max-height: 70vh; object-fit: contain;
+  display: block; width: 100%; height: auto; max-height: 400px; object-fit: contain;
   background: var(--code); border-radius: 6px;
 }
 .missing { display: grid; place-items: center; min-height: 120px; color: var(--soft); }

@@ -42,7 +42,7 @@ def _loss(run: Contents) -> tuple[str, str, str] | None:
     return (
         "Loss",
         f"{short(first, 3)} → {short(last, 3)}",
-        f"means of the first and last {count(num, 'step')}",
+        f"means of the first and last {count(num, 'step')}" if num > 1 else "first and last step",
     )
 
 

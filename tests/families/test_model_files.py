@@ -1,0 +1,74 @@
+import shutil
+
+import pytest
+import torch
+
+from omnitune.families._files import ModelFiles
+from omnitune.families.wan import Wan
+from omnitune.testing.tiny import build_wan
+from omnitune.types import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build_wan(tmp_path_factory.mktemp("model") / "wan")
+
+
+@pytest.fixture
+def hub(model, tmp_path, monkeypatch):
+    """A hub cache without a network, laid out as huggingface_hub keeps it, that holds org/tiny."""
+    from huggingface_hub import constants
+
+    repo = tmp_path / "models--org--tiny"
+    shutil.copytree(model, repo / "snapshots" / "abc123")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repo
+
+
+def test_a_hub_id_that_is_on_this_machine_loads_without_a_network(hub):
+    family = Wan.load("org/tiny", "cpu", torch.float32, only=["transformer"])
+    assert list(family.components) == ["transformer"]
+    assert family.source == str(hub / "snapshots" / "abc123")
+
+
+def test_a_hub_id_that_is_nowhere_is_named_with_the_way_out(hub):
+    with pytest.raises(UserError, match="'org/other' is no folder here and cannot be fetched.*fetch it first"):
+        Wan.load("org/other", "meta", torch.float32)
+
+
+def test_a_published_hub_id_that_is_not_at_hand_is_known_by_its_shipped_configuration(hub):
+    family = Wan.load("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "meta", torch.bfloat16)
+    assert "shipped configuration" in family.source
+    assert family.limits.spatial == 16
+    with pytest.raises(UserError, match="cannot be fetched"):
+        Wan.load("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cpu", torch.bfloat16)
+
+
+def test_a_path_that_is_no_folder_and_no_hub_id_is_refused():
+    for path in ("/nowhere/model", "./model", "model"):
+        with pytest.raises(UserError, match="is no folder"):
+            _ = ModelFiles(path).folder
+
+
+def test_a_missing_shard_is_named(model, tmp_path):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    index = '{"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}}'
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"00001-of-00002.safetensors is missing, which .*index.json lists"):
+        Wan.load(str(broken), "cpu", torch.float32, only=["transformer"])
+    file.unlink()
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=r"transformer/diffusion_pytorch_model.safetensors is missing"):
+        Wan.load(str(broken), "cpu", torch.float32, only=["transformer"])
+
+
+def test_fp32_parts_of_a_bf16_model_have_the_same_dtypes_on_the_meta_device_as_when_loaded(model):
+    real = Wan.load(str(model), "cpu", torch.bfloat16)
+    meta = Wan.load(str(model), "meta", torch.bfloat16)
+    dtypes = {name: p.dtype for name, p in meta.components.named_parameters()}
+    assert dtypes == {name: p.dtype for name, p in real.components.named_parameters()}
+    assert {torch.float32, torch.bfloat16} == set(dtypes.values())
