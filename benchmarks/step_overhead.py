@@ -31,7 +31,7 @@ WARM_UP = 10
 PAIRS = 100
 # One more than is counted: the last step also writes the checkpoint.
 SETTINGS = Settings(
-    layers=8, heads=8, head_dim=64, frames=9, size="128x128", dtype="bfloat16", steps=WARM_UP + PAIRS + 1
+    layers=10, heads=8, head_dim=64, frames=9, size="128x128", dtype="bfloat16", steps=WARM_UP + PAIRS + 1
 )
 
 

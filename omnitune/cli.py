@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
+WRITE_FAILURES = ("No space left on device", "os error 28", "database or disk is full", "inline_container.cc")
+"""How safetensors, sqlite and torch.save word a file that cannot be written, in types of their own."""
+INTACT = "the last complete checkpoint is intact"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +45,8 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             raise
-        return fail(
-            MACHINE, f"{error.strerror}: {error.filename or ''}; the last complete checkpoint is intact"
-        )
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(MACHINE, f"{where}{error.strerror}; {INTACT}")
     except KeyboardInterrupt:
         return fail(STOPPED, "stopped at once; what was not saved is done again")
     except Exception as error:
@@ -59,18 +61,12 @@ def machine_message(error: BaseException) -> str | None:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if "OutOfMemoryError" in kind:
         return f"out of memory on the device: {text.splitlines()[0]}; lower parallel.micro_batch_size"
-    failures = getattr(error, "failures", None)  # torch's distributed checkpoint: rank -> what it raised
-    inner = [pair[0] for pair in failures.values()] if isinstance(failures, dict) else []
-    causes = [*inner, error.__cause__, error.__context__]
-    for cause in [error, *causes]:
+    for cause in (error, error.__cause__, error.__context__):
         full = isinstance(cause, OSError) and cause.errno in MACHINE_ERRNOS
-        if full or "No space left on device" in str(cause) or "os error 28" in str(cause):
-            return (
-                f"no space left on the device: {str(cause).splitlines()[0]}; the last complete "
-                "checkpoint is intact"
-            )
+        if full or any(sign in str(cause) for sign in WRITE_FAILURES):
+            return f"no space left on the device, or it fails: {str(cause).splitlines()[0]}; {INTACT}"
     if "gloo" in text.lower() or "DistBackendError" in kind or "ncclInternalError" in text:
-        return f"another rank was lost: {text.splitlines()[0]}; the last complete checkpoint is intact"
+        return f"another rank was lost: {text.splitlines()[0]}; {INTACT}"
     return None
 
 

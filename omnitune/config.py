@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,7 +128,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
-            raise ValueError(f"name {self.name!r} cannot name a folder; use letters, digits, - and _")
+            raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
         micro, batch = self.parallel.micro_batch_size, self.data.batch_size
         if micro is not None and micro > batch:
             raise ValueError(
@@ -148,8 +149,11 @@ class Document:
 
     def where(self, dotted: str) -> str | None:
         """`run.yaml:4` (or `command line`) of a dotted path, or of its nearest parent that is spelt out."""
-        line, _ = self.locate(dotted.split("."))
+        parts = dotted.split(".")
+        line, spelled = self.locate(parts)
         if any(dotted == o or dotted.startswith(o + ".") for o in self.overridden):
+            return "command line"
+        if len(spelled) < len(parts) and any(o.startswith(dotted + ".") for o in self.overridden):
             return "command line"
         return f"{self.path}:{line}"
 
@@ -206,6 +210,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UserError(f"{path}:{line}: not YAML: {error.reason} ({chr(error.character)!r})") from None
     if not isinstance(data, dict) or tree is None:
         raise UserError(
             f"{path}:1: a run is a mapping of keys (model, data, trainable...), not {type(data).__name__}"
@@ -217,7 +224,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"command line: {item!r} is not an override; write a.b.c=value")
-        _override(data, key, yaml.load(value, Loader=_Loader))
+        try:
+            _override(data, key, yaml.load(value, Loader=_Loader))
+        except yaml.YAMLError:
+            raise UserError(f"command line: {key}: {value!r} is not YAML; quote it for the shell") from None
         keys.append(key)
     return Document(path, tree, data, frozenset(keys))
 
@@ -228,10 +238,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Run, Document]:
     return validate(document), document
 
 
+@cache
+def _adapter() -> TypeAdapter[Run]:
+    return TypeAdapter(Run)
+
+
 def validate(document: Document) -> Run:
     data = {"name": document.path.stem, **document.data}
     try:
-        run: Run = TypeAdapter(Run).validate_python(data)
+        run: Run = _adapter().validate_python(data)
     except ValidationError as error:
         raise UserError("\n".join(_messages(document, error))) from None
     return run
@@ -252,7 +267,7 @@ def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
 
 def as_data(run: Run) -> dict[str, Any]:
     """The resolved run as plain values, defaults included."""
-    found: dict[str, Any] = TypeAdapter(Run).dump_python(run, mode="json")
+    found: dict[str, Any] = _adapter().dump_python(run, mode="json")
     return found
 
 
@@ -273,7 +288,7 @@ def identity_hash(run: Run) -> str:
 
 def schema() -> dict[str, Any]:
     """JSON schema for editors; `name` is optional there."""
-    found = TypeAdapter(Run).json_schema()
+    found = _adapter().json_schema()
     found["required"].remove("name")
     clips = TypeAdapter(Clips).json_schema()["properties"]  # it reads own docstrings only
     for key, described in clips.items():
@@ -338,6 +353,8 @@ def _messages(document: Document, error: ValidationError) -> list[str]:
         name = ".".join(_spelled(document.data, parts))
         if e["type"] in ("unexpected_keyword_argument", "missing"):
             name = f"{name}.{parts[-1]}" if name and not name.endswith(parts[-1]) else name or parts[-1]
+        if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            name += ".name"
         where = document.where(name) if name else f"{document.path}:1"
         by_place.setdefault(f"{where}: {name}" if name else str(where), []).append(_describe(e))
     return [f"{place}{_joined(texts)}" for place, texts in by_place.items()]
@@ -370,7 +387,7 @@ def _describe(e: Any) -> str:
     if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags = str(e["ctx"].get("expected_tags", "")).replace("'", "")
         given = repr(e["ctx"]["tag"]) if "tag" in e["ctx"] else "missing"
-        return f".name is {given}; choose from {tags}" if tags else ".name is missing; state it"
+        return f" is {given}; choose from {tags}" if tags else " is missing; state it"
     return f": {_plain(e)}"
 
 
@@ -384,7 +401,9 @@ def _plain(e: Any) -> str:
 
 
 def _did_you_mean(name: str, e: Any) -> str:
-    known = TypeAdapter(Run).json_schema()
+    known = _adapter().json_schema()
     names = sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+    if name in names:
+        return " here; docs/options.md lists where it belongs"
     close = get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]}?" if close else "; `omnitune init` and docs/config.md list the options"

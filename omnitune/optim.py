@@ -1,7 +1,6 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .types import option
@@ -24,6 +23,9 @@ class AdamW:
     max_grad_norm: float | None = 1.0
     """The gradient is scaled down to this norm; null: never."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
         import torch
 
@@ -44,10 +46,23 @@ class Adam:
     max_grad_norm: float | None = 1.0
     """The gradient is scaled down to this norm; null: never."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
         import torch
 
         return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+def _check(optimizer: AdamW | Adam) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        if getattr(optimizer, name) < 0:
+            raise ValueError(f"{name} must be 0 or more, not {getattr(optimizer, name)}")
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ValueError(f"betas must be in [0, 1), not {list(optimizer.betas)}")
+    if optimizer.max_grad_norm is not None and optimizer.max_grad_norm <= 0:
+        raise ValueError(f"max_grad_norm must be above 0, or null for none, not {optimizer.max_grad_norm}")
 
 
 @option
@@ -64,7 +79,7 @@ class Schedule:
     """Share of the rate that is left at the end, 0 to 1."""
     power: float = 2.0
     """Of `polynomial`."""
-    pieces: Sequence[tuple[int, float]] = ()
+    pieces: tuple[tuple[int, float], ...] = ()
     """Of `piecewise`: [step, factor] pairs, the factor holding from that step on."""
 
     def __post_init__(self) -> None:
@@ -74,6 +89,8 @@ class Schedule:
             raise ValueError(f"warmup must be at least 0 and below steps ({self.steps}), not {self.warmup}")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor must be between 0 and 1, not {self.floor}")
+        if self.power <= 0:
+            raise ValueError(f"power must be above 0, not {self.power}")
         if (self.decay == "piecewise") != bool(self.pieces):
             raise ValueError("pieces and decay: piecewise go together; give both or neither")
         if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):

@@ -232,6 +232,8 @@ def _find(folder: Path, speak: Callable[[str], None]) -> checkpoint.Saved | None
     saved, notes = checkpoint.newest(folder / "checkpoints")
     for note in notes:
         speak(note)
+    if notes and saved is None:
+        speak(f"no checkpoint of {folder} is whole: it starts again from step 0")
     return saved
 
 

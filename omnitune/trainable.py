@@ -53,6 +53,9 @@ class Rule:
     lora: Lora | None = None
     """Adapters on the claimed layers; absent: the parameters themselves train."""
 
+    def __post_init__(self) -> None:
+        _check_rates(lr=self.lr, weight_decay=self.weight_decay)
+
     @property
     def globs(self) -> list[str]:
         return [self.params] if isinstance(self.params, str) else self.params
@@ -69,6 +72,15 @@ class LoraEverywhere:
     lora: Lora
     lr: float | None = None
     """Learning rate; absent: `optimizer.lr`."""
+
+    def __post_init__(self) -> None:
+        _check_rates(lr=self.lr)
+
+
+def _check_rates(**rates: float | None) -> None:
+    for name, rate in rates.items():
+        if rate is not None and rate < 0:
+            raise ValueError(f"{name} must be 0 or more, not {rate}")
 
 
 Trainable = list[Rule] | Literal["full"] | LoraEverywhere

@@ -1,8 +1,10 @@
 """Weights in and out: what a run starts from, and the published layout that it ends in."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,7 +54,7 @@ def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
         raise UserError(
             f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
         )
-    tensors, alphas = _read_lora(file)
+    tensors, settings = _read_lora(file)
     mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
     if strangers := sorted(tensors.keys() - mine.keys()):
         raise UserError(f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts")
@@ -66,32 +68,38 @@ def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
                 "use the rank it was trained with"
             )
         param.data.copy_(tensors[name])
-    _check_scale(file, alphas, claims)
+    _check_scale(file, settings, claims)
 
 
-def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a LoRA file, and the adapter settings that it was written with."""
     try:
         with safe_open(file, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
-            metadata = json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            return tensors, json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"init_from: {file} cannot be read: {error}") from error
-    return tensors, {k: v for k, v in metadata.items() if k.endswith(".lora_alpha")}
 
 
-def _check_scale(file: Path, alphas: dict[str, float], claims: "Claims") -> None:
+def _check_scale(file: Path, settings: Mapping[str, Any], claims: "Claims") -> None:
     """A LoRA of another alpha would start at another strength: refuse."""
-    for component in {module.split(".")[0] for module in claims.adapted}:
-        stored = alphas.get(f"{component}.lora_alpha")
-        first = next(i for module, i in claims.adapted.items() if module.split(".")[0] == component)
-        lora = claims.rules[first].lora
+    for module, number in claims.adapted.items():
+        lora = claims.rules[number].lora
         assert lora is not None
-        mine = lora.alpha or lora.rank
-        if stored is not None and stored != mine:
+        stored, mine = _stored_alpha(settings, module, lora.rank), lora.alpha or lora.rank
+        if stored != mine:
             raise UserError(
-                f"init_from: {file} has alpha {stored:g}, trainable.{first} has {mine:g}; set "
+                f"init_from: {file} has alpha {stored:g} at {module}, trainable.{number} has {mine:g}; set "
                 f"alpha: {stored:g}"
             )
+
+
+def _stored_alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """The alpha of a module in a file's settings, or the rank where it states none, as diffusers loads it."""
+    component, _, name = module.partition(".")
+    patterns: Mapping[str, float] = settings.get(f"{component}.alpha_pattern", {})
+    own = (a for pattern, a in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name))
+    return next(own, settings.get(f"{component}.lora_alpha", rank))
 
 
 def _published(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A tiny Wan pipeline, and a folder with media and a run on it, for the tests of the core.
+"""A folder with media and a run on a tiny Wan pipeline, for the tests of the core.
 
 Test modules ask for it with `pytest_plugins = ["core_fixtures"]`.
 """
@@ -15,7 +15,6 @@ from omnitune import config, session
 from omnitune.data import media
 from omnitune.job import Job
 from omnitune.parallel.mesh import Mesh, Parallel
-from omnitune.testing.tiny import build_wan
 
 
 class Workplace:
@@ -30,7 +29,9 @@ class Workplace:
     def clips(self) -> Path:
         return self.root / "clips"
 
-    def add(self, name: str, caption: str | None = None, frames: int = 5, size: int = 16, seed: int = 0) -> Path:
+    def add(
+        self, name: str, caption: str | None = None, frames: int = 5, size: int = 16, seed: int = 0
+    ) -> Path:
         """Write noise as a clip or picture, and its caption."""
         pixels = np.random.default_rng(seed).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
         path = self.clips / name
@@ -41,6 +42,12 @@ class Workplace:
         self.captions[name] = caption or f"a {path.stem}"
         self.write_captions()
         return path
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            (self.clips / name).unlink()
+            del self.captions[name]
+        self.write_captions()
 
     def write_captions(self) -> None:
         rows = [{"file_name": name, "caption": caption} for name, caption in self.captions.items()]
@@ -69,17 +76,11 @@ class Workplace:
         return session.make_job(self.run(*overrides))
 
 
-@pytest.fixture(scope="session")
-def core_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Wan pipeline; whoever changes it works on a copy."""
-    return build_wan(tmp_path_factory.mktemp("core") / "wan", layers=1)
-
-
 @pytest.fixture
-def empty_workplace(tmp_path: Path, core_wan: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def empty_workplace(tmp_path: Path, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A workplace without media, which is also the current folder."""
     monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path, core_wan)
+    place = Workplace(tmp_path, tiny_wan)
     place.write()
     return place
 

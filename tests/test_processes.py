@@ -1,17 +1,17 @@
 """Hardware is not a hyperparameter: any number of processes and micro-batches learns the same."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from omnitune import checkpoint
+from omnitune import checkpoint, config, session
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
-from omnitune.testing.runs import metrics, omnitune, small_run, write_run
+from omnitune.random import Draw
+from omnitune.testing.runs import ended, metrics, run, small_run, start, write_run
 
 LORA: Any = [{"params": "transformer.blocks.*.attn*", "lr": 1e-3, "lora": {"rank": 4, "alpha": 10}}]
 FULL: Any = [{"params": "transformer", "lr": 1e-3}]
@@ -25,21 +25,17 @@ def runs(tiny_wan: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A folder with lora.yaml and full.yaml, five steps each, and the runs of them."""
     folder = tmp_path_factory.mktemp("processes")
     for name, rules in (("lora", LORA), ("full", FULL)):
-        run = small_run(
-            tiny_wan, cache, trainable=rules, conditions=DROPOUT, optimizer=OPTIMIZER, schedule={"steps": 5}
-        )
-        write_run(folder / f"{name}.yaml", run)
-    for kind in ("lora", "full"):
-        train(folder, kind, f"{kind}-1")
+        keys = {"trainable": rules, "conditions": DROPOUT, "optimizer": OPTIMIZER, "schedule": {"steps": 5}}
+        write_run(folder / f"{name}.yaml", small_run(tiny_wan, cache, **keys))
+        train(folder, name, f"{name}-1")
     return folder
 
 
-def train(runs: Path, kind: str, name: str, *words: str) -> Path:
-    """Train a run under a name, unless it is there."""
-    folder = runs / "runs" / name
-    done = omnitune("train", f"{kind}.yaml", f"name={name}", *words, cwd=runs)
-    assert done.returncode == 0, done.stderr
-    return folder
+def train(folder: Path, kind: str, name: str, *words: str, ranks: int = 1) -> Path:
+    """Train a run under a name; its folder."""
+    done = run("train", f"{kind}.yaml", f"name={name}", *words, cwd=folder, ranks=ranks)
+    assert done.code == 0, done.err
+    return folder / "runs" / name
 
 
 def learned(folder: Path) -> dict[str, torch.Tensor]:
@@ -65,56 +61,70 @@ def assert_equal_losses(one: Path, other: Path, tolerance: float) -> None:
     assert len(mine) == len(theirs)
     for a, b in zip(mine, theirs, strict=True):
         assert a.keys() == b.keys()
-        assert (a["step"], a["samples"], a["epoch"], a["lr"]) == (b["step"], b["samples"], b["epoch"], b["lr"])
+        assert (a["step"], a["samples"], a["epoch"], a["lr"]) == (
+            b["step"],
+            b["samples"],
+            b["epoch"],
+            b["lr"],
+        )
         for name in ("loss", "grad_norm", "u"):
-            assert abs(a[name] - b[name]) <= tolerance * max(1, abs(a[name])), (a["step"], name, a[name], b[name])
+            assert abs(a[name] - b[name]) <= tolerance * max(1, abs(a[name])), (
+                a["step"],
+                name,
+                a[name],
+                b[name],
+            )
 
 
 def test_both_buckets_and_both_kinds_of_caption_occur_in_the_five_steps(runs: Path) -> None:
-    from omnitune import config, session
-
     job = session.make_job(config.validate(config.read(runs / "lora.yaml")))
     order = job.order(job.index())
     assert {order.bucket(step).frames for step in range(5)} == {1, 9}
     positions = [row.position for step in range(5) for row in order.batch(step)]
     dropout = job.run.conditions[0]
-    from omnitune.random import Draw
-
-    dropped = [dropout.inputs({"caption": "a fox"}, Draw(job.run.seed, [p]))["caption"] == "" for p in positions]
+    dropped = [
+        dropout.inputs({"caption": "a fox"}, Draw(job.run.seed, [p]))["caption"] == "" for p in positions
+    ]
     assert set(dropped) == {True, False}
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "words", "ranks"),
     [
-        ("four micro-batches", ["parallel.micro_batch_size=1"]),
-        ("two replicas", ["parallel.replicate=2", "--nproc", "2"]),
-        ("two shards", ["--nproc", "2"]),
+        ("four-micro-batches", ["parallel.micro_batch_size=1"], 1),
+        ("two-replicas", ["parallel.replicate=2"], 2),
+        ("two-shards", [], 2),
     ],
 )
-def test_one_process_learns_what_others_learn(runs: Path, kind: str, name: str, words: list[str]) -> None:
-    other = train(runs, kind, f"{kind}-{name.replace(' ', '-')}", *words)
-    assert_equal_runs(runs / "runs" / f"{kind}-1", other)
+def test_one_process_learns_what_others_learn(
+    runs: Path, kind: str, name: str, words: list[str], ranks: int
+) -> None:
+    assert_equal_runs(runs / "runs" / f"{kind}-1", train(runs, kind, f"{kind}-{name}", *words, ranks=ranks))
+
+
+def test_nproc_starts_processes_that_learn_what_one_learns(runs: Path) -> None:
+    done = ended(start("train", "lora.yaml", "name=nproc", "--nproc", "2", cwd=runs))
+    assert done.code == 0, done.err
+    assert json.loads((runs / "runs/nproc/manifest.json").read_text())["ranks"] == 2
+    assert_equal_runs(runs / "runs/lora-1", runs / "runs/nproc")
 
 
 def test_a_batch_that_does_not_divide_is_learned_alike(runs: Path) -> None:
     one = train(runs, "lora", "three-1", "data.batch_size=3")
-    two = train(runs, "lora", "three-2", "data.batch_size=3", "--nproc", "2")
+    two = train(runs, "lora", "three-2", "data.batch_size=3", ranks=2)
     assert_equal_runs(one, two)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_another_number_of_processes_goes_on_from_a_checkpoint(runs: Path, before: int, after: int) -> None:
-    whole = train(runs, "full", f"whole-{before}", "schedule.steps=7")
-    cut = train(runs, "full", f"cut-{before}", "schedule.steps=5", "--nproc", str(before))
-    train(runs, "full", cut.name, "schedule.steps=7", "--nproc", str(after))
-    assert_equal_runs(whole, cut)
+    train(runs, "full", f"elastic-{before}", "schedule.steps=2", ranks=before)
+    assert_equal_runs(runs / "runs/full-1", train(runs, "full", f"elastic-{before}", ranks=after))
 
 
 def test_two_processes_compute_in_bfloat16_as_one_does(runs: Path) -> None:
     one = train(runs, "lora", "half-1", "model.dtype=bfloat16")
-    two = train(runs, "lora", "half-2", "model.dtype=bfloat16", "--nproc", "2")
+    two = train(runs, "lora", "half-2", "model.dtype=bfloat16", ranks=2)
     assert (one / "draws.jsonl").read_bytes() == (two / "draws.jsonl").read_bytes()
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert abs(a["loss"] - b["loss"]) <= 1e-3 * abs(a["loss"]), (a["step"], a["loss"], b["loss"])

@@ -54,7 +54,9 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 
 def test_the_shared_draw_depends_on_the_step_and_not_on_the_rows() -> None:
     assert Draw(0, [1, 2], step=4).shared("expert") == Draw(0, [9], step=4).shared("expert")
-    several = {Draw(seed, [0], step).shared(p) for seed in (0, 1) for step in (0, 1) for p in ("expert", "other")}
+    several = {
+        Draw(seed, [0], step).shared(p) for seed in (0, 1) for step in (0, 1) for p in ("expert", "other")
+    }
     assert len(several) == 8
 
 

@@ -139,7 +139,8 @@ def test_a_rule_that_matches_nothing_is_refused_with_the_nearest_names() -> None
 def test_a_shadowed_rule_is_refused_and_names_the_rule_before_it() -> None:
     rules = [Rule(params="text_encoder"), Rule(params="transformer"), Rule(params="transformer.conv")]
     assert mistake(*rules) == [
-        "trainable.2: all that 'transformer.conv' matches is taken by trainable.1 ('transformer'); put it before that"
+        "trainable.2: all that 'transformer.conv' matches is taken by trainable.1 ('transformer'); put it "
+        "before that"
     ]
 
 
@@ -183,6 +184,15 @@ def test_loras_of_one_component_with_different_dropouts_are_refused() -> None:
 def test_a_lora_that_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Lora(**options)  # type: ignore[arg-type]
+
+
+def test_negative_rates_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lr must be 0 or more, not -1\.0"):
+        Rule(params="transformer", lr=-1.0)
+    with pytest.raises(ValueError, match=r"weight_decay must be 0 or more, not -1\.0"):
+        Rule(params="transformer", weight_decay=-1.0)
+    with pytest.raises(ValueError, match=r"lr must be 0 or more, not -1\.0"):
+        LoraEverywhere(lora=Lora(), lr=-1.0)
 
 
 # Adapters
@@ -229,9 +239,13 @@ def downs(parts: nn.ModuleDict) -> dict[str, torch.Tensor]:
 def test_adapters_start_from_their_names_and_the_seed_alone() -> None:
     one, two = Lora(rank=2), Lora(rank=3)
     torch.manual_seed(1)
-    first = downs(trained(Rule(params="transformer.blocks.0", lora=one), Rule(params="transformer.conv", lora=two)))
+    first = downs(
+        trained(Rule(params="transformer.blocks.0", lora=one), Rule(params="transformer.conv", lora=two))
+    )
     torch.manual_seed(2)
-    second = downs(trained(Rule(params="transformer.conv", lora=two), Rule(params="transformer.blocks.*", lora=one)))
+    second = downs(
+        trained(Rule(params="transformer.conv", lora=two), Rule(params="transformer.blocks.*", lora=one))
+    )
     assert first.keys() < second.keys()
     assert all(torch.equal(second[name], value) for name, value in first.items())
     other = downs(trained(Rule(params="transformer.blocks.0", lora=one), seed=1))

@@ -38,6 +38,8 @@ class Validation:
             raise ValueError(f"every must be 1 or more, not {self.every}")
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, not {self.steps}")
+        if self.fps <= 0:
+            raise ValueError(f"fps must be above 0, not {self.fps}")
 
 
 def parse_bucket(text: str, where: str) -> Bucket:

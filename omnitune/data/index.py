@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import Hashes, digest
 from ..random import Draw
-from ..types import Bucket, Item, Limits
+from ..types import Bucket, Item, Limits, UserError
 from . import buckets as _buckets
 from . import views
 from .sources import scan
@@ -50,6 +50,8 @@ def build(data: "Data", limits: Limits, hashes: Hashes) -> Index:
     found = scan(data.sources, Path.cwd())
     layout = views.plan(found.items, sizes, data)
     kept = [item for item, _ in layout.kept]
+    if not kept:
+        raise UserError(f"data.sources: no sample is left to train on; {'; '.join(layout.notes)}")
     return Index(
         kept,
         [bucket for _, bucket in layout.kept],

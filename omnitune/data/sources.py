@@ -25,7 +25,7 @@ class Folder:
 
     name: Literal["folder"] = "folder"
     path: Path
-    """Relative paths start at the folder of the YAML file."""
+    """Relative paths start at the folder in which the command runs."""
 
 
 @dataclass(frozen=True)

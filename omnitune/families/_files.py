@@ -97,7 +97,7 @@ class ModelFiles:
         index = self.folder / "model_index.json"
         if not index.is_file():
             raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
-        entries = json.loads(index.read_text()).items()
+        entries = read_json(index).items()
         return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
 
     def component(self, name: str) -> Path:
@@ -114,8 +114,7 @@ class ModelFiles:
             folder = self.folder / name
         for file in (folder / "config.json", folder / "scheduler_config.json"):
             if file.is_file():
-                found: dict[str, Any] = json.loads(file.read_text())
-                return found
+                return read_json(file)
         raise UserError(f"model.path: {folder / 'config.json'} is missing; the model is incomplete")
 
     def find_class(self, name: str) -> Any:
@@ -125,15 +124,24 @@ class ModelFiles:
     def check_weights(self, name: str) -> None:
         """Raise UserError for a weight file that is not there, before anything is loaded."""
         folder = self.component(name)
+        given = "init_from" if name in self.replaced else "model.path"
         for index in folder.glob("*.index.json"):
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            shards = set(read_json(index)["weight_map"].values())
             if missing := sorted(s for s in shards if not (folder / s).is_file()):
                 raise UserError(
-                    f"model.path: {folder / missing[0]} is missing, which {index.name} lists; fetch it again"
+                    f"{given}: {folder / missing[0]} is missing, which {index.name} lists; fetch it again"
                 )
             return
         if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
             expected = folder / WEIGHT_NAMES[self.classes[name][0]]
             raise UserError(
-                f"model.path: {expected} is missing; copy the weights there or fetch the model again"
+                f"{given}: {expected} is missing; copy the weights there or fetch the model again"
             )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"model.path: {file} is not JSON ({error}); fetch it again") from error
+    return found

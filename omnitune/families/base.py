@@ -144,8 +144,7 @@ class Family(ABC):
         adapters: Mapping[str, Mapping[str, Tensor]],
         full: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Write trained weights in the published layout: adapters (component -> peft "
-        "state) and whole components."""
+        """Write trained weights in the published layout: adapters as peft states, and whole components."""
 
 
 class Denoiser(Family):

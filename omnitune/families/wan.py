@@ -58,8 +58,10 @@ class Wan(DiffusersFamily):
         return Limits(spatial=spatial, temporal=self.vae_config.get("scale_factor_temporal", 4))
 
     def encode_pixels(self, batch: Batch, draw: Draw) -> Batch:
-        """(B, 3, T, H, W) in [-1, 1] to the posterior's mean and log-variance, (B, 2C, "
-        "1 + (T - 1) / 4, H / 8, W / 8)."""
+        """Pixels (B, 3, T, H, W) in [-1, 1] to the posterior's mean and log-variance.
+
+        (B, 2C, 1 + (T - 1) / 4, H / 8, W / 8).
+        """
         vae: Any = self.components["vae"]
         pixels = batch["pixels"].to(vae.device, vae.dtype)
         return {"moments": vae.encode(pixels).latent_dist.parameters}

@@ -27,6 +27,12 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
     return v.view(*v.shape, *[1] * (like.ndim - v.ndim))
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply factors of rows, of which either may differ within a row."""
+    wider = max(a, b, key=lambda v: v.ndim)
+    return expand(a, wider) * expand(b, wider)
+
+
 @option
 class DynamicShift:
     """A shift that grows with the number of tokens, as FLUX and LTX are sampled with.
@@ -55,6 +61,8 @@ class Diffusion:
             raise UserError(
                 f"objective: a diffusion objective trains a denoiser; family {family.name} is not one"
             )
+        if self.huber_delta <= 0:
+            raise UserError(f"objective.huber_delta: {self.huber_delta} is not above 0")
 
     def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         return {"samples": 1}
@@ -81,7 +89,7 @@ class Diffusion:
             a, s = expand(alpha, x0), expand(sigma, x0)
             noisy.x[name] = a * x0 + s * noisy.noise[name]
             noisy.target[name] = self.target(x0, noisy.noise[name], a, s)
-        noisy.weight = weight if noisy.weight is None else noisy.weight * weight
+        noisy.weight = weight if noisy.weight is None else product(noisy.weight, weight)
         return noisy
 
     def start(self, family: Denoiser, batch: Batch, draw: Draw) -> Noisy:
@@ -147,8 +155,7 @@ class FlowMatching(Diffusion):
     mode_scale: float = 1.29
     """Of `mode`, -1 to 2 / (pi - 2): positive favours the middle."""
     shift: float | DynamicShift = 1.0
-    """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as large pictures "
-    "need. Or {base, max, ...}."""
+    """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as large pictures need. Or {base, max}."""
     loss_type: Loss = "mse"
     huber_delta: float = 1.0
     """Error at which huber and smooth_l1 turn linear."""

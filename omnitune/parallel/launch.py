@@ -1,6 +1,7 @@
 """Start the ranks of a run on this machine, and bring back one exit code and one message."""
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -33,6 +34,10 @@ def launch(words: Sequence[str], nproc: int, grace: int) -> tuple[int, str | Non
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # What went wrong is in the reports; the launcher's log would tell it again, as exit codes and ids.
+    log = logging.getLogger("torch.distributed.elastic")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
     with tempfile.TemporaryDirectory() as reports:
         os.environ[REPORTS] = reports
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))

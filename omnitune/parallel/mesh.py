@@ -35,11 +35,15 @@ class Parallel:
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be 1 or more, not {self.micro_batch_size}")
+        if self.replicate < 1:
+            raise ValueError(f"replicate must be 1 or more, not {self.replicate}")
+        if self.shard < 1 and self.shard != -1:
+            raise ValueError(f"shard must be 1 or more, or -1 for all devices, not {self.shard}")
 
     def sizes(self, world: int) -> tuple[int, int]:
         """(replicate, shard) for a number of ranks."""
         shard = world // self.replicate if self.shard == -1 else self.shard
-        if self.replicate < 1 or self.replicate * shard != world:
+        if self.replicate * shard != world:
             raise UserError(
                 f"parallel: replicate {self.replicate} x shard {self.shard} does not fill {world} rank(s); "
                 f"leave shard out, or start {max(1, self.replicate * max(shard, 1))} rank(s) with --nproc"
@@ -119,8 +123,7 @@ class Mesh:
         self.placed.append(sharded)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Backpropagate a loss divided by its global count; gradients are summed over "
-        "ranks after the last."""
+        """Backpropagate a loss divided by its global count; ranks sum their gradients after the last."""
         for module in self.placed:
             module.set_requires_gradient_sync(last)
             module.set_is_last_backward(last)

@@ -36,11 +36,25 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what a rank met first: torch wraps it in a BaseException, which no `except Exception` sees."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        met, _ = next(iter(error.failures.values()))
+        while met.__context__ is not None:  # torch.save complains of its own archive after a full disk
+            met = met.__context__
+        raise met from error
+
+
 def save_tensors(folder: Path, tensors: dict[str, Tensor], mesh: Mesh) -> None:
     """Write tensors into a folder; every rank writes what it holds."""
     import torch.distributed.checkpoint as dcp
 
-    with _one_process_is_fine():
+    with _one_process_is_fine(), _own_errors():
         dcp.save(
             {name: t.detach() for name, t in tensors.items()},
             storage_writer=dcp.FileSystemWriter(folder, sync_files=True),

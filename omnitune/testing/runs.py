@@ -1,16 +1,22 @@
 """Small runs through the command line, and what they leave behind."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes")
 """Fields of metrics.jsonl that differ between two equal runs."""
+PRELOADED = ("omnitune.session", "omnitune.after", "omnitune.families.wan", "peft", "torch.distributed.fsdp")
 
 
 def small_run(model: Path, cache: Path, **keys: Any) -> dict[str, Any]:
@@ -39,8 +45,18 @@ def write_run(path: Path, run: Mapping[str, Any]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    """Its exit code; minus the signal's number where one killed it."""
+    out: str
+    err: str
+
+
 def start(*words: str | Path, cwd: Path) -> "subprocess.Popen[str]":
-    """Start `omnitune WORDS` in a folder, one thread a process."""
+    """Start `omnitune WORDS` in a folder as a shell does, one thread a process."""
     return subprocess.Popen(
         [sys.executable, "-m", "omnitune.cli", *map(str, words)],
         cwd=cwd,
@@ -51,22 +67,84 @@ def start(*words: str | Path, cwd: Path) -> "subprocess.Popen[str]":
     )
 
 
-def ended(process: "subprocess.Popen[str]", seconds: float = 300) -> "subprocess.CompletedProcess[str]":
-    """Wait for a started command."""
+def ended(process: "subprocess.Popen[str]", seconds: float = 300) -> Ended:
+    """Wait for a command that `start` gave."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return Ended(process.returncode, out, err)
 
 
-def omnitune(*words: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """Run `omnitune WORDS` in a folder; returncode, stdout and stderr of it."""
-    return ended(start(*words, cwd=cwd))
+class Forked:
+    """`omnitune WORDS` in fresh processes of their own, one a rank, without the seconds that imports take.
+
+    They are forked from a server that has imported the libraries and done nothing else, and joined through
+    the variables that any launcher sets.
+    """
+
+    def __init__(self, *words: str | Path, cwd: Path, ranks: int = 1):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        self.folder = tempfile.TemporaryDirectory()
+        self.logs = [
+            tuple(Path(self.folder.name) / f"{rank}.{name}" for name in ("out", "err"))
+            for rank in range(ranks)
+        ]
+        named = [str(word) for word in words]
+        self.processes = [
+            context.Process(target=_run, args=(named, cwd, env, self.logs[rank]))
+            for rank, env in enumerate(_variables(ranks))
+        ]
+        for process in self.processes:
+            process.start()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every rank that is alive."""
+        for process in self.processes:
+            if process.is_alive() and process.pid:
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float = 300) -> Ended:
+        """Wait for all ranks; the worst exit code, and what they wrote."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        out, err = ("".join(log[i].read_text() for log in self.logs if log[i].exists()) for i in (0, 1))
+        codes = [process.exitcode or 0 for process in self.processes]
+        return Ended(max(codes, key=abs), out, err)
+
+
+def run(*words: str | Path, cwd: Path, ranks: int = 1) -> Ended:
+    """Run `omnitune WORDS` in a folder, in fresh processes."""
+    return Forked(*words, cwd=cwd, ranks=ranks).wait()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run folder's metrics.jsonl says of each step, without what is measured by the clock."""
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
+
+
+def _variables(ranks: int) -> list[dict[str, str]]:
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _run(words: Sequence[str], cwd: Path, env: Mapping[str, str], logs: Sequence[Path]) -> None:
+    from ..cli import main
+
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, log in zip((1, 2), logs, strict=True):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.exit(main(words))

@@ -22,7 +22,9 @@ def counted(rows: list[Row]) -> list[Row]:
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 3, 100])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 4096])
-def test_ranks_and_micro_batches_together_hold_the_global_batch(ranks: int, micro_batch_size: int | None) -> None:
+def test_ranks_and_micro_batches_together_hold_the_global_batch(
+    ranks: int, micro_batch_size: int | None
+) -> None:
     for step in range(3):
         batch = order().batch(step)
         cut = [slices(batch, rank, ranks, micro_batch_size) for rank in range(ranks)]
@@ -31,7 +33,9 @@ def test_ranks_and_micro_batches_together_hold_the_global_batch(ranks: int, micr
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 3, 100])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 4096])
-def test_all_ranks_have_equally_many_micro_batches_of_one_size(ranks: int, micro_batch_size: int | None) -> None:
+def test_all_ranks_have_equally_many_micro_batches_of_one_size(
+    ranks: int, micro_batch_size: int | None
+) -> None:
     batch = order().batch(0)
     cut = [slices(batch, rank, ranks, micro_batch_size) for rank in range(ranks)]
     assert len({len(mine) for mine in cut}) == 1
@@ -45,7 +49,9 @@ def test_rows_that_fill_up_weigh_nothing_and_are_real_samples() -> None:
     cut = [slices(batch, rank, 3, 2) for rank in range(3)]
     fillers = [row for mine in cut for micro in mine for row in micro if row.weight != 1]
     assert len(fillers) == 3 * 2 * 2 - 8
-    assert {(row.position, row.index, row.weight) for row in fillers} == {(batch[-1].position, batch[-1].index, 0.0)}
+    assert {(row.position, row.index, row.weight) for row in fillers} == {
+        (batch[-1].position, batch[-1].index, 0.0)
+    }
 
 
 def test_a_global_batch_has_one_bucket() -> None:

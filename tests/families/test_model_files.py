@@ -35,7 +35,9 @@ def test_a_hub_id_that_is_on_this_machine_loads_without_a_network(hub):
 
 
 def test_a_hub_id_that_is_nowhere_is_named_with_the_way_out(hub):
-    with pytest.raises(UserError, match="'org/other' is no folder here and cannot be fetched.*fetch it first"):
+    with pytest.raises(
+        UserError, match="'org/other' is no folder here and cannot be fetched.*fetch it first"
+    ):
         Wan.load("org/other", "meta", torch.float32)
 
 

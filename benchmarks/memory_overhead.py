@@ -1,0 +1,122 @@
+"""How much more memory `omnitune train` takes at its peak than a bare loop over the same model and tensors.
+
+Peak of the proportional set size, summed over the processes of each, read from /proc every 20 ms. The bare
+script also imports diffusers whole, adds the same adapters and makes as many steps; ours moreover reads the
+cache, saves the checkpoint, exports the weights and writes the report.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny_run import OMNITUNE, Settings, tiny_run, verdict
+
+FACTOR, ALLOWANCE = 1.05, 100 << 20
+INTERVAL = 0.02
+# About 60 million parameters: 240 MB in fp32.
+SETTINGS = Settings(layers=8, heads=12, head_dim=64, frames=9, size="128x128", dtype="float32", steps=5)
+
+BARE = """\
+import sys
+import torch
+import torch.nn.functional as F
+from diffusers import WanPipeline, WanTransformer3DModel
+from peft import LoraConfig
+
+model = WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=torch.float32).requires_grad_(False)
+layers = [
+    name for name, module in model.named_modules()
+    if isinstance(module, torch.nn.Linear) and name.startswith("blocks.")
+]
+model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=layers))
+params = [p for p in model.parameters() if p.requires_grad]
+print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, {len(layers)} adapted layers")
+optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
+tensors = torch.load(sys.argv[2])
+x_0, prompt_embeds = tensors["x_0"], tensors["prompt_embeds"]
+for step in range(int(sys.argv[3])):
+    noise, u = torch.randn_like(x_0), torch.rand(len(x_0))
+    sigma = u.view(-1, 1, 1, 1, 1)
+    velocity = model((1 - sigma) * x_0 + sigma * noise, 1000 * u, prompt_embeds, return_dict=False)[0]
+    loss = F.mse_loss(velocity, noise - x_0)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss.item()
+"""
+
+PREPARE = """\
+import sys
+from pathlib import Path
+import torch
+from omnitune import config, session
+from omnitune.parallel.mesh import Mesh
+from omnitune.random import Draw
+
+run, _ = config.load(Path(sys.argv[1]))
+job = session.make_job(run)
+batch = job.batches(job.index(), Mesh(run.parallel))[(0, 0)]
+for stage in job.live:
+    batch = {**batch, **stage.run(batch, Draw(run.seed, batch["position"]))}
+length = job.options.text_length
+embeds = [torch.cat([e, e.new_zeros(length - len(e), e.shape[1])]) for e in batch["prompt_embeds"]]
+torch.save({"x_0": batch["x0"]["x"], "prompt_embeds": torch.stack(embeds)}, sys.argv[2])
+"""
+
+
+def peak_memory(command: Sequence[str | Path], folder: Path) -> int:
+    """Run a command; the largest sum over its process tree, in bytes."""
+    peak = 0
+    with subprocess.Popen(command, cwd=folder) as process:
+        while process.poll() is None:
+            peak = max(peak, sum(map(set_size, tree(process.pid))))
+            time.sleep(INTERVAL)
+    if process.returncode:
+        raise RuntimeError(f"{command} exited with {process.returncode}")
+    return peak
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, read(children).split())
+    return found
+
+
+def set_size(pid: int) -> int:
+    """Proportional set size: pages shared by n processes count 1/n in each, so that a sum counts them once."""
+    line = next((x for x in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines() if x.startswith("Pss:")), "0 0 kB")
+    return int(line.split()[1]) << 10
+
+
+def read(path: Path) -> str:
+    """A file of /proc; empty where its process has just ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def main() -> int:
+    with tiny_run(SETTINGS) as run:
+        tensors = run.folder / "tensors.pt"
+        subprocess.run([sys.executable, "-c", PREPARE, run.file, tensors], check=True, cwd=run.folder)
+        script = [sys.executable, "-c", BARE, run.model / "transformer", tensors, str(SETTINGS.steps)]
+        bare = peak_memory(script, run.folder)
+        ours = peak_memory([*OMNITUNE, "train", run.file], run.folder)
+    limit = FACTOR * bare + ALLOWANCE
+    figure = f"memory: ours {_mib(ours)}, bare {_mib(bare)}, bound {FACTOR} x bare + 100 MiB = {_mib(limit)}"
+    return verdict(figure, ours <= limit)
+
+
+def _mib(size: float) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

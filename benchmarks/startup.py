@@ -1,0 +1,127 @@
+"""What omnitune adds to the start of a process: to `--help`, and to the first training step.
+
+Medians of five, on a warm disk, what is compared alternating. The first step is compared with a script that
+imports torch and diffusers and loads the transformer, which every training script has to do before its own.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_run import OMNITUNE, Settings, TinyRun, tiny_run, verdict
+
+HELP_BOUND = 0.3
+STEP_BOUND = 2.0
+PAIRS = 5
+# Of two steps the first is not the last, so that nothing but the step comes before its line.
+SETTINGS = Settings(layers=2, heads=2, head_dim=12, frames=9, size="64x64", dtype="bfloat16", steps=2)
+
+EMPTY = (sys.executable, "-c", "pass")
+LOAD = """\
+import sys
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
+print("loaded", file=sys.stderr, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Seconds that ours took beyond what it is compared with."""
+
+    name: str
+    ours: float
+    theirs: float
+    bound: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ours - self.theirs
+
+    @property
+    def holds(self) -> bool:
+        return self.seconds <= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.ours:.2f} s, {self.seconds:+.2f} s (bound {self.bound})"
+
+
+def seconds_to_end(command: Sequence[str | Path]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def seconds_to_line(command: Sequence[str | Path], beginning: str, folder: Path) -> float:
+    """From the start of a process to the line on stderr that begins so; waits for its end, which is not counted."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith(beginning):
+                found = time.perf_counter() - start
+                break
+        else:
+            raise RuntimeError(f"{command} ended without a line {beginning!r}: {''.join(lines)}")
+        process.stderr.read()
+    if process.returncode:
+        raise RuntimeError(f"{command} exited with {process.returncode}")
+    return found
+
+
+def measure_help() -> list[Extra]:
+    commands = {"python -m omnitune.cli --help": (*OMNITUNE, "--help"), "omnitune --help": (_script(), "--help")}
+    seconds_to_end(EMPTY)
+    for command in commands.values():
+        seconds_to_end(command)
+    empty: list[float] = []
+    ours: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(PAIRS):
+        empty.append(seconds_to_end(EMPTY))
+        for name, command in commands.items():
+            ours[name].append(seconds_to_end(command))
+    middle = statistics.median(empty)
+    return [Extra(name, statistics.median(times), middle, HELP_BOUND) for name, times in ours.items()]
+
+
+def measure_first_step(run: TinyRun) -> Extra:
+    """Each training starts a run of its own: to go on with a finished one would not step.
+
+    The log writes its first step at once, not in bunches, and shows it as `step 1/2`.
+    """
+
+    def load() -> float:
+        return seconds_to_line([sys.executable, "-c", LOAD, run.model / "transformer"], "loaded", run.folder)
+
+    def train(name: str) -> float:
+        return seconds_to_line([*OMNITUNE, "train", run.file, f"name={name}"], "step 1/", run.folder)
+
+    load()
+    train("warm-up")
+    pairs = [(load(), train(f"run-{i}")) for i in range(PAIRS)]
+    theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+    for theirs_once, ours_once in pairs:
+        print(f"load {theirs_once:.2f} s, first step after {ours_once:.2f} s")
+    return Extra("first training step", ours, theirs, STEP_BOUND)
+
+
+def _script() -> Path:
+    """The installed command, beside the interpreter."""
+    return Path(sys.executable).parent / "omnitune"
+
+
+def main() -> int:
+    with tiny_run(SETTINGS) as run:
+        extras = [*measure_help(), measure_first_step(run)]
+    return verdict("startup: " + ", ".join(map(str, extras)), all(extra.holds for extra in extras))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

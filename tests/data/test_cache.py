@@ -1,0 +1,386 @@
+"""What is cached equals what would be computed, is found by all that decides it, and survives any kill."""
+
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnitune import precompute, session
+from omnitune.data import cache
+from omnitune.data.cache import Store, split_rows, stack_rows
+from omnitune.families._diffusers import DiffusersFamily
+from omnitune.job import Job
+from omnitune.parallel.mesh import Mesh
+from omnitune.precompute import fill
+from omnitune.random import Draw
+from omnitune.types import UserError
+
+if TYPE_CHECKING:
+    from core_fixtures import Workplace
+
+pytest_plugins = ["core_fixtures"]
+
+
+def entry(number: int) -> dict[str, Tensor]:
+    return {"moments": torch.full((2, 3), float(number)), "length": torch.tensor(number)}
+
+
+def stored(folder: Path, *numbers: int) -> Store:
+    """A store with one shard that holds these entries."""
+    store = Store(folder)
+    for number in numbers:
+        store.add(f"key{number}", entry(number))
+    store.flush()
+    store.refresh()
+    return store
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# The store
+
+
+def test_what_was_added_is_read_back(tmp_path: Path) -> None:
+    store = stored(tmp_path, 1, 2)
+    assert same(store.read("key1"), entry(1))
+    assert same(store.read("key2"), entry(2))
+    assert store.missing(["key3", "key1", "key4", "key3"]) == ["key3", "key4"]
+
+
+def test_tensors_keep_their_dtype_and_shape(tmp_path: Path) -> None:
+    store, ragged = Store(tmp_path), torch.randn(5, 4).bfloat16().T
+    store.add("key", {"prompt_embeds": ragged})
+    store.flush()
+    store.refresh()
+    assert same(store.read("key"), {"prompt_embeds": ragged})
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(tensors: dict[str, Tensor], path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "save_file", broken)
+    store = Store(tmp_path / "text")
+    store.add("key", entry(1))
+    with pytest.raises(OSError, match="No space left"):
+        store.flush()
+    assert list((tmp_path / "text").iterdir()) == []
+
+
+def test_shards_are_flushed_when_they_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARD_BYTES", 60)  # two entries of 24 + 8 bytes
+    store = Store(tmp_path)
+    for number in range(5):
+        store.add(f"key{number}", entry(number))
+    assert len(shards(tmp_path)) == 2
+    store.flush()
+    store.refresh()
+    assert all(same(store.read(f"key{number}"), entry(number)) for number in range(5))
+
+
+def test_the_index_is_built_again_from_the_shards(tmp_path: Path) -> None:
+    stored(tmp_path, 1, 2)
+    stored(tmp_path, 3)
+    (tmp_path / "index.sqlite").unlink()
+    store = Store(tmp_path)
+    assert store.missing(["key1", "key2", "key3"]) == ["key1", "key2", "key3"]
+    store.refresh()
+    assert same(store.read("key2"), entry(2))
+    assert same(store.read("key3"), entry(3))
+
+
+def test_shards_of_another_process_are_found(tmp_path: Path) -> None:
+    mine = stored(tmp_path, 1)
+    stored(tmp_path, 2)
+    mine.refresh()
+    assert same(mine.read("key2"), entry(2))
+
+
+def test_entries_of_a_deleted_shard_are_missing_again(tmp_path: Path) -> None:
+    stored(tmp_path, 1, 2)
+    first = shards(tmp_path)[0]
+    store = stored(tmp_path, 3)
+    first.unlink()
+    store.refresh()
+    assert store.missing(["key1", "key2", "key3"]) == ["key1", "key2"]
+
+
+@pytest.mark.parametrize("bytes_left", [0, 5, 40, -1])
+def test_a_damaged_shard_is_told_with_the_way_out(tmp_path: Path, bytes_left: int) -> None:
+    stored(tmp_path, 1, 2)
+    shard = shards(tmp_path)[0]
+    shard.write_bytes(shard.read_bytes()[:bytes_left])
+    told = rf"^data.cache: {shard} is damaged \(.*\); delete it and what it held is encoded again$"
+    with pytest.raises(UserError, match=told):
+        Store(tmp_path).read("key1")
+    (tmp_path / "index.sqlite").unlink()
+    with pytest.raises(UserError, match=told):
+        Store(tmp_path).refresh()
+
+
+def test_a_shard_that_vanished_under_a_reader_is_told(tmp_path: Path) -> None:
+    stored(tmp_path, 1)
+    shards(tmp_path)[0].unlink()
+    with pytest.raises(UserError, match=r"is damaged .*; delete it"):
+        Store(tmp_path).read("key1")
+
+
+def test_forked_readers_share_a_store(tmp_path: Path) -> None:
+    store = stored(tmp_path, *range(20))
+    assert same(store.read("key0"), entry(0))  # opens connection and shard before the fork
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def read(start: int) -> None:
+        numbers = range(start, 20, 2)
+        results.put(all(same(store.read(f"key{i}"), entry(i)) for _ in range(5) for i in numbers))
+
+    readers = [context.Process(target=read, args=(start,)) for start in (0, 1)]
+    for reader in readers:
+        reader.start()
+    assert [results.get(timeout=30) for _ in readers] == [True, True]
+    for reader in readers:
+        reader.join(30)
+    assert same(store.read("key1"), entry(1))
+
+
+def test_more_shards_than_can_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "OPEN_SHARDS", 2)
+    for number in range(5):
+        store = stored(tmp_path, number)
+    for number in (0, 1, 2, 3, 4, 0, 4, 1):
+        assert same(store.read(f"key{number}"), entry(number))
+    assert len(store._shards) == 2
+
+
+def test_rows_are_split_and_stacked_again() -> None:
+    batch = {"moments": torch.randn(3, 2, 2), "prompt_embeds": [torch.randn(n, 4) for n in (1, 3, 2)]}
+    rows = split_rows(batch, 3)
+    again = stack_rows(rows, ["prompt_embeds"])
+    assert torch.equal(again["moments"], batch["moments"])
+    assert all(map(torch.equal, again["prompt_embeds"], batch["prompt_embeds"]))
+
+
+# What is encoded
+
+
+def encoded(place: "Workplace", mesh: Mesh, *overrides: str) -> dict[str, int]:
+    """How many entries of each stage filling the cache encodes."""
+    job = place.job(*overrides)
+    return fill(job, job.index(), mesh).encoded
+
+
+def test_everything_is_encoded_once_and_the_empty_prompt_with_it(workplace: "Workplace", mesh: Mesh) -> None:
+    assert encoded(workplace, mesh) == {"moments": 5, "text": 6}
+    assert encoded(workplace, mesh) == {"moments": 0, "text": 0}
+    job = workplace.job()
+    samples = job.samples(job.index())
+    keys = job.keys.of(samples.roots({**samples.inputs(0), "caption": ""}))
+    assert job.stores["text"].read(keys["text"])["prompt_embeds"].shape == (1, 32)  # the end token alone
+
+
+def test_equal_captions_are_encoded_once(workplace: "Workplace", mesh: Mesh) -> None:
+    workplace.captions = dict.fromkeys(workplace.captions, "the same")
+    workplace.write_captions()
+    assert encoded(workplace, mesh) == {"moments": 5, "text": 2}
+
+
+def test_a_changed_caption_encodes_one_text(workplace: "Workplace", mesh: Mesh) -> None:
+    encoded(workplace, mesh)
+    workplace.captions["fox.mp4"] = "a fox runs through snow"
+    workplace.write_captions()
+    assert encoded(workplace, mesh) == {"moments": 0, "text": 1}
+
+
+def test_a_changed_file_encodes_its_moments(workplace: "Workplace", mesh: Mesh) -> None:
+    encoded(workplace, mesh)
+    workplace.add("apple.png", seed=77)
+    assert encoded(workplace, mesh) == {"moments": 1, "text": 0}
+
+
+def test_a_renamed_file_is_found_again(workplace: "Workplace", mesh: Mesh) -> None:
+    encoded(workplace, mesh)
+    (workplace.clips / "fox.mp4").rename(workplace.clips / "vixen.mp4")
+    workplace.captions["vixen.mp4"] = workplace.captions.pop("fox.mp4")
+    workplace.write_captions()
+    assert encoded(workplace, mesh) == {"moments": 0, "text": 0}
+
+
+def test_another_part_of_a_picture_is_another_entry(workplace: "Workplace", mesh: Mesh) -> None:
+    encoded(workplace, mesh)
+    assert encoded(workplace, mesh, "data.buckets.sizes=[16x16, 16x32]") == {"moments": 0, "text": 0}
+    assert encoded(workplace, mesh, "data.buckets.sizes=[16x32]") == {"moments": 5, "text": 0}
+    assert encoded(workplace, mesh, "data.buckets.frames=[1]") == {"moments": 2, "text": 0}
+
+
+def test_variants_are_cached_side_by_side(workplace: "Workplace", mesh: Mesh) -> None:
+    workplace.add("long.mp4", frames=12)
+    workplace.captions = {"long.mp4": "one long clip"}
+    workplace.write_captions()
+    job = workplace.job("data.variants=40", "data.window=random")
+    filled = fill(job, job.index(), mesh)
+    assert filled.encoded == {"moments": 8, "text": 2}  # 12 - 5 + 1 windows
+    samples = job.samples(job.index())
+    seen = {samples.inputs(0, samples.variant(position))["view"] for position in range(100)}
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("model.options.text_length=16", {"text"}),
+        ("model.dtype=bfloat16", {"text", "moments"}),
+        ("seed=5", set()),
+        ("data.batch_size=3", set()),
+        ("trainable={lora: {rank: 7}}", set()),
+    ],
+)
+def test_what_changes_the_output_of_a_stage_changes_its_fingerprint(
+    workplace: "Workplace", override: str, changed: set[str]
+) -> None:
+    before, after = workplace.job().stage_fingerprints(), workplace.job(override).stage_fingerprints()
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("component", "changed"),
+    [("vae", {"moments"}), ("text_encoder", {"text"}), ("tokenizer", {"text"}), ("transformer", set())],
+)
+def test_other_weights_change_the_fingerprint_of_the_stages_that_use_them(
+    workplace: "Workplace", tmp_path: Path, component: str, changed: set[str]
+) -> None:
+    shutil.copytree(workplace.model, tmp_path / "model")
+    before = workplace.job().stage_fingerprints()
+    copied = workplace.job("model.path=./model").stage_fingerprints()
+    assert copied == before
+    file = next(p for p in sorted((tmp_path / "model" / component).iterdir()) if p.name != "config.json")
+    file.write_bytes(file.read_bytes() + b" ")
+    after = workplace.job("model.path=./model").stage_fingerprints()
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_stage_whose_weights_train_is_not_cached(workplace: "Workplace") -> None:
+    assert workplace.job().cached_names == ["moments", "text"]
+    job = workplace.job("trainable=[{params: [transformer, text_encoder]}]")
+    assert (job.cached_names, job.live_names) == (["moments"], ["latents", "text"])
+
+
+def test_lost_indices_and_shards_cost_only_what_they_held(workplace: "Workplace", mesh: Mesh) -> None:
+    encoded(workplace, mesh)
+    for index in Path(".cache").rglob("index.sqlite"):
+        index.unlink()
+    assert encoded(workplace, mesh) == {"moments": 0, "text": 0}
+    (shard,) = [s for s in shards(Path(".cache")) if s.parent.name.startswith("text")]
+    shard.unlink()
+    assert encoded(workplace, mesh) == {"moments": 0, "text": 6}
+
+
+def test_encoding_that_was_killed_goes_on_where_it_was(
+    workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SHARD_BYTES", 1)  # every entry is a shard
+    monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
+    encode, calls = precompute._encode_group, []
+
+    def killed(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        encode(*arguments)
+
+    monkeypatch.setattr(precompute, "_encode_group", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(workplace, mesh)
+    monkeypatch.setattr(precompute, "_encode_group", encode)
+    assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
+
+
+# What training reads
+
+
+def recorded_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    loaded: list[str] = []
+    load = DiffusersFamily._load
+
+    def recording(self: DiffusersFamily, name: str) -> Any:
+        if self.device.type != "meta":
+            loaded.append(name)
+        return load(self, name)
+
+    monkeypatch.setattr(DiffusersFamily, "_load", recording)
+    return loaded
+
+
+def test_encoders_are_not_loaded_when_all_is_cached(
+    workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = recorded_loads(monkeypatch)
+    session.train(workplace.run("schedule.steps=1", "name=first"), mesh)
+    assert loaded == ["vae", "text_encoder", "transformer"]
+    loaded.clear()
+    session.train(workplace.run("schedule.steps=1", "name=second"), mesh)
+    assert loaded == ["transformer"]
+
+
+def ready(job: Job, mesh: Mesh) -> Callable[[int], dict[str, Any]]:
+    """Gives the batch of a step as the objective gets it."""
+    index = job.index()
+    fill(job, index, mesh)
+    batches = job.batches(index, mesh)
+    family = job.load_family("cpu", job.train_components)
+    stages = job.stages(family, job.live_names)
+
+    def batch(step: int) -> dict[str, Any]:
+        found = batches.batch(batches.order.batch(step))
+        draw = Draw(job.run.seed, found["position"], step)
+        with torch.no_grad():
+            for stage in stages:
+                found |= stage.run(found, draw)
+        return found
+
+    return batch
+
+
+DROPOUT = "conditions=[{name: caption_dropout, probability: 0.5}]"
+
+
+def test_a_cached_batch_is_the_live_batch(workplace: "Workplace", mesh: Mesh) -> None:
+    cached = ready(workplace.job(DROPOUT), mesh)
+    live = ready(workplace.job(DROPOUT, "data.cache=null"), mesh)
+    for step in range(6):
+        one, other = cached(step), live(step)
+        assert one["id"] == other["id"]
+        assert one["caption"] == other["caption"]
+        torch.testing.assert_close(one["moments"], other["moments"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(one["x0"]["x"], other["x0"]["x"], rtol=0, atol=1e-5)
+        for a, b in zip(one["prompt_embeds"], other["prompt_embeds"], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def losses(run: Any, mesh: Mesh) -> list[float]:
+    import json
+
+    lines = (session.train(run, mesh) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_training_on_the_cache_is_training_without_it(workplace: "Workplace", mesh: Mesh) -> None:
+    short = ("schedule.steps=3", "optimizer={name: adamw, lr: 1e-2}", DROPOUT)
+    cached = losses(workplace.run(*short, "name=cached"), mesh)
+    live = losses(workplace.run(*short, "name=live", "data.cache=null", "data.num_workers=0"), mesh)
+    ahead = losses(workplace.run(*short, "name=ahead", "data.cache=null", "data.num_workers=2"), mesh)
+    assert live == pytest.approx(cached, abs=1e-5)
+    assert ahead == live
+    assert len(set(cached)) == 3

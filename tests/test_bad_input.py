@@ -1,0 +1,397 @@
+"""A mistake is one message with place, value and way out, exit code 2, and nothing half-written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import pytest
+
+from omnitune import session
+from omnitune.testing.runs import ended, run, start
+
+if TYPE_CHECKING:
+    from core_fixtures import Workplace
+
+pytest_plugins = ["core_fixtures"]
+
+RUN = """\
+model: {family: wan, path: wan, dtype: float32}
+trainable: {lora: {rank: 2}}
+data:
+  sources: [{path: clips}]
+  buckets: {frames: [1, 5], sizes: [16x16]}
+  batch_size: 2
+schedule: {steps: 2}
+"""
+
+
+@pytest.fixture
+def place(empty_workplace: "Workplace") -> "Workplace":
+    """A workplace with a model of its own, which may be damaged."""
+    shutil.copytree(empty_workplace.model, "wan")
+    empty_workplace.write(RUN)
+    for i, name in enumerate(("fox.mp4", "boat.mp4", "apple.png")):
+        empty_workplace.add(name, seed=i)
+    return empty_workplace
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a run was trained."""
+    from core_fixtures import Workplace
+
+    done = Workplace(tmp_path_factory.mktemp("finished"), tiny_wan)
+    shutil.copytree(tiny_wan, done.root / "wan")
+    done.write(RUN)
+    for i, name in enumerate(("fox.mp4", "boat.mp4", "apple.png")):
+        done.add(name, seed=i)
+    assert run("train", "run.yaml", cwd=done.root).code == 0
+    return done.root
+
+
+@pytest.fixture
+def trained(place: "Workplace", finished: Path) -> "Workplace":
+    """The workplace, with the run trained in it."""
+    for name in ("runs", ".cache"):
+        shutil.copytree(finished / name, place.root / name, symlinks=True)
+    return place
+
+
+def written(place: "Workplace") -> dict[Path, bytes]:
+    """Everything in run folders."""
+    files = [path for path in Path("runs").glob("*/**/*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
+def refused(place: "Workplace", *words: str) -> str:
+    """What a run that must not start writes to stderr."""
+    before = written(place)
+    done = run("train", "run.yaml", *words, cwd=place.root)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert written(place) == before
+    return done.err
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "batch_size: 2",
+            "batch_sise: 2",
+            "run.yaml:6: data.batch_sise is not an option; did you mean batch_size?",
+        ),
+        (
+            "batch_size: 2",
+            "batch_size: two",
+            "run.yaml:6: data.batch_size: input should be a valid integer, unable to parse string as an "
+            "integer, not 'two'",
+        ),
+        (
+            "{lora: {rank: 2}}",
+            "\n  - {params: transformer}\n  - {params: transformer.blokcs}",
+            "run.yaml:4: trainable.1: 'transformer.blokcs' matches no parameter; nearest: "
+            "transformer.blocks, transformer.blocks.1, transformer.blocks.0",
+        ),
+        (
+            "{lora: {rank: 2}}",
+            "\n  - {params: transformer}\n  - {params: transformer.blocks.0}",
+            "run.yaml:4: trainable.1: all that 'transformer.blocks.0' matches is taken by trainable.0 "
+            "('transformer'); put it before that",
+        ),
+        (
+            "{lora: {rank: 2}}",
+            "[{params: vae.encoder, lora: {rank: 2}}]",
+            "run.yaml:2: trainable.0.lora: the published pipeline of wan loads no LoRA for vae, only for "
+            "transformer; train that part without lora",
+        ),
+        (
+            "[16x16]",
+            "[20x16]",
+            "run.yaml:5: data.buckets.sizes: 20x16 is not in multiples of 16; the nearest is 16x16",
+        ),
+        ("[1, 5]", "[1, 6]", "run.yaml:5: data.buckets.frames: 6 is not 4 * k + 1; the nearest is 5"),
+        (
+            "path: wan",
+            "path: ./gone",
+            "run.yaml:1: model.path: './gone' is no folder; give a folder with model_index.json or a hub id",
+        ),
+        (
+            "family: wan",
+            "family: wann",
+            "run.yaml:1: model.family: 'wann' is not a family; did you mean wan? (or name your own as "
+            "package.module:Class)",
+        ),
+        (
+            "dtype: float32",
+            "options: {text_len: 3}",
+            "run.yaml:1: model.options.text_len: is not an option (options of this family: text_length)",
+        ),
+        (
+            "path: clips",
+            "path: gone",
+            "run.yaml:4: data.sources: gone: does not exist (looked for {root}/gone)",
+        ),
+        (
+            "schedule:",
+            "parallel: {micro_batch_size: 3}\nschedule:",
+            "run.yaml:7: parallel.micro_batch_size: 3 is above data.batch_size 2, which is what the "
+            "optimizer sees over all devices; raise that or lower this",
+        ),
+        (
+            "schedule:",
+            "validation: {size: 20x16}\nschedule:",
+            "run.yaml:7: validation.size: 1x20x16 is not a size that wan takes; the nearest is 1x16x16",
+        ),
+        (
+            "schedule:",
+            "objective: {name: epsilon}\nschedule:",
+            "run.yaml:7: objective.name: family wan is a flow model; use flow_matching",
+        ),
+        (
+            "schedule:",
+            "init_from: gone\nschedule:",
+            "run.yaml:7: init_from: gone is not there; give a LoRA file or a folder that `export` wrote",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_line(
+    place: "Workplace", old: str, new: str, message: str
+) -> None:
+    assert RUN.count(old) == 1
+    place.write(RUN.replace(old, new))
+    assert refused(place) == message.replace("{root}", str(place.root)) + "\n"
+    assert not Path("runs/run").exists()
+
+
+def test_a_mistake_on_the_command_line_is_told_as_one(place: "Workplace") -> None:
+    assert refused(place, "validation.size=20x16") == (
+        "command line: validation.size: 1x20x16 is not a size that wan takes; the nearest is 1x16x16\n"
+    )
+
+
+# The data
+
+
+def damage_a_frame(path: Path) -> None:
+    """Overwrite the last packet: the file opens, and its first frame can be decoded."""
+    with av.open(str(path)) as container:
+        last = [packet for packet in container.demux(video=0) if packet.size][-1]
+        place, size = last.pos, last.size
+    whole = bytearray(path.read_bytes())
+    whole[place : place + size] = b"\xff" * size
+    path.write_bytes(whole)
+
+
+DAMAGED = r"{root}/clips/fox\.mp4: frame \d cannot be decoded \(.+\); replace the file or remove it\n"
+
+
+@pytest.mark.parametrize("cache", [".cache", "null"])
+def test_a_clip_with_a_damaged_frame_is_named(place: "Workplace", cache: str) -> None:
+    damage_a_frame(place.clips / "fox.mp4")
+    place.remove("boat.mp4", "apple.png")
+    done = run("train", "run.yaml", f"data.cache={cache}", cwd=place.root)
+    assert done.code == 2
+    assert re.fullmatch(DAMAGED.format(root=place.root), done.err)
+    assert not list(Path("runs").rglob("checkpoints"))
+    if cache != "null":  # without it, the run starts before the clip is read
+        assert not Path("runs/run").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+UNREADABLE = "cannot be read as a video (Invalid data found when processing input); replace it or remove it"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "spoil", "message"),
+    [
+        ("fox.mp4", 1, cut, UNREADABLE),
+        ("fox.mp4", 1, empty, UNREADABLE),
+        (
+            "apple.png",
+            3,
+            empty,
+            "cannot be read as a picture (cannot identify image file '{path}'); replace it or remove it",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_named_with_its_line(
+    place: "Workplace", name: str, line: int, spoil: Callable[[Path], None], message: str
+) -> None:
+    path = place.clips / name
+    spoil(path)
+    told = f"clips/metadata.jsonl:{line}: {path}: {message}\n".replace("{path}", str(path))
+    assert refused(place) == told
+    assert not Path("runs/run").exists()
+
+
+def test_a_missing_caption_is_told_with_its_line(place: "Workplace") -> None:
+    table = place.clips / "metadata.jsonl"
+    table.write_text(table.read_text().replace(', "caption": "a boat"', ""))
+    assert refused(place) == (
+        "clips/metadata.jsonl:2: the caption is missing; add one of caption, text, prompt\n"
+    )
+
+
+def test_a_file_without_a_caption_beside_it_is_named(place: "Workplace") -> None:
+    (place.clips / "metadata.jsonl").unlink()
+    for name in ("fox", "apple"):
+        (place.clips / f"{name}.txt").write_text("a caption")
+    assert refused(place) == (
+        "clips/boat.mp4: has no caption; write one to clips/boat.txt or name the file in metadata.jsonl\n"
+    )
+
+
+def test_clips_shorter_than_the_bucket_are_listed_with_what_can_be_done(place: "Workplace") -> None:
+    place.write(RUN.replace("[1, 5]", "[1, 9]"))
+    assert refused(place) == (
+        "run.yaml:3: data.short: error: 2 clips are too short for data.buckets.frames; set it to skip, "
+        "loop, hold or "
+        "shorter, or put a smaller count into data.buckets.frames:\n"
+        "  clips/metadata.jsonl:1: clips/fox.mp4: 5 of the 9 frames needed at 8 fps\n"
+        "  clips/metadata.jsonl:2: clips/boat.mp4: 5 of the 9 frames needed at 8 fps\n"
+    )
+
+
+def test_data_of_which_nothing_is_left_are_told(place: "Workplace") -> None:
+    place.remove("boat.mp4", "apple.png")
+    place.write(RUN.replace("[1, 5]", "[9]").replace("batch_size", "short: skip\n  batch_size"))
+    assert refused(place) == (
+        "run.yaml:4: data.sources: no sample is left to train on; 1 clip is too short and left out "
+        "(data.short: skip): clips/fox.mp4: 5 of the 9 frames needed at 8 fps\n"
+    )
+
+
+# The model
+
+
+def test_a_missing_weight_file_is_named(place: "Workplace") -> None:
+    Path("wan/text_encoder/model.safetensors").unlink()
+    assert refused(place) == (
+        "run.yaml:1: model.path: wan/text_encoder/model.safetensors is missing; "
+        "copy the weights there or fetch the model again\n"
+    )
+    assert not Path("runs/run").exists()
+
+
+def test_a_weight_file_that_is_cut_short_is_named(place: "Workplace") -> None:
+    cut(Path("wan/vae/diffusion_pytorch_model.safetensors"))
+    message = refused(place)
+    assert message.startswith("run.yaml:1: model.path: wan/vae cannot be loaded: ")
+    assert message.endswith("; fetch it again\n")
+    assert not Path("runs/run").exists()
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "vae/config.json"])
+def test_a_configuration_that_is_missing_or_damaged_is_named(place: "Workplace", file: str) -> None:
+    path = Path("wan") / file
+    cut(path)
+    assert refused(place).startswith(f"run.yaml:1: model.path: wan/{file} is not JSON (")
+    path.unlink()
+    assert refused(place).startswith(f"run.yaml:1: model.path: wan/{file} is missing; ")
+
+
+# A run that is there already
+
+
+def test_a_folder_whose_run_learns_something_else_is_refused(trained: "Workplace") -> None:
+    trained.write(RUN.replace("batch_size: 2", "batch_size: 1"))
+    assert refused(trained) == (
+        "run.yaml:6: data.batch_size: runs/run holds a run that learns something else (data.batch_size 2 "
+        "there, "
+        "1 here); choose another name=, delete that folder, or go back to its settings\n"
+    )
+
+
+def test_data_that_changed_since_the_checkpoint_are_named(trained: "Workplace") -> None:
+    trained.captions["fox.mp4"] = "a vixen"
+    trained.remove("boat.mp4")
+    trained.add("new.png")
+    assert refused(trained, "schedule.steps=4") == (
+        "run.yaml:4: data.sources: the data is not what runs/run was trained on (changed: clips/fox.mp4; "
+        "gone: clips/boat.mp4; new: clips/new.png); bring it back, or start another run with name=, "
+        "from this one's weights by init_from=runs/run/weights\n"
+    )
+
+
+def test_base_weights_that_changed_since_the_checkpoint_are_named(trained: "Workplace") -> None:
+    config = Path("wan/transformer/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eps": 1e-5}))
+    assert refused(trained, "schedule.steps=4") == (
+        "run.yaml:1: model.path: the weights at wan are not those that runs/run was started from; "
+        "bring those back, or start another run with name=\n"
+    )
+
+
+def test_a_run_folder_that_another_process_holds_is_refused(trained: "Workplace") -> None:
+    with session.locked(Path("runs/run")):
+        assert refused(trained) == (
+            "runs/run: another process trains here; wait for it, or choose another name=\n"
+        )
+
+
+def test_a_refused_run_can_be_put_right_and_trained(place: "Workplace") -> None:
+    place.write(RUN.replace("[16x16]", "[20x16]"))
+    refused(place)
+    place.write(RUN)
+    assert run("train", "run.yaml", cwd=place.root).code == 0
+
+
+# Two processes
+
+
+def refused_by_two(place: "Workplace", *words: str) -> str:
+    """What a run of two processes that must not start writes to stderr."""
+    before = written(place)
+    done = ended(start("train", "run.yaml", "--nproc", "2", *words, cwd=place.root))
+    assert (done.code, done.out) == (2, ""), done.err
+    assert written(place) == before
+    return done.err
+
+
+def test_two_processes_tell_of_a_clip_that_one_of_them_cannot_decode_once(place: "Workplace") -> None:
+    damage_a_frame(place.clips / "fox.mp4")
+    assert re.fullmatch(DAMAGED.format(root=place.root), refused_by_two(place))
+    assert not Path("runs/run").exists()
+
+
+def test_two_processes_tell_of_a_rule_without_effect_once(place: "Workplace") -> None:
+    place.write(RUN.replace("{lora: {rank: 2}}", "[{params: transformer.blokcs}]"))
+    message = "run.yaml:2: trainable.0: 'transformer.blokcs' matches no parameter; nearest: "
+    found = refused_by_two(place)
+    assert found.startswith(message)
+    assert found.count("\n") == 1
+
+
+def test_two_processes_tell_of_a_missing_weight_file_once(place: "Workplace") -> None:
+    Path("wan/transformer/diffusion_pytorch_model.safetensors").unlink()
+    assert refused_by_two(place) == (
+        "run.yaml:1: model.path: wan/transformer/diffusion_pytorch_model.safetensors is missing; "
+        "copy the weights there or fetch the model again\n"
+    )
+
+
+def test_two_processes_tell_of_changed_data_once(trained: "Workplace") -> None:
+    trained.add("new.png")
+    found = refused_by_two(trained, "schedule.steps=4")
+    assert found.startswith("run.yaml:4: data.sources: the data is not what runs/run was trained on (new: ")
+    assert found.count("\n") == 1
+
+
+def test_two_processes_tell_of_a_micro_batch_that_is_too_large_once(place: "Workplace") -> None:
+    assert refused_by_two(place, "parallel.micro_batch_size=3").startswith(
+        "command line: parallel.micro_batch_size: 3 is above data.batch_size 2"
+    )

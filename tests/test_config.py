@@ -1,0 +1,445 @@
+"""YAML becomes a run, or one message with every mistake and its line."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from omnitune import config
+from omnitune.callbacks.ema import Ema
+from omnitune.conditions import CaptionDropout
+from omnitune.config import Run
+from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, VPrediction
+from omnitune.optim import Adam, AdamW
+from omnitune.trainable import Lora, LoraEverywhere, Rule
+from omnitune.types import UserError
+
+ROOT = Path(__file__).parent.parent
+
+BASE = """\
+model: {family: wan, path: models/wan}
+trainable:
+  - {params: transformer.blocks.*.attn*, lr: 1e-4, lora: {rank: 32}}
+data:
+  sources: [{path: clips}]
+  buckets:
+    frames: [1, 49]
+    area: 480x832
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path("run.yaml")
+
+
+def load(file: Path, text: str = BASE, *overrides: str) -> Run:
+    file.write_text(text)
+    return config.load(file, overrides)[0]
+
+
+def mistakes(file: Path, text: str = BASE, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(file, text, *overrides)
+    return str(caught.value).split("\n")
+
+
+# What is right
+
+
+def test_a_run_has_what_the_file_says_and_defaults_for_the_rest(file: Path) -> None:
+    run = load(file)
+    assert run.trainable == [Rule(params="transformer.blocks.*.attn*", lr=1e-4, lora=Lora(rank=32))]
+    assert (run.data.sources[0].path, run.data.buckets.frames) == (Path("clips"), [1, 49])
+    assert (run.objective, run.optimizer, run.seed) == (FlowMatching(), AdamW(), 0)
+
+
+def test_a_run_is_named_after_its_file_unless_it_says_otherwise(file: Path) -> None:
+    assert load(file).name == "run"
+    assert load(file, BASE + "name: other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "value"), [("1e-4", 1e-4), ("1.5E+3", 1500.0), ("-2e2", -200.0), (".5e1", 5.0)]
+)
+def test_a_number_with_an_exponent_and_no_dot_is_a_number(file: Path, spelled: str, value: float) -> None:
+    run = load(file, BASE + f"objective: {{name: flow_matching, logit_mean: {spelled}}}")
+    assert isinstance(run.objective, FlowMatching)
+    assert run.objective.logit_mean == value
+
+
+@pytest.mark.parametrize(
+    ("text", "trainable"),
+    [
+        ("trainable: full", "full"),
+        (
+            "trainable: {lora: {rank: 8, alpha: 4}, lr: 1e-3}",
+            LoraEverywhere(lora=Lora(rank=8, alpha=4.0), lr=1e-3),
+        ),
+        ("trainable: [{params: [a, b]}]", [Rule(params=["a", "b"])]),
+    ],
+)
+def test_trainable_has_three_spellings(file: Path, text: str, trainable: object) -> None:
+    lines = BASE.splitlines(keepends=True)
+    assert load(file, "".join([*lines[:1], text + "\n", *lines[3:]])).trainable == trainable
+
+
+def test_components_are_chosen_by_name(file: Path) -> None:
+    run = load(
+        file,
+        BASE + "objective: {name: v_prediction, min_snr_gamma: 5}\noptimizer: {name: adam, lr: 1e-5}\n"
+        "conditions: [{name: caption_dropout, probability: 0.2}]",
+    )
+    assert run.objective == VPrediction(min_snr_gamma=5)
+    assert run.optimizer == Adam(lr=1e-5)
+    assert run.conditions == [CaptionDropout(probability=0.2)]
+
+
+def test_a_shift_is_a_number_or_grows_with_tokens(file: Path) -> None:
+    run = load(file, BASE + "objective: {name: flow_matching, shift: {max: 2}}")
+    assert run.objective == FlowMatching(shift=DynamicShift(max=2.0))
+
+
+# Mistakes
+
+
+def test_every_mistake_is_told_at_once_with_its_line(file: Path) -> None:
+    text = """\
+model: {family: wan, path: models/wan, dtype: int4}
+trainable: {lora: {rank: 0}}
+data:
+  sources: [{path: clips}]
+  buckets: {frames: [1, many]}
+  batch_sise: 8
+objective:
+  name: flow_matching
+  shfit: 3
+schedule: {steps: 10, warmup: 10}
+tracing: {draws: true}
+"""
+    assert sorted(mistakes(file, text)) == sorted(
+        [
+            "run.yaml:1: model.dtype: input should be 'float32' or 'bfloat16', not 'int4'",
+            "run.yaml:2: trainable.lora: rank must be 1 or more, not 0",
+            "run.yaml:5: data.buckets.frames.1: input should be a valid integer, "
+            "unable to parse string as an integer, not 'many'",
+            "run.yaml:6: data.batch_sise is not an option; did you mean batch_size?",
+            "run.yaml:9: objective.shfit is not an option; did you mean shift?",
+            "run.yaml:10: schedule: warmup must be at least 0 and below steps (10), not 10",
+            "run.yaml:11: tracing is not an option; did you mean tracking?",
+        ]
+    )
+
+
+def test_missing_keys_are_told_where_they_belong(file: Path) -> None:
+    assert mistakes(file, "model: {family: wan}\ntrainable: full\n") == [
+        "run.yaml:1: model.path is missing",
+        "run.yaml:1: data is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "objective: {name: flow}",
+            "run.yaml:9: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction",
+        ),
+        ("optimizer: {name: sgd}", "run.yaml:9: optimizer.name is 'sgd'; choose from adamw, adam"),
+        ("optimizer: {lr: 1e-4}", "run.yaml:9: optimizer.name is missing; state it"),
+        (
+            "seed: yes please",
+            "run.yaml:9: seed: input should be a valid integer, unable to parse string as an integer, not "
+            "'yes please'",
+        ),
+        (
+            "schedule: {steps: 1.5}",
+            "run.yaml:9: schedule.steps: input should be a valid integer, got a number with a fractional "
+            "part, not 1.5",
+        ),
+        ("parallel: {replicate: 0}", "run.yaml:9: parallel: replicate must be 1 or more, not 0"),
+        (
+            "parallel: {shard: 0}",
+            "run.yaml:9: parallel: shard must be 1 or more, or -1 for all devices, not 0",
+        ),
+        (
+            "parallel: {micro_batch_size: 0}",
+            "run.yaml:9: parallel: micro_batch_size must be 1 or more, not 0",
+        ),
+        ("validation: {fps: 0}", "run.yaml:9: validation: fps must be above 0, not 0.0"),
+        ("ema: {decay: 1}", "run.yaml:9: ema: decay must be between 0 and 1, not 1.0"),
+        ("checkpoint: {keep: 0}", "run.yaml:9: checkpoint: keep must be 1 or more, or null for all, not 0"),
+        (
+            "conditions: [{name: caption_dropout, probability: 2}]",
+            "run.yaml:9: conditions.0: probability must be between 0 and 1, not 2.0",
+        ),
+        (
+            "name: ../elsewhere",
+            "run.yaml:9: name: '../elsewhere' cannot name a folder; use letters, digits, - and _",
+        ),
+        (
+            "objective: {name: epsilon, shift: 3}",
+            "run.yaml:9: objective.shift is not an option here; docs/options.md lists where it belongs",
+        ),
+        ("qqqq: 1", "run.yaml:9: qqqq is not an option; `omnitune init` and docs/config.md list the options"),
+    ],
+)
+def test_a_mistake_has_its_line_its_value_and_a_way_out(file: Path, line: str, message: str) -> None:
+    assert mistakes(file, BASE + line) == [message]
+
+
+def test_a_mistake_between_keys_is_placed_at_the_first_of_them(file: Path) -> None:
+    text = BASE + "parallel:\n  micro_batch_size: 4\n"
+    assert mistakes(file, text) == [
+        "run.yaml:10: parallel.micro_batch_size: 4 is above data.batch_size 1, which is what the optimizer "
+        "sees "
+        "over all devices; raise that or lower this"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "run.yaml:1: a run is a mapping of keys (model, data, trainable...), not NoneType"),
+        ("- model", "run.yaml:1: a run is a mapping of keys (model, data, trainable...), not list"),
+        ("a: 1\nb: [1\n", "run.yaml:3: not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n\tb: 2\n", "run.yaml:2: not YAML: found character '\\t' that cannot start any token"),
+        ("a: 1\nb: \x01", "run.yaml:2: not YAML: special characters are not allowed ('\\x01')"),
+    ],
+)
+def test_what_is_no_yaml_mapping_is_told_with_its_line(file: Path, text: str, message: str) -> None:
+    assert mistakes(file, text) == [message]
+
+
+def test_a_file_that_is_not_there_is_told(file: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^run\.yaml: no such file; `omnitune init FAMILY > run\.yaml` writes one$"
+    ):
+        config.load(file)
+
+
+def test_a_file_that_is_not_text_is_told(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"^run\.yaml: cannot be read: "):
+        config.load(file)
+
+
+def test_every_key_that_stands_twice_is_told(file: Path) -> None:
+    text = BASE + "seed: 1\nschedule:\n  steps: 5\n  warmup: 1\n  steps: 6\nseed: 2\n"
+    assert mistakes(file, text) == [
+        "run.yaml:13: steps stands here a second time, first on line 11; keep one",
+        "run.yaml:14: seed stands here a second time, first on line 9; keep one",
+    ]
+
+
+def test_later_mistakes_are_placed_by_the_names_they_start_with(file: Path) -> None:
+    file.write_text(BASE)
+    _, document = config.load(file, ["objective.shift=3", "objective.name=flow_matching"])
+    placed = document.placed(
+        "trainable.0: 'x' matches no parameter\ndata.buckets.sizes: 1x1 is wrong\nobjective.shift: no\n"
+        "model.options.text_length: no\nclips/fox.mp4: is damaged\nsomething else: entirely"
+    )
+    assert placed.split("\n") == [
+        "run.yaml:3: trainable.0: 'x' matches no parameter",
+        "run.yaml:6: data.buckets.sizes: 1x1 is wrong",
+        "command line: objective.shift: no",
+        "run.yaml:1: model.options.text_length: no",
+        "clips/fox.mp4: is damaged",
+        "something else: entirely",
+    ]
+
+
+# The command line
+
+
+def test_overrides_set_values_lists_and_keys_that_the_file_has_not(file: Path) -> None:
+    run = load(
+        file, BASE, "seed=7", "data.buckets.frames=[1, 5]", "trainable.0.lora.rank=4", "ema.decay=0.5",
+        "trainable.0.lr=1e-3", "data.cache=null", "name=other",
+    )  # fmt: skip
+    assert (run.seed, run.data.buckets.frames, run.ema, run.data.cache, run.name) == (
+        7, [1, 5], Ema(decay=0.5), None, "other",
+    )  # fmt: skip
+    assert run.trainable == [Rule(params="transformer.blocks.*.attn*", lr=1e-3, lora=Lora(rank=4))]
+
+
+def test_a_later_override_wins(file: Path) -> None:
+    assert load(file, BASE, "seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.batch_size=many",
+            "command line: data.batch_size: input should be a valid integer, unable to parse string as an "
+            "integer, not 'many'",
+        ),
+        ("data.batch_sise=1", "command line: data.batch_sise is not an option; did you mean batch_size?"),
+        (
+            "objective.name=flow",
+            "command line: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction",
+        ),
+        (
+            "model.dtype=int4",
+            "command line: model.dtype: input should be 'float32' or 'bfloat16', not 'int4'",
+        ),
+        ("model={family: wan, path: 3}", "command line: model.path: input should be a valid string, not 3"),
+        ("parallel.replicate=0", "command line: parallel: replicate must be 1 or more, not 0"),
+        ("trainable.5.lr=1", "command line: trainable.5.lr does not lead anywhere in the file"),
+        ("model.path.deeper=1", "command line: model.path.deeper does not lead anywhere in the file"),
+        ("seed", "command line: 'seed' is not an override; write a.b.c=value"),
+        ("=3", "command line: '=3' is not an override; write a.b.c=value"),
+        (
+            "data.buckets.frames=[1",
+            "command line: data.buckets.frames: '[1' is not YAML; quote it for the shell",
+        ),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_told_as_one(file: Path, override: str, message: str) -> None:
+    assert mistakes(file, BASE, override) == [message]
+
+
+# Identity
+
+
+MAXIMAL = """\
+model: {family: wan, path: models/wan, options: {text_length: 64}}
+trainable: [{params: [a], lr: 1e-4, weight_decay: 0.1, lora: {rank: 4, alpha: 8, dropout: 0.1}}]
+data: {sources: [{path: clips}], buckets: {frames: [1], sizes: [32x32]}, batch_size: 8}
+objective: {name: flow_matching, shift: 3}
+conditions: [{name: caption_dropout}]
+ema: {decay: 0.9}
+schedule: {steps: 10}
+"""
+
+LEARNED = {
+    "model.family": "other", "model.revision": "v2", "model.dtype": "float32",
+    "model.options.text_length": 32, "trainable.0.params.0": "b", "trainable.0.lr": 1e-5,
+    "trainable.0.weight_decay": 0.0, "trainable.0.lora.rank": 2, "trainable.0.lora.alpha": 4,
+    "trainable.0.lora.dropout": 0.0, "data.buckets.frames.0": 5, "data.buckets.sizes.0": "16x16",
+    "data.buckets.area": "32x32", "data.batch_size": 9, "data.variants": 2, "data.fps": 8,
+    "data.window": "middle", "data.short": "loop", "data.crop": "random", "objective.name": "epsilon",
+    "objective.timesteps": "uniform", "objective.logit_mean": 1, "objective.logit_std": 2,
+    "objective.mode_scale": 1, "objective.shift": 2, "objective.loss_type": "huber",
+    "objective.huber_delta": 2, "conditions.0.name": "other", "conditions.0.probability": 0.2,
+    "optimizer.name": "adam", "optimizer.lr": 1, "optimizer.betas.0": 0.8, "optimizer.betas.1": 0.99,
+    "optimizer.eps": 1, "optimizer.weight_decay": 1, "optimizer.max_grad_norm": None,
+    "schedule.warmup": 2, "schedule.decay": "cosine", "schedule.floor": 0.1, "schedule.power": 3,
+    "schedule.pieces": [[1, 0.5]], "seed": 1, "ema.decay": 0.8,
+}  # fmt: skip
+"""What decides what is learned, with another value than MAXIMAL's."""
+
+FREE = {
+    "name": "other", "model.path": "elsewhere", "data.sources.0.name": "other",
+    "data.sources.0.path": "elsewhere", "data.cache": "elsewhere", "data.num_workers": 3,
+    "init_from": "elsewhere", "schedule.steps": 20, "parallel.replicate": 2,
+    "parallel.shard": 2, "parallel.micro_batch_size": 2, "parallel.timeout": 5, "checkpoint.every": 5,
+    "checkpoint.keep": None, "validation.every": 5, "validation.prompts": ["a"],
+    "validation.negative_prompt": "b", "validation.size": "32x32", "validation.steps": 5,
+    "validation.guidance": 1, "validation.seed": 5, "validation.fps": 5, "tracking.draws": True,
+}  # fmt: skip
+"""What may differ when a run goes on: places, speed, memory, what is shown; contents are hashed apart."""
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value}; an empty list or mapping is a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found: dict[str, Any] = {}
+    for key, child in items:
+        found |= leaves(child, f"{prefix}{key}.")
+    return found or {prefix.removesuffix("."): value}
+
+
+def altered(data: Any, dotted: str, value: Any) -> Any:
+    """A copy with one value changed."""
+    copy = json.loads(json.dumps(data))
+    *parents, last = dotted.split(".")
+    node = copy
+    for name in parents:
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    node[int(last) if isinstance(node, list) else last] = value
+    return copy
+
+
+def test_every_key_of_a_run_is_known_to_decide_what_is_learned_or_not_to(file: Path) -> None:
+    assert leaves(config.as_data(load(file, MAXIMAL))).keys() == LEARNED.keys() | FREE.keys()
+    assert not LEARNED.keys() & FREE.keys()
+    assert {name.split(".")[0] for name in LEARNED.keys() | FREE.keys()} == {
+        f.name for f in dataclasses.fields(Run)
+    }
+
+
+@pytest.mark.parametrize("key", LEARNED)
+def test_what_decides_what_is_learned_changes_the_identity(file: Path, key: str) -> None:
+    data = config.as_data(load(file, MAXIMAL))
+    assert config.identity(altered(data, key, LEARNED[key])) != config.identity(data)
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_what_decides_nothing_that_is_learned_leaves_the_identity(file: Path, key: str) -> None:
+    data = config.as_data(load(file, MAXIMAL))
+    other = altered(data, key, FREE[key])
+    assert other != data
+    assert config.identity(other) == config.identity(data)
+
+
+def test_the_identity_does_not_depend_on_how_the_file_is_written(file: Path) -> None:
+    plain = config.identity_hash(load(file, MAXIMAL))
+    turned = yaml.safe_dump(yaml.load(MAXIMAL, Loader=config._Loader), sort_keys=True)
+    assert config.identity_hash(load(file, turned + "seed: 0\n")) == plain
+    assert config.identity_hash(load(file, MAXIMAL, "seed=1")) != plain
+
+
+def test_the_kind_of_objective_and_of_training_is_part_of_the_identity(file: Path) -> None:
+    texts = [BASE, BASE + "objective: {name: epsilon}", BASE + "conditions: [{}]", BASE + "ema: {}"]
+    hashes = {config.identity_hash(load(file, text)) for text in texts}
+    hashes.add(config.identity_hash(load(file, BASE, "trainable=full")))
+    assert len(hashes) == 5
+
+
+# What is written
+
+
+@pytest.mark.parametrize(
+    "text", [BASE, MAXIMAL, BASE + "objective: {name: epsilon}\nname: other", MAXIMAL + "seed: 3"]
+)
+def test_a_run_that_was_written_loads_as_the_same_run(file: Path, text: str) -> None:
+    run = load(file, text)
+    other = Path("elsewhere.yaml")
+    other.write_text(config.dump(run))
+    assert config.load(other)[0] == run
+
+
+def test_the_schema_has_every_key_and_asks_for_those_without_default() -> None:
+    schema = config.schema()
+    assert schema["properties"].keys() == {f.name for f in dataclasses.fields(Run)}
+    assert set(schema["required"]) == {"model", "trainable", "data"}
+    assert schema["additionalProperties"] is False
+    json.dumps(schema)
+
+
+def test_the_schema_describes_what_editors_show() -> None:
+    defs = config.schema()["$defs"]
+    for name in ("Data", "FlowMatching", "Schedule", "Rule", "Parallel"):
+        for key, described in defs[name]["properties"].items():
+            known = {"name", "betas", "eps", "logit_std", "loss_type"}
+            assert "description" in described or key in known, f"{name}.{key}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_examples_use_keys_of_the_schema_only(path: Path) -> None:
+    schema, data = config.schema(), yaml.safe_load(path.read_text())
+    assert data.keys() <= schema["properties"].keys()
+    assert set(schema["required"]) <= data.keys()
+    config.load(path)
+
+
+def test_objectives_of_equal_options_are_equal_however_they_are_made(file: Path) -> None:
+    assert load(file, BASE + "objective: {name: epsilon, min_snr_gamma: 5}").objective == Epsilon(
+        min_snr_gamma=5
+    )
