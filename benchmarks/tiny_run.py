@@ -100,13 +100,13 @@ def _sizes(settings: Settings) -> list[str]:
 
 
 def _build() -> None:
-    from omnitune.testing.tiny import build_wan
+    from omnitune.testing.tiny import build_tiny
 
     arguments = argparse.ArgumentParser()
     arguments.add_argument("folder", type=Path)
     for name in ("layers", "heads", "head_dim"):
         arguments.add_argument(name, type=int)
-    build_wan(**vars(arguments.parse_args()))
+    build_tiny(**vars(arguments.parse_args()))
 
 
 if __name__ == "__main__":

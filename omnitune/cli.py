@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,6 +182,8 @@ def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> int | N
         return code
     from .parallel.mesh import Mesh
 
+    # Before the first step there is nothing to save: a signal ends the command where it is, with code 75.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     mesh = Mesh(run.parallel)
     try:
         _work(command, arguments, run, mesh)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import config, session
 from .parallel.mesh import Mesh
-from .testing.tiny import build_wan
+from .testing.tiny import build_tiny
 
 FOLDER = session.RUNS / "demo"
 
@@ -28,7 +28,7 @@ def demo() -> None:
                 f"building a tiny Wan model in {model}: random weights, a tokenizer trained on the captions"
             )
             words = [caption for source in sources for caption in captions(source)]
-            build_wan(model, captions=words, layers=4, heads=4, head_dim=16, text_dim=64, vae_dim=8)
+            build_tiny(model, captions=words, layers=4, heads=4, head_dim=16, text_dim=64, vae_dim=8)
         overrides = [f"model.path={model}", *(f"data.sources.{i}.path={s}" for i, s in enumerate(sources))]
         run, _ = config.load(assets / "demo.yaml", overrides)
         session.train(run, Mesh(run.parallel))

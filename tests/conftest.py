@@ -10,17 +10,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes sh
 
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from omnitune.testing.tiny import build_wan
+    from omnitune.testing.tiny import build_tiny
 
-    return build_wan(tmp_path_factory.mktemp("tiny-wan"))
+    return build_tiny(tmp_path_factory.mktemp("tiny-wan"))
 
 
 @pytest.fixture(scope="session")
 def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough that an adapter takes more than a megabyte."""
-    from omnitune.testing.tiny import build_wan
+    from omnitune.testing.tiny import build_tiny
 
-    return build_wan(tmp_path_factory.mktemp("wide-wan"), heads=4, head_dim=64)
+    return build_tiny(tmp_path_factory.mktemp("wide-wan"), heads=4, head_dim=64)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,16 +14,6 @@ from torch import Tensor, nn
 from ..types import Bucket, UserError
 from ._files import ModelFiles
 from .base import Denoiser, Sampling
-
-
-def quiet() -> None:
-    """Keep the libraries' progress bars and hints off the terminal: our own lines say what matters."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 class DiffusersFamily(Denoiser):
@@ -41,6 +32,21 @@ class DiffusersFamily(Denoiser):
         self.files, self.device, self.dtype, self.options = files, torch.device(device), dtype, options
         self.components = nn.ModuleDict()
 
+    @staticmethod
+    def quiet() -> None:
+        """Keep the libraries' progress bars and hints off the terminal: our own lines say what matters."""
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        for logging in (diffusers_logging, transformers_logging):
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, vocab_size: int, **sizes: int) -> dict[str, Any]:
+        """Random networks and the scheduler of a small pipeline in which no constant is neutral."""
+
     @classmethod
     def load(
         cls,
@@ -53,7 +59,7 @@ class DiffusersFamily(Denoiser):
         revision: str | None = None,
         replaced: Mapping[str, Path] | None = None,
     ) -> Self:
-        quiet()
+        cls.quiet()
         if device != "meta":
             ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
         family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)

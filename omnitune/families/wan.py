@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from diffusers import WanPipeline
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
 
 from ..random import Draw
 from ..types import Batch, Limits, Stage, Streams, option
@@ -110,3 +111,32 @@ class Wan(DiffusersFamily):
             return_dict=False,
         )[0]
         return {"x": velocity}
+
+    @classmethod
+    def tiny(cls, vocab_size: int, **sizes: int) -> dict[str, Any]:
+        defaults = {"layers": 2, "heads": 2, "head_dim": 12, "text_dim": 32, "vae_dim": 4}
+        layers, heads, head_dim, text_dim, vae_dim = {**defaults, **sizes}.values()
+        text = UMT5Config(
+            vocab_size=vocab_size, d_model=text_dim, d_kv=8, d_ff=2 * text_dim, num_layers=2, num_heads=4
+        )
+        transformer = WanTransformer3DModel(
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            text_dim=text_dim,
+            freq_dim=64,
+            ffn_dim=2 * heads * head_dim,
+            num_layers=layers,
+            rope_max_seq_len=64,
+        )
+        vae = AutoencoderKLWan(
+            base_dim=vae_dim,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1 * i - 0.7 for i in range(16)],
+            latents_std=[0.5 + 0.1 * i for i in range(16)],
+        )
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=cls.defaults.shift
+        )
+        networks = {"transformer": transformer, "vae": vae, "text_encoder": UMT5EncoderModel(text)}
+        return {**{name: network.eval() for name, network in networks.items()}, "scheduler": scheduler}

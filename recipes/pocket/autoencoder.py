@@ -2,9 +2,10 @@
 
     python recipes/pocket/autoencoder.py pocket-data pocket-work/vae --minutes 75
 
-Autoencoders are outside the trainer's scope, hence this script. A sitting ends after --minutes with a half-precision
-snapshot; the next goes on from it (the optimizer starts afresh, with a warm-up). --total states the minutes that
-the learning-rate schedule spans over all sittings. `--evaluate` only prints PSNR on the held-out concepts.
+Autoencoders are outside the trainer's scope, hence this script. A sitting ends after --minutes with a snapshot
+in half precision; the next goes on from it (the optimizer starts afresh, with a warm-up). --total states the
+minutes that the learning-rate schedule spans over all sittings. `--evaluate` only prints PSNR on the held-out
+concepts.
 """
 
 import argparse
@@ -23,9 +24,17 @@ from torch import Tensor
 from omnitune.data.media import probe, read_frames, read_image
 
 CONFIG = {
-    "base_dim": 24, "z_dim": 16, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "temperal_downsample": [True, True],
-    "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 8, "scale_factor_temporal": 4,
-}  # fmt: skip
+    "base_dim": 24,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 8,
+    "scale_factor_temporal": 4,
+}
 KL = 1e-6
 PICTURES, CLIPS, CLIP_FRAMES = 16, 3, 5
 CLIP_SHARE = 0.4
@@ -37,7 +46,9 @@ def load(folder: Path) -> list[Tensor]:
     found = []
     for row in rows:
         path = folder / row["file_name"]
-        frames = read_image(path) if path.suffix == ".png" else read_frames(path, range(probe(path).num_frames))
+        frames = (
+            read_image(path) if path.suffix == ".png" else read_frames(path, range(probe(path).num_frames))
+        )
         found.append(torch.from_numpy(np.ascontiguousarray(frames)))
     return found
 
@@ -76,8 +87,8 @@ def psnr(vae: AutoencoderKLWan, items: list[Tensor], frames: int) -> float:
 
 
 def evaluate(vae: AutoencoderKLWan, held: dict[str, list[Tensor]]) -> str:
-    pictures = psnr(vae, held["pictures"], 1)
-    return f"held-out PSNR: pictures {pictures:.2f} dB, clips of 17 frames {psnr(vae, held['clips'], 17):.2f} dB"
+    pictures, clips = psnr(vae, held["pictures"], 1), psnr(vae, held["clips"], 17)
+    return f"held-out PSNR: pictures {pictures:.2f} dB, clips of 17 frames {clips:.2f} dB"
 
 
 def statistics(vae: AutoencoderKLWan, data: dict[str, list[Tensor]]) -> tuple[list[float], list[float]]:
@@ -117,10 +128,14 @@ def main() -> None:
     train(vae, arguments, state, held)
 
 
-def train(vae: AutoencoderKLWan, arguments: argparse.Namespace, state: dict, held: dict[str, list[Tensor]]) -> None:
+def train(
+    vae: AutoencoderKLWan, arguments: argparse.Namespace, state: dict, held: dict[str, list[Tensor]]
+) -> None:
     data = {kind: load(arguments.data / kind / "train") for kind in ("pictures", "clips")}
     data["clips"] = [c for c in data["clips"] if len(c) >= 17]
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     average = {n: p.detach().clone() for n, p in vae.named_parameters()}
     started, said, begin, first = time.monotonic(), 0.0, state["minutes"], state["step"]
     for batch in batches(data, arguments.seed + state["step"]):
@@ -145,7 +160,9 @@ def train(vae: AutoencoderKLWan, arguments: argparse.Namespace, state: dict, hel
             average[n].lerp_(p.detach(), 1 - decay)
         if minutes - said > 5:
             said = minutes
-            print(f"{minutes:.0f} min, step {state['step']}, loss {loss.item():.4f}, lr {rate:.2e}", flush=True)
+            print(
+                f"{minutes:.0f} min, step {state['step']}, loss {loss.item():.4f}, lr {rate:.2e}", flush=True
+            )
     vae.load_state_dict(average, strict=False)
     vae.eval()
     mean, std = statistics(vae, data)

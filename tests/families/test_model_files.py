@@ -5,13 +5,13 @@ import torch
 
 from omnitune.families._files import ModelFiles
 from omnitune.families.wan import Wan
-from omnitune.testing.tiny import build_wan
+from omnitune.testing.tiny import build_tiny
 from omnitune.types import UserError
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return build_wan(tmp_path_factory.mktemp("model") / "wan")
+    return build_tiny(tmp_path_factory.mktemp("model") / "wan")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_hub_id_that_is_on_this_machine_loads_without_a_network(hub):
 
 def test_a_hub_id_that_is_nowhere_is_named_with_the_way_out(hub):
     with pytest.raises(
-        UserError, match="'org/other' is no folder here and cannot be fetched.*fetch it first"
+        UserError, match=r"'org/other' is no folder here and cannot be fetched.*fetch it first"
     ):
         Wan.load("org/other", "meta", torch.float32)
 

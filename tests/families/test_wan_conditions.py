@@ -17,7 +17,7 @@ from omnitune.parallel.mesh import Mesh
 from omnitune.precompute import fill
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
-from omnitune.testing.tiny import build_wan
+from omnitune.testing.tiny import build_tiny
 
 SIZE = {"height": 32, "width": 32, "num_frames": 9}
 CAPTIONS = {"a.mp4": "rocket", "b.mp4": "an airplane flies over the sea,  seen from below &amp; a cat"}
@@ -216,7 +216,7 @@ def test_the_noised_latents_mix_the_normalised_posterior_sample_and_noise(
 def pointed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, Path]:
     """A step of a model whose posterior has no spread."""
     folder = tmp_path_factory.mktemp("pointed")
-    model = without_variance(build_wan(folder / "model"))
+    model = without_variance(build_tiny(folder / "model"))
     return take_step(model, folder, at_a_quarter()), model
 
 
