@@ -40,7 +40,9 @@ class BareStep:
 
     def __init__(self, run: TinyRun, trainer: Trainer, batch: Batch):
         """Copy the weights and adapters that the trainer starts from, and prepare one batch for all steps."""
-        model = WanTransformer3DModel.from_pretrained(run.model / "transformer", torch_dtype=trainer.family.dtype)
+        model = WanTransformer3DModel.from_pretrained(
+            run.model / "transformer", torch_dtype=trainer.family.dtype
+        )
         ours = trainer.family.components["transformer"]
         model.requires_grad_(False).eval()
         model.add_adapter(LoraConfig(**_lora_options(ours)))

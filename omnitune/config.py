@@ -18,8 +18,7 @@ from .callbacks.ema import Ema
 from .callbacks.sample import Validation
 from .checkpoint import Checkpoints
 from .conditions import CaptionDropout
-from .data.buckets import Buckets
-from .data.sources import Folder
+from .data.options import Data
 from .data.views import Clips
 from .objectives.diffusion import Epsilon, FlowMatching, VPrediction
 from .optim import Adam, AdamW, Schedule
@@ -48,33 +47,6 @@ class Model:
     """In which the networks are stored and computed; what trains is stored in float32 always."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the family (text length...), listed by `omnitune models`."""
-
-
-@option
-class Data(Clips):
-    """What is trained on."""
-
-    sources: list[Folder]
-    """Where captioned pictures and clips lie; all of them are mixed."""
-    buckets: Buckets
-    """Sizes that samples are brought to."""
-    batch_size: int = 1
-    """Samples the optimizer sees in a step, over all devices and micro-batches."""
-    cache: Path | None = Path(".cache")
-    """Folder of encoded latents and texts, shared between runs; null: encode in every step."""
-    variants: int = 1
-    """How many random windows and crops of a sample are cached; training draws one of them each time."""
-    num_workers: int | None = None
-    """Processes that read ahead; absent: none when all stages are cached, else 2."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "variants"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
-        if not self.sources:
-            raise ValueError("sources is empty; name at least one folder")
 
 
 @option

@@ -294,7 +294,7 @@ def finish(job: Job, trainer: Trainer, family: "Family", folder: Path) -> None:
     """Export what was trained, and write the report."""
     from .report import write_report
 
-    with trainer.averaged():
+    with trainer.served():
         export(family, job.claims, trainer.mesh, folder / "weights")
     if job.run.ema:
         export(family, job.claims, trainer.mesh, folder / "weights-raw")

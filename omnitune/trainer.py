@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import checkpoint
 from .callbacks.base import Callback, Metrics
-from .callbacks.ema import EmaCallback
 from .callbacks.log import peak_memory_bytes
 from .conditions import Condition
 from .data.loader import MicroBatches, read_steps
@@ -146,13 +145,13 @@ class Trainer:
         """Everything that trains, by name."""
         return {name: p for name, p in self.family.components.named_parameters() if p.requires_grad}
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """The weights that users get: the average where one is kept."""
-        for callback in self.callbacks:
-            if isinstance(callback, EmaCallback):
-                averaged: AbstractContextManager[None] = callback.swapped(self.weights())
-                return averaged
-        return nullcontext()
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """The model holds the weights that users get, as its callbacks say."""
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.enter_context(callback.served(self.weights()))
+            yield
 
     def tensors(self) -> dict[str, Tensor]:
         kept = {f"weights/{name}": value for name, value in self.weights().items()}

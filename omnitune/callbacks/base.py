@@ -1,5 +1,6 @@
 """The hooks of a callback."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class Callback:
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step and its checkpoint; not when a signal stops the run."""
+
+    def served(self, weights: "dict[str, Tensor]") -> AbstractContextManager[None]:
+        """For a while, put the weights that users get (an average, say) in place of those that train."""
+        return nullcontext()
 
     def tensors(self) -> "dict[str, Tensor]":
         """What the checkpoint keeps; read back in place."""

@@ -1,7 +1,8 @@
 """An exponential moving average of the weights that train."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..types import option
 from .base import Callback, Metrics
@@ -42,8 +43,7 @@ class EmaCallback(Callback):
         return {f"ema/{name}": value for name, value in self.average.items()}
 
     @contextmanager
-    def swapped(self, weights: "dict[str, Tensor]") -> Any:
-        """The model holds the average for a while."""
+    def served(self, weights: "dict[str, Tensor]") -> Iterator[None]:
         import torch
 
         raw = {name: w.detach().clone() for name, w in weights.items()}

@@ -101,7 +101,7 @@ class SampleCallback(Callback):
 
     def write(self, trainer: "Trainer") -> None:
         """All ranks generate, for sharded weights are gathered by all; the main rank writes."""
-        with trainer.averaged():
+        with trainer.served():
             frames = self.family.sample(self.samples)
         if trainer.mesh.main:
             folder = self.folder / f"step-{trainer.step:08d}"

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files import Hashes, digest
 from ..random import Draw
 from ..types import Bucket, Item, Limits, UserError
 from . import buckets as _buckets
 from . import views
+from .options import Data
 from .sources import scan
-
-if TYPE_CHECKING:
-    from ..config import Data
 
 Inputs = dict[str, Any]
 
@@ -44,7 +42,7 @@ class Index:
         return {item.id: digest(file_hash, item.caption, str(bucket)) for item, file_hash, bucket in rows}
 
 
-def build(data: "Data", limits: Limits, hashes: Hashes) -> Index:
+def build(data: Data, limits: Limits, hashes: Hashes) -> Index:
     """Scan the sources and deal their items into buckets; raises UserError with every mistake."""
     sizes = _buckets.resolve(data.buckets, limits)
     found = scan(data.sources, Path.cwd())
@@ -63,7 +61,7 @@ def build(data: "Data", limits: Limits, hashes: Hashes) -> Index:
 class Samples:
     """Gives each sample's inputs, and the keys of what its files and captions are."""
 
-    def __init__(self, index: Index, data: "Data", seed: int):
+    def __init__(self, index: Index, data: Data, seed: int):
         self.index, self.data, self.seed = index, data, seed
 
     def inputs(self, i: int, variant: int = 0) -> Inputs:

@@ -5,9 +5,9 @@ The five npm packages of `recipes/bundled_data.py` lie side by side in PACKAGES;
     pip install emoji
     python recipes/pocket/prepare.py PACKAGES pocket-data
 
-writes pocket-data/{pictures,clips}/{train,heldout}, each a folder source. 10% of the concepts are held out, in
-pictures and clips alike; variants of a concept (gender, age, direction, colour, time) stay on one side, and
-all that the bundled validation split shows is held out.
+writes pocket-data/{pictures,clips}/{train,heldout}, each a folder source. 10% of the concepts are held out,
+in pictures and clips alike; variants of a concept (gender, age, direction, colour, time) stay on one side,
+and all that the bundled validation split shows is held out.
 """
 
 import argparse
