@@ -1,8 +1,9 @@
 """How much more memory `omnitune train` takes at its peak than a bare loop over the same model and tensors.
 
 Peak of the proportional set size (PSS), summed over the processes of each, read from /proc every 20 ms. Other
-programs that map torch's libraries lower it, so the resident set size (RSS) must hold too. The bare script also imports diffusers whole, adds the same adapters and makes as many steps; ours moreover reads the
-cache, saves the checkpoint, exports the weights and writes the report.
+programs that map torch's libraries lower it, so the resident set size (RSS) must hold too. The bare script
+also imports diffusers whole, adds the same adapters and makes as many steps; ours moreover reads the cache,
+saves the checkpoint, exports the weights and writes the report.
 """
 
 import subprocess
@@ -33,7 +34,8 @@ layers = [
 ]
 model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=layers))
 params = [p for p in model.parameters() if p.requires_grad]
-print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, {len(layers)} adapted layers")
+million = sum(p.numel() for p in model.parameters()) / 1e6
+print(f"{million:.1f} million parameters, {len(layers)} adapted layers")
 optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
 tensors = torch.load(sys.argv[2])
 x_0, prompt_embeds = tensors["x_0"], tensors["prompt_embeds"]
@@ -91,7 +93,7 @@ def tree(pid: int) -> list[int]:
 
 
 def set_sizes(pid: int) -> dict[str, int]:
-    """Pages shared by n processes count 1/n in each PSS, so that a sum counts them once; whole in each RSS."""
+    """Pages shared by n processes count 1/n in each PSS, so a sum counts them once; whole in each RSS."""
     lines = [line.split() for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()]
     kibibytes = {words[0].removesuffix(":"): int(words[1]) for words in lines if words[-1] == "kB"}
     return {name: kibibytes.get(name, 0) << 10 for name in MEASURES}

@@ -1,7 +1,7 @@
 """What omnitune adds to the start of a process: to `--help`, and to the first training step.
 
-Medians of five differences, on a warm disk, what is compared alternating. The first step is compared with a script that
-imports torch and diffusers and loads the transformer, which every training script has to do before its own.
+Medians of five differences, on a warm disk, what is compared alternating. The first step is compared with a
+script that imports torch and diffusers and loads the transformer, as every training script has to.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from tiny_run import OMNITUNE, Settings, TinyRun, tiny_run, verdict
 HELP_BOUND = 0.3
 STEP_BOUND = 2.0
 PAIRS = 5
-# Of two steps the first is not the last, so that nothing but the step comes before its line.
+# The first of two steps is not the last, so its line comes before any checkpoint, export or report.
 SETTINGS = Settings(layers=2, heads=2, head_dim=12, frames=9, size="64x64", dtype="bfloat16", steps=2)
 
 EMPTY = (sys.executable, "-c", "pass")
@@ -62,7 +62,7 @@ def seconds_to_end(command: Sequence[str | Path]) -> float:
 
 
 def seconds_to_line(command: Sequence[str | Path], beginning: str, folder: Path) -> float:
-    """From the start of a process to the line on stderr that begins so; waits for its end, which is not counted."""
+    """From the start of a process to a line on stderr; its end is waited for, not counted."""
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -3,8 +3,8 @@
     python recipes/pocket/autoencoder.py pocket-data pocket-work/vae --minutes 75
 
 Autoencoders are outside the trainer's scope, hence this script. A sitting ends after --minutes with a
-snapshot in half precision; the next goes on from it, with a fresh optimizer and a warm-up. --total states the minutes
-that the learning rate's schedule spans. --evaluate only prints PSNR on the held-out concepts.
+snapshot in half precision; the next goes on from it, with a fresh optimizer and a warm-up. --total states
+the minutes that the learning rate's schedule spans. --evaluate prints PSNR on the held-out concepts.
 """
 
 import argparse
