@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from omnitune.families.base import Noisy
+from omnitune.families.wan import Wan, WanOptions
+
+
+@pytest.fixture(scope="module")
+def families(tiny_wan):
+    """The same network, padding in full and folded."""
+    made = []
+    for fold in (False, True):
+        options = WanOptions(text_length=64, fold_padding=fold)
+        made.append(Wan.load(str(tiny_wan), "cpu", torch.float32, only=["transformer"], options=options))
+    return made
+
+
+def predict(family, lengths):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(lengths), 16, 3, 4, 4, generator=generator)
+    embeds = [torch.randn(n, 32, generator=generator) for n in lengths]
+    noisy = Noisy({"x": x}, {"x": x}, torch.full((len(x),), 0.5), x={"x": x}, fed=torch.full((len(x),), 500.0))
+    family.components.requires_grad_(True).zero_grad()
+    out = family.denoise(noisy, {"prompt_embeds": embeds})["x"]
+    (out**2).mean().backward()
+    return out.detach(), {n: p.grad for n, p in family.components.named_parameters()}
+
+
+@pytest.mark.parametrize("lengths", [(3, 17), (1, 1), (63, 5), (64, 2), (64, 64)])
+def test_folded_padding_predicts_and_learns_what_full_padding_does(families, lengths):
+    (full, full_grads), (folded, grads) = (predict(f, lengths) for f in families)
+    torch.testing.assert_close(folded, full, rtol=1e-5, atol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, full_grads[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_folded_padding_feeds_one_zero_for_all(families):
+    text, bias = families[1].pad_text([torch.ones(3, 32), torch.ones(5, 32)])
+    assert text.shape == (2, 6, 32)
+    assert bias[0, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 61, 0, 0])
+    assert bias[1, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 1, 1, 59])
