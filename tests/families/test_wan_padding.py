@@ -19,7 +19,8 @@ def predict(family, lengths):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(lengths), 16, 3, 4, 4, generator=generator)
     embeds = [torch.randn(n, 32, generator=generator) for n in lengths]
-    noisy = Noisy({"x": x}, {"x": x}, torch.full((len(x),), 0.5), x={"x": x}, fed=torch.full((len(x),), 500.0))
+    u = torch.full((len(x),), 0.5)
+    noisy = Noisy({"x": x}, {"x": x}, u, x={"x": x}, fed=1000 * u)
     family.components.requires_grad_(True).zero_grad()
     out = family.denoise(noisy, {"prompt_embeds": embeds})["x"]
     (out**2).mean().backward()
