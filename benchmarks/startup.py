@@ -18,14 +18,14 @@ HELP_BOUND = 0.3
 STEP_BOUND = 2.0
 PAIRS = 5
 # The first of two steps is not the last, so its line comes before any checkpoint, export or report.
-SETTINGS = Settings(layers=2, heads=2, head_dim=12, frames=9, size="64x64", dtype="bfloat16", steps=2)
+SETTINGS = Settings(layers=2, heads=2, head_dim=12, frames=9, size="64x64", dtype="float32", steps=2)
 
 EMPTY = (sys.executable, "-c", "pass")
 LOAD = """\
 import sys
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
+WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
 print("loaded", file=sys.stderr, flush=True)
 """
 

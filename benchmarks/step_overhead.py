@@ -3,14 +3,18 @@
 Both train LoRA on the same weights and the same cached sample, in one process and alternating, so that what
 else the machine does meets both. Ours is the trainer as `train` builds it, from one turn of its loop to the
 next: reading the sample, drawing the posterior, padding the text, logging, asking whether to save.
+
+In bfloat16 the bare step keeps its adapters in bfloat16 too, the least that anyone can do; ours steps fp32
+masters and casts them. `python benchmarks/step_overhead.py float32` compares equal arithmetic.
 """
 
+import argparse
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +122,9 @@ def alternate(run: TinyRun) -> Alternation:
 
 
 def main() -> int:
-    with tiny_run(SETTINGS) as run:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("dtype", nargs="?", choices=("bfloat16", "float32"), default=SETTINGS.dtype)
+    with tiny_run(replace(SETTINGS, dtype=arguments.parse_args().dtype)) as run:
         alternation = alternate(run)
     counted = slice(WARM_UP, WARM_UP + PAIRS)
     bare, ours = alternation.bare[counted], alternation.ours[counted]
