@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import checkpoint, session
 from .callbacks.sample import parse_bucket, wanted, write_samples
+from .job import place
 from .parallel.mesh import Mesh, Parallel
 from .types import Bucket, UserError
 from .weights import export, load_trained
@@ -39,9 +40,10 @@ def trained(job: "Job", mesh: Mesh, saved: checkpoint.Saved | None, average: boo
     """The family as a checkpoint left it; as the run found it without one."""
     from .parallel.state import load_whole
 
-    family, _ = job.trained_family(str(mesh.device))
+    family, compute = job.trained_family(str(mesh.device))
     if saved is not None:
         load_trained(family, load_whole(saved.tensors, mesh), average)
+    place(family, compute, mesh)
     return family
 
 
@@ -64,8 +66,8 @@ def sample_run(arguments: argparse.Namespace) -> None:
     family = trained(job, Mesh(Parallel()), saved, not arguments.raw)
     samples = wanted(options, bucket)
     frames = family.sample(samples, progress=True)
-    name = "base" if saved is None else f"step-{saved.step:08d}"
-    out = arguments.out or folder / "samples" / f"{name}-seed-{options.seed}"
+    name = "base" if saved is None else f"step-{saved.step}"
+    out = arguments.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
     for path in write_samples(out, samples, frames, options.fps):
         print(path)
 
@@ -77,8 +79,10 @@ def _bucket(size: str | None, folder: Path, job: "Job") -> Bucket:
         return bucket
     import json
 
-    rows = map(json.loads, (folder / "data.jsonl").read_text().splitlines())
-    sizes = {parse_bucket(row["bucket"], str(folder / "data.jsonl")) for row in rows}
+    lines = folder / "data.jsonl"
+    if not lines.is_file():
+        raise UserError(f"--size: {lines} is missing, which tells the largest size of the data; state a size")
+    sizes = {parse_bucket(json.loads(row)["bucket"], str(lines)) for row in lines.read_text().splitlines()}
     return max(sizes, key=lambda b: b.frames * b.height * b.width)
 
 

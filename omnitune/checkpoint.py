@@ -120,10 +120,19 @@ def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str,
     return saved
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`."""
-    saved = list_saved(folder)
-    for old in saved[:-keep] if keep else []:
+def prune(folder: Path, keep: int | None, before: int, step: int) -> None:
+    """Delete what is beyond `keep` of the checkpoints up to `step`, the one just saved.
+
+    Others later than `before`, where this run was saved or restored last, were passed over at the start:
+    the damaged ones go now, or they would count as the newest.
+    """
+    kept = []
+    for saved in list_saved(folder):
+        if saved.step > before and saved.step != step and saved.fault() is not None:
+            shutil.rmtree(saved.folder)
+        elif saved.step <= step:
+            kept.append(saved)
+    for old in kept[:-keep] if keep else []:
         shutil.rmtree(old.folder)
 
 

@@ -18,6 +18,9 @@ DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
 WRITE_FAILURES = ("No space left on device", "os error 28", "database or disk is full", "inline_container.cc")
 """How safetensors, sqlite and torch.save word a file that cannot be written, in types of their own."""
+LOST_RANK = ("Connection closed by peer", "third_party/gloo", "gloo/transport", "ncclInternalError")
+"""How gloo and nccl word it, where torch passes it on as a plain RuntimeError."""
+PATH_ERRORS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 INTACT = "the last complete checkpoint is intact"
 
 
@@ -44,6 +47,10 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     except (MachineError, MemoryError) as error:
         return fail(MACHINE, str(error) or "out of memory")
     except OSError as error:
+        if isinstance(error, PATH_ERRORS) and error.filename:
+            return fail(
+                USER, f"{error.filename}: {error.strerror}; make it readable and writable, or name another"
+            )
         if error.errno not in MACHINE_ERRNOS:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -66,7 +73,13 @@ def machine_message(error: BaseException) -> str | None:
         full = isinstance(cause, OSError) and cause.errno in MACHINE_ERRNOS
         if full or any(sign in str(cause) for sign in WRITE_FAILURES):
             return f"no space left on the device, or it fails: {str(cause).splitlines()[0]}; {INTACT}"
-    if "gloo" in text.lower() or "DistBackendError" in kind or "ncclInternalError" in text:
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return (
+            f"a process that reads data was lost: {text.splitlines()[0].strip()}; lower data.num_workers "
+            f"if memory ran out (0 reads without them); {INTACT}"
+        )
+    lost = isinstance(error, RuntimeError) and any(sign in text for sign in LOST_RANK)
+    if lost or kind.startswith("torch.distributed.Dist"):
         return f"another rank was lost: {text.splitlines()[0]}; {INTACT}"
     return None
 
@@ -204,6 +217,7 @@ def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: Any) ->
         raise UserError("data.cache: is null, so there is nothing to fill; name a folder")
     job = session.make_job(run)
     index = mesh.together(lambda: job.index(arguments.verify))
+    job.share_weights(mesh, arguments.verify)
     filled = fill(job, index, mesh)
     if mesh.main:
         print(filled)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -31,6 +31,18 @@ NOT_LEARNED = (
     "validation", "tracking", "schedule.steps", "init_from",
 )  # fmt: skip
 """What may change when a run goes on. Model, data and init_from are compared by their contents instead."""
+
+NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "objective.logit_mean": {"timesteps": ("logit_normal",)},
+    "objective.logit_std": {"timesteps": ("logit_normal",)},
+    "objective.mode_scale": {"timesteps": ("mode",)},
+    "objective.huber_delta": {"loss_type": ("huber", "smooth_l1")},
+    "schedule.floor": {"decay": ("linear", "cosine", "polynomial")},
+    "schedule.power": {"decay": ("polynomial",)},
+    "data.variants": {"window": ("random",), "crop": ("random",)},
+    "validation.every": {"prompts": ()},
+}
+"""Which value of a neighbour, one of those listed or any at all, an option needs to have an effect."""
 
 
 @option
@@ -101,6 +113,9 @@ class Run:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        names = [condition.name for condition in self.conditions]
+        if twice := [i for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"conditions.{twice[0]}: {names[twice[0]]} stands here a second time; keep one")
         micro, batch = self.parallel.micro_batch_size, self.data.batch_size
         if micro is not None and micro > batch:
             raise ValueError(
@@ -157,9 +172,13 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2), not as a string (YAML 1.1)."""
+    """SafeLoader that reads 1e-4 as a number and 2026-01-31 as text (YAML 1.2, not 1.1)."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
@@ -218,16 +237,42 @@ def _adapter() -> TypeAdapter[Run]:
 def validate(document: Document) -> Run:
     data = {"name": document.path.stem, **document.data}
     try:
-        run: Run = _adapter().validate_python(data)
+        run: Run = _adapter().validate_json(_json(data, str(document.path)), strict=True)
     except ValidationError as error:
         raise UserError("\n".join(_messages(document, error))) from None
+    if unused := list(_without_effect(run)):
+        raise UserError(document.placed("\n".join(unused)))
     return run
+
+
+def _json(values: dict[str, Any], where: str) -> bytes:
+    """As JSON, because there pydantic's strict mode takes lists for tuples, text for paths, whole floats."""
+    try:
+        return json.dumps(values, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: holds what is no plain number, text, list or mapping: {error}") from None
+
+
+def _without_effect(run: Run) -> Iterator[str]:
+    """What was changed from its default in vain. A resolved run states every default, so those pass."""
+    for key, needs in NEEDS.items():
+        section, name = key.split(".")
+        options = getattr(run, section)
+        defaults = {f.name: f.default for f in dataclasses.fields(options)}
+        if name not in defaults or getattr(options, name) == defaults[name]:
+            continue
+        given = {need: getattr(options, need) for need in needs}
+        if any(value in needs[need] if needs[need] else value for need, value in given.items()):
+            continue
+        now = " and ".join(f"{need} {value}" for need, value in given.items())
+        out = " or ".join(f"{n}: {' or '.join(v)}" if v else n for n, v in needs.items())
+        yield f"{key}: has no effect with {now}; remove it or set {out}"
 
 
 def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
     """Build a family's options dataclass from `model.options`."""
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return TypeAdapter(cls).validate_json(_json(values, where), strict=True)
     except ValidationError as error:
         known = ", ".join(f.name for f in dataclasses.fields(cls))
         lines = [
@@ -369,6 +414,7 @@ def _plain(e: Any) -> str:
     if e["type"] == "value_error":
         return str(e["ctx"]["error"])
     message = e["msg"][0].lower() + e["msg"][1:]
+    message = message.replace("an object", "a mapping").replace("a valid array", "a list")
     return f"{message}, not {e['input']!r}"
 
 

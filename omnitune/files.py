@@ -81,6 +81,7 @@ class Hashes:
         folder.mkdir(parents=True, exist_ok=True)
         self.verify = verify
         self.db = sqlite3.connect(folder / "hashes.sqlite", timeout=60)
+        self.db.execute("pragma synchronous = off")  # what is lost with the power is hashed again
         self.db.execute(
             "create table if not exists hashes (path text primary key, size int, mtime int, hash text)"
         )
@@ -89,9 +90,7 @@ class Hashes:
         return self.of_all([path])[0]
 
     def of_all(self, paths: Iterable[Path]) -> list[str]:
-        found = [self._of(path) for path in paths]
-        self.db.commit()
-        return found
+        return [self._of(path) for path in paths]
 
     def _of(self, path: Path) -> str:
         stat, name = path.stat(), str(path.resolve())
@@ -99,7 +98,9 @@ class Hashes:
         if row and not self.verify and row[:2] == (stat.st_size, stat.st_mtime_ns):
             return str(row[2])
         value = hash_file(path)
-        self.db.execute(
-            "insert or replace into hashes values (?,?,?,?)", (name, stat.st_size, stat.st_mtime_ns, value)
-        )
+        with self.db:  # a file at a time: a kill loses one, and other runs wait for none
+            self.db.execute(
+                "insert or replace into hashes values (?,?,?,?)",
+                (name, stat.st_size, stat.st_mtime_ns, value),
+            )
         return value

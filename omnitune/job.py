@@ -19,13 +19,17 @@ from .families.base import Family
 from .files import Hashes, digest
 from .trainable import Claims, apply_claims, claim, expand
 from .types import Stage, UserError, split_stages
-from .weights import component_folders, init_adapters
+from .weights import component_folders, init_adapters, lora_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .config import Run
     from .parallel.mesh import Mesh
+
+
+CACHE_FORMAT = 1
+"""Raised when entries of the cache are written in another way."""
 
 
 class Job:
@@ -107,12 +111,27 @@ class Job:
             found[name] = digest(*(f"{f.parent.name}/{f.name} {h}" for f, h in lines))
         return found
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Component -> hash of its files; `share_weights` has the main rank alone read them."""
+        return self.weights_fingerprint(list(self.shape.components))
+
+    def share_weights(self, mesh: "Mesh", verify: bool = False) -> None:
+        self.weights = mesh.together(lambda: self.weights_fingerprint(list(self.shape.components), verify))
+
+    @property
+    def base(self) -> str:
+        """A hash over everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
+        lora = lora_file(self.run.init_from) if self.run.init_from else None
+        started = [f"init_from {Hashes(self.memo_folder).of(lora)}"] if lora else []
+        return digest(*(f"{name} {value}" for name, value in self.weights.items()), *started)
+
     def stage_fingerprints(self) -> dict[str, str]:
-        """What besides its inputs decides the output of each cached stage: weights, dtype, settings."""
-        components = {use.split(".")[0] for stage in self.cached for use in stage.uses}
-        weights = self.weights_fingerprint(sorted(components))
+        """What besides its inputs decides the output of each cached stage: weights, dtype, settings, code."""
+        weights = self.weights
         return {
             stage.name: digest(
+                f"format {CACHE_FORMAT}, stage version {stage.version}",
                 self.family_class.name,
                 stage.name,
                 self.run.model.dtype,

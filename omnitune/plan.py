@@ -21,6 +21,8 @@ def print_plan(run: "Run") -> None:
 def lines(run: "Run") -> Iterator[str]:
     """The plan, line by line; raises UserError for what `train` would refuse."""
     job = session.make_job(run)
+    if run.validation.size is not None:
+        session.sample_bucket(run, job, buckets=())
     yield f"run {run.name}: {job.family_class.name}, {run.objective.name}, {run.model.dtype}"
     yield f"model: {run.model.path}, from {job.shape.source}"
     yield ""

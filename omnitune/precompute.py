@@ -100,10 +100,12 @@ def _encode(
                 progress.add(len(group))
         store.flush()
 
-    with torch.no_grad():
-        mesh.each(work)
-    if progress:
-        progress.close()
+    try:
+        with torch.no_grad():
+            mesh.each(work)
+    finally:
+        if progress:
+            progress.close()
 
 
 def _encode_group(job: "Job", samples: Samples, stage: Stage, store: Store, group: Sequence[Wanted]) -> None:

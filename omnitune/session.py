@@ -109,9 +109,13 @@ def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
     mine = index.fingerprints()
     if state["data"] == digest(*(f"{k} {v}" for k, v in sorted(mine.items()))):
         return
-    stored = {
-        r["id"]: r["fingerprint"] for r in map(json.loads, (folder / "data.jsonl").read_text().splitlines())
-    }
+    lines = folder / "data.jsonl"
+    if not lines.is_file():
+        raise UserError(
+            f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
+            "difference, is missing; bring the data back, or start another run with name="
+        )
+    stored = {r["id"]: r["fingerprint"] for r in map(json.loads, lines.read_text().splitlines())}
     changed = [i for i in mine if i in stored and stored[i] != mine[i]]
     kinds = {
         "changed": changed,
@@ -194,6 +198,7 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
         speak(note)
     bucket = sample_bucket(run, job, index.buckets)
     mesh.together(lambda: job.shape.check_weights(list(job.shape.components)))
+    job.share_weights(mesh)
     base, data = mesh.together(lambda: _fingerprints(job, index))
     saved = mesh.together(lambda: _find(folder, speak))
     if saved:
@@ -223,9 +228,7 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
 
 
 def _fingerprints(job: Job, index: Index) -> tuple[str, str]:
-    weights = job.weights_fingerprint(sorted({job.family_class.core, *job.claims.components}))
-    data = sorted(index.fingerprints().items())
-    return digest(*(f"{k} {v}" for k, v in weights.items())), digest(*(f"{k} {v}" for k, v in data))
+    return job.base, digest(*(f"{k} {v}" for k, v in sorted(index.fingerprints().items())))
 
 
 def _find(folder: Path, speak: Callable[[str], None]) -> checkpoint.Saved | None:

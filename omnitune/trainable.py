@@ -61,8 +61,7 @@ class Rule:
         return [self.params] if isinstance(self.params, str) else self.params
 
     def matches(self, name: str) -> bool:
-        parents = [name[:i] for i, c in enumerate(name) if c == "."]
-        return any(fnmatchcase(n, g) for g in self.globs for n in (name, *parents))
+        return any(_glob_matches(glob, name) for glob in self.globs)
 
 
 @option
@@ -75,6 +74,11 @@ class LoraEverywhere:
 
     def __post_init__(self) -> None:
         _check_rates(lr=self.lr)
+
+
+def _glob_matches(glob: str, name: str) -> bool:
+    parents = [name[:i] for i, c in enumerate(name) if c == "."]
+    return any(fnmatchcase(n, glob) for n in (name, *parents))
 
 
 def _check_rates(**rates: float | None) -> None:
@@ -143,7 +147,7 @@ def claim(components: "nn.ModuleDict", rules: Sequence[Rule]) -> Claims:
         else:
             left[name] = number
     claims = Claims(rules, direct, adapted, left)
-    mistakes = [m for i, rule in enumerate(rules) if (m := _mistake(i, rule, claims, names))]
+    mistakes = [m for i, rule in enumerate(rules) for m in _mistakes(i, rule, claims, names)]
     if not rules:
         mistakes.append("trainable: no rule, so nothing would train; use full, {lora: {}} or a list of rules")
     if mistakes:
@@ -164,7 +168,8 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
         }
         if adapted:
             _inject(module, adapted)
-    compute = {name: param.dtype for name, param in components.named_parameters()}
+    everything = components.named_parameters(remove_duplicate=False)  # tied weights under all their names
+    compute = {name: param.dtype for name, param in everything}
     for name, param in components.named_parameters():
         trains = claims.rule(name) is not None
         param.requires_grad_(trains)
@@ -205,24 +210,31 @@ def nearest(glob: str, names: Iterable[str], cutoff: float = 0.4) -> str:
     return f"; nearest: {', '.join(close)}" if close else ""
 
 
-def _mistake(number: int, rule: Rule, claims: Claims, names: Collection[str]) -> str | None:
-    used = {*claims.direct.values(), *claims.adapted.values()}
-    if number in used:
+def _mistakes(number: int, rule: Rule, claims: Claims, names: Collection[str]) -> list[str]:
+    """One line for each glob of a rule that has no effect: the rest of a list would hide it."""
+    if not rule.globs:
+        return [f"trainable.{number}: {rule.params!r} matches no parameter; name at least one"]
+    if isinstance(rule.params, str):
+        places = {f"trainable.{number}": rule.params}
+    else:
+        places = {f"trainable.{number}.params.{i}": glob for i, glob in enumerate(rule.params)}
+    found = (_mistake(where, glob, number, claims, names) for where, glob in places.items())
+    return [mistake for mistake in found if mistake]
+
+
+def _mistake(where: str, glob: str, number: int, claims: Claims, names: Collection[str]) -> str | None:
+    matched = [name for name in names if _glob_matches(glob, name)]
+    if not matched:
+        return f"{where}: {glob!r} matches no parameter{nearest(glob, names)}"
+    used = {*claims.direct.items(), *((f"{module}.weight", i) for module, i in claims.adapted.items())}
+    if any((name, number) in used for name in matched):
         return None
-    where, glob = f"trainable.{number}", rule.globs[0] if rule.globs else ""
-    mine = [name for name in names if rule.matches(name)]
-    if not mine:
-        return f"{where}: {rule.params!r} matches no parameter{nearest(glob, names)}"
-    if number in claims.left.values():
-        return (
-            f"{where}: {rule.params!r} matches no layer that can carry LoRA; name linear or "
-            "convolution layers"
-        )
-    first = next(i for i, r in enumerate(claims.rules) if r.matches(mine[0]))
-    earlier = claims.rules[first].params
+    if any(claims.left.get(name) == number for name in matched):
+        return f"{where}: {glob!r} matches no layer that can carry LoRA; name linear or convolution layers"
+    first = next(i for i, rule in enumerate(claims.rules) if rule.matches(matched[0]))
     return (
-        f"{where}: all that {rule.params!r} matches is taken by trainable.{first} "
-        f"({earlier!r}); put it before that"
+        f"{where}: all that {glob!r} matches is taken by trainable.{first} "
+        f"({claims.rules[first].params!r}); put it before that"
     )
 
 

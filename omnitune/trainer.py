@@ -53,10 +53,18 @@ class Trainer:
         self.num_workers = num_workers
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step, self.last_step, self.stop_wish = 0, schedule.steps, False
+        self.saved_step = 0
         self.clock = time.monotonic()
 
     def fit(self) -> None:
         """Train until the last step. Raises Stopped, with a checkpoint saved, when `stop_wish` was set."""
+        try:
+            self._fit()
+        finally:
+            for callback in self.callbacks:
+                callback.on_close(self)
+
+    def _fit(self) -> None:
         for callback in self.callbacks:
             callback.on_start(self)
         self.clock = time.monotonic()
@@ -168,12 +176,13 @@ class Trainer:
             folder, self.step, {**self.tensors(), **optimizer_tensors(self.optimizer)}, state, self.mesh
         )
         if self.mesh.main:
-            checkpoint.prune(folder, self.checkpoints.keep)
+            checkpoint.prune(folder, self.checkpoints.keep, self.saved_step, self.step)
+        self.saved_step = self.step
 
     def restore(self, saved: checkpoint.Saved) -> None:
         load_tensors(saved.tensors, {name: t.detach() for name, t in self.tensors().items()}, self.mesh)
         load_optimizer(saved.tensors, self.optimizer, self.mesh)
-        self.step = saved.step
+        self.step = self.saved_step = saved.step
 
 
 def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

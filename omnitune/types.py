@@ -97,6 +97,8 @@ class Stage:
     """Purposes of the random draws it makes."""
     ragged: tuple[str, ...] = ()
     """Those of `gives` that differ in shape from row to row and stay lists."""
+    version: int = 0
+    """Raised when its code comes to give something else for the same input: part of the cache key."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings that change the output (a text length): part of the cache key."""
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import av
 import pytest
+import torch
 
 from omnitune import session
+from omnitune.cli import machine_message
 from omnitune.testing.runs import ended, run, start
 
 if TYPE_CHECKING:
@@ -90,8 +92,7 @@ def refused(place: "Workplace", *words: str) -> str:
         (
             "batch_size: 2",
             "batch_size: two",
-            "run.yaml:6: data.batch_size: input should be a valid integer, unable to parse string as an "
-            "integer, not 'two'",
+            "run.yaml:6: data.batch_size: input should be a valid integer, not 'two'",
         ),
         (
             "{lora: {rank: 2}}",
@@ -131,7 +132,7 @@ def refused(place: "Workplace", *words: str) -> str:
         (
             "dtype: float32",
             "options: {text_len: 3}",
-            "run.yaml:1: model.options.text_len: is not an option (options of this family: text_length)",
+            "run.yaml:1: model.options.text_len: is not an option (options of this family: text_length, fold_padding)",
         ),
         (
             "path: clips",
@@ -327,6 +328,15 @@ def test_data_that_changed_since_the_checkpoint_are_named(trained: "Workplace") 
     )
 
 
+def test_changed_data_are_refused_without_the_list_of_those_before(trained: "Workplace") -> None:
+    trained.add("new.png")
+    Path("runs/run/data.jsonl").unlink()
+    assert refused(trained, "schedule.steps=4") == (
+        "run.yaml:4: data.sources: the data is not what runs/run was trained on, and runs/run/data.jsonl, "
+        "which tells the difference, is missing; bring the data back, or start another run with name=\n"
+    )
+
+
 def test_base_weights_that_changed_since_the_checkpoint_are_named(trained: "Workplace") -> None:
     config = Path("wan/transformer/config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"eps": 1e-5}))
@@ -348,6 +358,31 @@ def test_a_refused_run_can_be_put_right_and_trained(place: "Workplace") -> None:
     refused(place)
     place.write(RUN)
     assert run("train", "run.yaml", cwd=place.root).code == 0
+
+
+# The machine
+
+
+def test_a_path_that_is_of_another_kind_is_named(place: "Workplace") -> None:
+    Path("runs").write_text("no folder")
+    assert refused(place) == "runs: File exists; make it readable and writable, or name another\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "lower data.num_workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower data.num_workers"),
+        (RuntimeError("[/x/third_party/gloo/pair.cc:1] Connection reset by peer"), "another rank was lost: "),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1"), "another rank was lost: "),
+        (torch.distributed.DistBackendError("NCCL error"), "another rank was lost: "),
+        (ValueError("objective: no 'gloo'"), None),
+        (RuntimeError("gloopy shapes do not match"), None),
+    ],
+)
+def test_failures_of_the_machine_are_told_from_bugs(error: Exception, message: str | None) -> None:
+    found = machine_message(error)
+    assert found is None if message is None else found and message in found
 
 
 # Two processes

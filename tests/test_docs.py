@@ -7,6 +7,7 @@ import yaml
 
 from omnitune import config
 from omnitune.plan import lines
+from omnitune.types import UserError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -39,6 +40,12 @@ def test_every_example_loads_and_plans_without_weights(path):
     text = "\n".join(lines(run))
     assert "stage moments: cached" in text
     assert "shipped configuration" in text
+
+
+def test_a_plan_refuses_a_sample_size_that_training_would_refuse():
+    run, _ = config.load(ROOT / "examples" / "wan_lora.yaml", ["validation.size=49x480x833"])
+    with pytest.raises(UserError, match=r"^validation\.size: 49x480x833 is not a size that wan takes"):
+        next(lines(run))
 
 
 def test_the_runs_in_readme_and_docs_are_valid(tmp_path):

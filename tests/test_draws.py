@@ -87,7 +87,7 @@ def test_windows_and_crops_stay_with_their_sample_and_variant(workplace: "Workpl
 
 
 def test_a_sample_shows_each_of_its_variants_in_time(workplace: "Workplace") -> None:
-    job = workplace.job("data.variants=3")
+    job = workplace.job("data.variants=3", "data.window=random")
     samples = job.samples(job.index())
     counts = [0, 0, 0]
     for position in range(600):

@@ -278,6 +278,14 @@ def test_what_a_kill_left_half_written_is_told(run: Path) -> None:
     assert any(words.strip() == "no sample" for words in page.words["div"])
 
 
+def test_folders_of_other_names_are_left_alone(run: Path) -> None:
+    before = write_report(run).read_bytes()
+    for other in ("samples/step-00000004-seed-0", "samples/manual", "checkpoints/step-00000004-copy"):
+        shutil.copytree(run / "samples/step-00000004", run / other)
+        (run / other / "COMPLETE").write_text("{}")
+    assert write_report(run).read_bytes() == before
+
+
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"{re.escape(str(tmp_path))}: no run\.yaml in it; give the folder of a run"

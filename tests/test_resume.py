@@ -6,8 +6,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from omnitune import checkpoint
+from omnitune import checkpoint, config, session
+from omnitune.callbacks import log
+from omnitune.callbacks.base import Metrics
 from omnitune.checkpoint import Saved
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_run, start, write_run
+from omnitune.trainer import Trainer
+from omnitune.types import Batch
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,23 @@ def test_a_damaged_newest_checkpoint_is_named_in_a_line_and_the_one_before_goes_
     assert_bit_equal(undisturbed(6), home / "runs/damaged")
 
 
+def test_a_damaged_later_checkpoint_goes_and_the_one_just_saved_stays(home: Path) -> None:
+    train(home, "kept", 6, "checkpoint.every=3")
+    folder = home / "runs/kept/checkpoints"
+    cut_in_half(newest(home / "runs/kept"))
+    train(home, "kept", 4, "checkpoint.keep=1")
+    assert [(saved.step, saved.fault()) for saved in checkpoint.list_saved(folder)] == [(4, None)]
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(home: Path) -> None:
+    train(home, "counted", 3, "checkpoint.every=1", "checkpoint.keep=null")
+    folder = home / "runs/counted/checkpoints"
+    for saved in checkpoint.list_saved(folder)[1:]:
+        cut_in_half(saved)
+    train(home, "counted", 5, "checkpoint.every=4", "checkpoint.keep=3")
+    assert [(s.step, s.fault()) for s in checkpoint.list_saved(folder)] == [(1, None), (4, None), (5, None)]
+
+
 def test_a_run_without_a_whole_checkpoint_says_that_it_starts_again(
     home: Path, undisturbed: Callable[..., Path]
 ) -> None:
@@ -159,6 +181,30 @@ def test_a_run_without_a_whole_checkpoint_says_that_it_starts_again(
     assert done.err.count("is passed over: ") == 3
     assert "no checkpoint of runs/ruined is whole: it starts again from step 0" in done.err
     assert_bit_equal(undisturbed(6), home / "runs/ruined")
+
+
+# Errors
+
+
+def test_a_run_that_fails_closes_the_bar_and_writes_what_it_measured(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[log.Progress] = []
+    step = Trainer.train_step
+
+    def failing(trainer: Trainer, micro_batches: Sequence[Batch]) -> Metrics:
+        if trainer.step == 3:
+            raise RuntimeError("the third step was the last")
+        return step(trainer, micro_batches)
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(Trainer, "train_step", failing)
+    monkeypatch.setattr(log, "HOST_READ_SECONDS", 1000.0)
+    monkeypatch.setattr(log.Progress, "close", lambda self: closed.append(self))
+    with pytest.raises(RuntimeError, match="the third step"):
+        session.train(config.load(home / "run.yaml", ["name=fails", "schedule.steps=5"])[0], Mesh(Parallel()))
+    assert len(closed) == 1
+    assert [record["step"] for record in metrics(home / "runs/fails")] == [1, 2, 3]
 
 
 # Signals
@@ -207,6 +253,17 @@ def test_a_signal_to_the_parent_of_two_processes_saves_the_step(
     done = run(*words(name, 40), cwd=home, ranks=2)
     assert done.code == 0, done.err
     assert_bit_equal(undisturbed(40, ranks=2), home / "runs" / name)
+
+
+def test_a_signal_to_workers_too_saves_the_step(home: Path) -> None:
+    given = ["data.cache=null", "data.num_workers=2"]
+    command = [sys.executable, "-m", "omnitune.cli", *words("group", 4000, *given)]
+    process = subprocess.Popen(
+        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for((home / "runs/group/metrics.jsonl").exists)
+    os.killpg(process.pid, signal.SIGTERM)
+    stopped_step(ended(process), home / "runs/group", 4000)
 
 
 # Kills

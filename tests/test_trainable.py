@@ -151,6 +151,37 @@ def test_a_lora_rule_without_a_layer_for_it_is_refused() -> None:
     ]
 
 
+def test_each_glob_of_a_rule_has_to_match() -> None:
+    (line,) = mistake(Rule(params=["transformer.blocks.*.to_*", "transformer.blcks.*.norm"]))
+    assert line.startswith(
+        "trainable.0.params.1: 'transformer.blcks.*.norm' matches no parameter; nearest: transformer.blocks."
+    )
+
+
+def test_a_shadowed_glob_of_a_rule_is_refused() -> None:
+    rules = [Rule(params="transformer.blocks"), Rule(params=["transformer.conv", "transformer.blocks.0"])]
+    assert mistake(*rules) == [
+        "trainable.1.params.1: all that 'transformer.blocks.0' matches is taken by trainable.0 "
+        "('transformer.blocks'); put it before that"
+    ]
+
+
+def test_a_glob_of_a_lora_rule_without_a_layer_for_it_is_refused() -> None:
+    assert mistake(Rule(params=["transformer.conv", "*.norm"], lora=Lora())) == [
+        "trainable.0.params.1: '*.norm' matches no layer that can carry LoRA; "
+        "name linear or convolution layers"
+    ]
+
+
+def test_globs_of_one_rule_may_overlap() -> None:
+    rule = Rule(params=["transformer.blocks", "transformer.blocks.*.to_q"], lora=Lora(rank=2))
+    assert len(claim(components(), [rule]).adapted) == 4
+
+
+def test_a_rule_without_globs_is_refused() -> None:
+    assert mistake(Rule(params=[])) == ["trainable.0: [] matches no parameter; name at least one"]
+
+
 def test_every_mistaken_rule_is_told_at_once() -> None:
     lines = mistake(Rule(params="nothing"), Rule(params="transformer.conv"), Rule(params="nowhere"))
     assert [line.split(":")[0] for line in lines] == ["trainable.0", "trainable.2"]

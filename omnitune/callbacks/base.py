@@ -27,6 +27,9 @@ class Callback:
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step and its checkpoint; not when a signal stops the run."""
 
+    def on_close(self, trainer: "Trainer") -> None:
+        """At the very end, also when the run is stopped or fails; ranks may be lost: no collectives."""
+
     def served(self, weights: "dict[str, Tensor]") -> AbstractContextManager[None]:
         """For a while, put the weights that users get (an average, say) in place of those that train."""
         return nullcontext()

@@ -68,7 +68,7 @@ class Log(Callback):
     def on_save(self, trainer: "Trainer") -> None:
         self.flush(sync=True)
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_close(self, trainer: "Trainer") -> None:
         self.close()
 
     def flush(self, sync: bool = False) -> None:
@@ -95,13 +95,15 @@ class Log(Callback):
         self.streams[name].write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        self.flush()
-        for stream in self.streams.values():
-            stream.close()
-        self.streams = {}
-        if self.progress:
-            self.progress.close()
-            self.progress = None
+        try:
+            self.flush()
+            for stream in self.streams.values():
+                stream.close()
+        finally:  # a full disk must not leave the terminal to the bar
+            self.streams = {}
+            if self.progress:
+                self.progress.close()
+                self.progress = None
 
 
 class Progress:

@@ -105,17 +105,18 @@ class Store:
         self._pending, self._pending_keys, self._pending_bytes = {}, [], 0
 
     def refresh(self) -> None:
-        """Bring the index in line with the shards that are there; one process at a time calls it."""
-        there = {p.name for p in self.folder.glob("*.safetensors") if not p.name.startswith(".")}
-        known = {row[0] for row in self.db.execute("select name from shards")}
-        for gone in known - there:
-            self.db.execute("delete from shards where name = ?", (gone,))
-            self.db.execute("delete from entries where shard = ?", (gone,))
-        for new in sorted(there - known):
-            keys = _names(_tensor_names(self.folder / new))
-            self.db.executemany("insert or replace into entries values (?, ?)", [(key, new) for key in keys])
-            self.db.execute("insert into shards values (?)", (new,))
-        self.db.commit()
+        """Bring the index in line with the shards that are there; runs that share a cache take turns."""
+        with self.db:
+            self.db.execute("begin immediate")  # before looking: what another run adds must not seem gone
+            there = {p.name for p in self.folder.glob("*.safetensors") if not p.name.startswith(".")}
+            known = {row[0] for row in self.db.execute("select name from shards")}
+            for gone in known - there:
+                self.db.execute("delete from shards where name = ?", (gone,))
+                self.db.execute("delete from entries where shard = ?", (gone,))
+            for new in sorted(there - known):
+                rows = [(key, new) for key in _names(_tensor_names(self.folder / new))]
+                self.db.executemany("insert or replace into entries values (?, ?)", rows)
+                self.db.execute("insert or ignore into shards values (?)", (new,))
 
 
 def _tensor_names(path: Path) -> list[str]:

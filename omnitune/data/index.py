@@ -47,6 +47,7 @@ def build(data: Data, limits: Limits, hashes: Hashes) -> Index:
     sizes = _buckets.resolve(data.buckets, limits)
     found = scan(data.sources, Path.cwd())
     layout = views.plan(found.items, sizes, data)
+    layout.kept.sort(key=lambda placed: placed[0].id)  # the order of files and sources decides nothing
     kept = [item for item, _ in layout.kept]
     if not kept:
         raise UserError(f"data.sources: no sample is left to train on; {'; '.join(layout.notes)}")
@@ -64,8 +65,8 @@ class Samples:
     def __init__(self, index: Index, data: Data, seed: int):
         self.index, self.data, self.seed = index, data, seed
 
-    def inputs(self, i: int, variant: int = 0) -> Inputs:
-        """`caption`, and the view of the item that its pixels are read through."""
+    def inputs(self, i: int, variant: int | str = 0) -> Inputs:
+        """`caption`, and the view of the item that its pixels are read through; `variant` keys its draws."""
         item, bucket = self.index.items[i], self.index.buckets[i]
         draw = Draw(self.seed, [f"{item.id}#{variant}"])
         return {"index": i, "caption": item.caption, "view": views.view(item, bucket, self.data, draw.row)}

@@ -1,5 +1,6 @@
 """Micro-batches in the run's order, read ahead by workers."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,15 @@ class MicroBatches(Dataset[Batch | UserError]):
         return batch
 
     def row(self, row: Row) -> dict[str, Any]:
-        inputs = self.samples.inputs(row.index, self.samples.variant(row.position))
+        # Pixels that are read anew are windowed and cropped anew; cached ones are one of N variants.
+        live = "pixels" in self.live_needs
+        variant = f"position {row.position}" if live else self.samples.variant(row.position)
+        inputs = self.samples.inputs(row.index, variant)
         draw = Draw(self.samples.seed, [row.position])
         for condition in self.conditions:
             inputs = condition.inputs(inputs, draw)
         made = {"id": self.samples.index.items[row.index].id, "caption": inputs["caption"]}
-        if "pixels" in self.live_needs:
+        if live:
             made["pixels"] = self.samples.pixels(inputs)
         for name, key in self.keys.of(self.samples.roots(inputs)).items():
             made.update(self.stores[name].read(key))
@@ -89,6 +93,12 @@ class _From(Sampler[tuple[int, int]]):
             yield from ((step, i) for i in range(len(self.batches.rows(step))))
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Terminals and clusters signal the whole process group; the parent still needs samples to end its step.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def read_steps(batches: MicroBatches, start: int, stop: int, num_workers: int) -> Iterator[list[Batch]]:
     """The micro-batches of each step from `start` to before `stop`, one list a step."""
     loader: DataLoader[Any] = DataLoader(
@@ -98,6 +108,7 @@ def read_steps(batches: MicroBatches, start: int, stop: int, num_workers: int) -
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
     stream = iter(loader)
     for step in range(start, stop):

@@ -1,7 +1,7 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -101,10 +101,18 @@ class DiffusersFamily(Denoiser):
         }
         folder = self.files.component(name)
         try:
-            module: nn.Module = self.files.find_class(name).from_pretrained(folder, **dtype)
+            module, told = self.files.find_class(name).from_pretrained(
+                folder, output_loading_info=True, **dtype
+            )
         except (OSError, SafetensorError) as error:
             raise UserError(f"model.path: {folder} cannot be loaded: {error}; fetch it again") from error
-        return module.requires_grad_(False).eval().to(self.device)
+        if faults := [*told["missing_keys"], *told["mismatched_keys"]]:
+            raise UserError(
+                f"model.path: {folder} lacks {faults[0]} ({len(faults)} such), which its configuration "
+                "asks for; fetch it again"
+            )
+        loaded: nn.Module = module
+        return loaded.requires_grad_(False).eval().to(self.device)
 
     def check_weights(self, components: Sequence[str]) -> None:
         for name in components:
@@ -142,11 +150,14 @@ class DiffusersFamily(Denoiser):
         )
 
     @contextmanager
-    def complete(self) -> Any:
+    def complete(self) -> Iterator[Any]:
         """All networks loaded and in evaluation mode for a while; what was not there before goes again."""
-        before = {name: module.training for name, module in self.components.items()}
+        before = list(self.components)
+        modes = {module: module.training for module in self.components.modules()}
         self.fetch(self.networks)
         self.components.eval()
+        # The pipeline asks the core for its dtype and meets fp32 masters: its inputs are cast back.
+        hook = self.components[self.core].register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
         try:
             yield self.pipeline_class(
                 **{n: self.components[n] for n in self.networks},
@@ -154,9 +165,20 @@ class DiffusersFamily(Denoiser):
                 scheduler=self.scheduler(),
             )
         finally:
+            hook.remove()
             self.drop([n for n in self.components if n not in before])
-            for name, training in before.items():
-                self.components[name].train(training)
+            for module, training in modes.items():
+                module.training = training
+
+    def _cast_inputs(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Cast latents and embeddings, (B, C, ...) and (B, L, D), but no timesteps, (B,) or (B, S)."""
+        dtype = self.component_dtype(self.core)
+        wide = {
+            k: v for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 2
+        }
+        return args, {**kwargs, **{k: v.to(dtype) for k, v in wide.items()}}
 
     def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
         with self.complete() as pipe, torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
+from ..types import Batch, Limits, Stage, Streams, UserError, option
 from ._diffusers import DiffusersFamily
 from ._files import ModelFiles
 from .base import Defaults, Noisy, Sampling
@@ -47,8 +47,9 @@ class Wan(DiffusersFamily):
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
         super().__init__(files, device, dtype, options or WanOptions())
-        self.padding_bias: Tensor | None = None
         self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        self._check_supported()
+        self.padding_bias: Tensor | None = None
         self.stages = [
             Stage("moments", ("vae",), ("pixels",), ("moments",), self.encode_pixels),
             Stage("latents", (), ("moments",), ("x0",), self.draw_latents, draws=("posterior",)),
@@ -57,6 +58,22 @@ class Wan(DiffusersFamily):
                 ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
             ),
         ]  # fmt: skip
+
+    def _check_supported(self) -> None:
+        """Raise UserError for relatives of Wan 2.1 text-to-video that are fed otherwise."""
+        channels, latents = self.transformer_config["in_channels"], self.vae_config["z_dim"]
+        reason = None
+        if "transformer_2" in self.files.classes:
+            reason = "it has two experts (Wan 2.2 A14B)"
+        elif channels != latents or self.transformer_config.get("image_dim"):
+            reason = f"its transformer reads {channels} channels and the VAE gives {latents} (image-to-video)"
+        elif self.vae_config.get("is_residual"):
+            reason = "its VAE is Wan 2.2's (TI2V-5B), which takes a timestep for each token"
+        if reason:
+            raise UserError(
+                f"model.path: {self.files.path} is not Wan 2.1 text-to-video: {reason}; "
+                "family wan trains that one"
+            )
 
     @property
     def limits(self) -> Limits:

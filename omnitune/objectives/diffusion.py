@@ -45,6 +45,12 @@ class DynamicShift:
     base_tokens: int = 256
     max_tokens: int = 4096
 
+    def __post_init__(self) -> None:
+        if self.max_tokens <= self.base_tokens:
+            raise ValueError(
+                f"max_tokens must be above base_tokens ({self.base_tokens}), not {self.max_tokens}"
+            )
+
     def value(self, tokens: int) -> float:
         slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base + slope * (tokens - self.base_tokens))

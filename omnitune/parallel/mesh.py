@@ -105,21 +105,21 @@ class Mesh:
         are stored in fp32 and cast for it, on one device as on many.
         """
         if self.mesh is None:
-            hold_master_weights(module, compute)
+            hold_master_weights(module, blocks, compute)
             return
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         dtypes = {compute[n] for n, _ in module.named_parameters()}
         dtype = min(dtypes, key=lambda d: d.itemsize)
         # A group has one compute dtype: what a model keeps in fp32 stays whole on every rank.
-        apart = {p for n, p in module.named_parameters() if compute[n] != dtype}
-        self.replicated += [p for p in apart if p.requires_grad]
+        apart = [p for n, p in module.named_parameters() if compute[n] != dtype]
+        self.replicated += [p for p in apart if p.requires_grad]  # a list: ranks reduce in one order
         # Inputs are cast by the family: a blanket cast would round timesteps to bf16.
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         for part in [*blocks, module]:
-            sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=apart)
+            sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=set(apart))
         self.placed.append(sharded)
 
     def backward(self, loss: Tensor, last: bool) -> None:

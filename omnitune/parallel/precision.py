@@ -1,40 +1,49 @@
 """Mixed precision on one device, the same as `fully_shard`'s policy on many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def hold_master_weights(module: nn.Module, compute: Mapping[str, torch.dtype]) -> None:
+def hold_master_weights(
+    module: nn.Module, blocks: Sequence[nn.Module], compute: Mapping[str, torch.dtype]
+) -> None:
     """Let parameters stored in fp32 take part in the forward pass in their compute dtype.
 
-    While the owning module runs, a cast copy stands in for the parameter; autograd carries its gradient back
-    to the fp32 master. Names, state dicts and the optimizer see the master only.
+    While a block (for what is in none: the whole module) runs, cast copies stand in for its parameters;
+    autograd carries their gradients back to the fp32 masters. Names, state dicts and the optimizer see the
+    masters only; code that looks at a weight's dtype in the forward pass sees what it computes in.
     """
+    unit_of: dict[int, nn.Module] = {id(m): block for block in blocks for m in block.modules()}
+    places: dict[int, list[tuple[nn.Module, str, torch.dtype]]] = {}
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
-        cast = {
-            n: d for n, p in owner.named_parameters(recurse=False) if (d := compute[prefix + n]) != p.dtype
-        }
-        if cast:
-            _Cast(owner, cast)
+        unit = unit_of.get(id(owner), module)
+        for name, param in owner.named_parameters(recurse=False):
+            if compute[prefix + name] != param.dtype:
+                places.setdefault(id(unit), []).append((owner, name, compute[prefix + name]))
+    for unit in [*blocks, module]:
+        if id(unit) in places:
+            _Cast(unit, places[id(unit)])
 
 
 class _Cast:
-    def __init__(self, owner: nn.Module, dtypes: dict[str, torch.dtype]):
-        self.dtypes, self.masters = dtypes, dict[str, Any]()
-        owner.register_forward_pre_hook(self.swap_in)
-        owner.register_forward_hook(self.swap_out, always_call=True)
+    def __init__(self, unit: nn.Module, places: list[tuple[nn.Module, str, torch.dtype]]):
+        self.places, self.masters = places, list[Any]()
+        unit.register_forward_pre_hook(self.swap_in)
+        unit.register_forward_hook(self.swap_out, always_call=True)
 
-    def swap_in(self, owner: nn.Module, args: Any) -> None:
-        for name, dtype in self.dtypes.items():
-            self.masters[name] = owner._parameters.pop(name)
-            setattr(owner, name, self.masters[name].to(dtype))
+    def swap_in(self, unit: nn.Module, args: Any) -> None:
+        for owner, name, dtype in self.places:
+            master = owner._parameters.pop(name)
+            assert master is not None, name
+            self.masters.append(master)
+            setattr(owner, name, master.to(dtype))
 
-    def swap_out(self, owner: nn.Module, args: Any, output: Any) -> None:
-        for name in self.dtypes:
-            if name in self.masters:
-                delattr(owner, name)
-                owner._parameters[name] = self.masters.pop(name)
+    def swap_out(self, unit: nn.Module, args: Any, output: Any) -> None:
+        for (owner, name, _), master in zip(self.places, self.masters, strict=False):
+            delattr(owner, name)
+            owner._parameters[name] = master
+        self.masters = []

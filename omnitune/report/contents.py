@@ -1,6 +1,7 @@
 """What lies in a run folder, as the report needs it."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def read_contents(folder: Path) -> Contents:
         items=_read_lines(folder / "data.jsonl", notes),
         samples=_read_samples(folder / "samples", notes),
         results=_read_json(folder / "results.json", []),
-        checkpoints=sorted(_step(p.parent) for p in folder.glob("checkpoints/step-*/COMPLETE")),
+        checkpoints=[
+            step for step, path in _steps(folder / "checkpoints").items() if (path / "COMPLETE").is_file()
+        ],
         weights=sorted(
             p.relative_to(folder)
             for top in ("weights", "weights-raw")
@@ -93,8 +96,11 @@ def _plain(value: str) -> str | None:
     return None if value in ("", "null") else value
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def _steps(folder: Path) -> dict[int, Path]:
+    """The folders step-N in a folder by step, ascending."""
+    matches = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
+    found = {int(match[1]): path for match, path in matches if match}
+    return dict(sorted(found.items()))
 
 
 def _read_json(path: Path, otherwise: Any) -> Any:
@@ -125,7 +131,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[Record]:
 
 def _read_samples(folder: Path, notes: list[str]) -> dict[int, list[Sample]]:
     found = {}
-    for step_folder in sorted(folder.glob("step-*")):
+    for step, step_folder in _steps(folder).items():
         described = _read_json(step_folder / "samples.json", None)
         if described is None:
             notes.append(f"samples/{step_folder.name} has no samples.json, so its samples are left out.")
@@ -134,7 +140,7 @@ def _read_samples(folder: Path, notes: list[str]) -> dict[int, list[Sample]]:
         for sample in samples:
             if not sample.path.is_file():
                 notes.append(f"samples/{step_folder.name}/{sample.path.name} is missing.")
-        found[_step(step_folder)] = [s for s in samples if s.path.is_file()]
+        found[step] = [s for s in samples if s.path.is_file()]
     return found
 
 

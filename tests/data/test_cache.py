@@ -1,8 +1,12 @@
 """What is cached equals what would be computed, is found by all that decides it, and survives any kill."""
 
 import multiprocessing
+import os
 import shutil
+import time
+from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnitune import precompute, session
+from omnitune import files, precompute, session
+from omnitune.cli import _work
 from omnitune.data import cache
 from omnitune.data.cache import Store, split_rows, stack_rows
 from omnitune.families._diffusers import DiffusersFamily
@@ -115,6 +120,60 @@ def test_entries_of_a_deleted_shard_are_missing_again(tmp_path: Path) -> None:
     first.unlink()
     store.refresh()
     assert store.missing(["key1", "key2", "key3"]) == ["key1", "key2"]
+
+
+def test_two_runs_bring_one_index_in_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(tmp_path, 1, 2)
+    (tmp_path / "index.sqlite").unlink()
+    read = cache._tensor_names
+
+    def slowly(path: Path) -> list[str]:
+        time.sleep(0.2)
+        return read(path)
+
+    def refreshed(_: int) -> list[str]:
+        store = Store(tmp_path)
+        store.refresh()
+        return store.missing(["key1", "key2"])
+
+    monkeypatch.setattr(cache, "_tensor_names", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(refreshed, range(2))) == [[], []]
+
+
+def test_a_file_is_hashed_while_others_may_write_and_is_remembered_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths:
+        path.write_text(path.name)
+    mine, other, hashed = files.Hashes(tmp_path), files.Hashes(tmp_path), files.hash_file
+    other.db.execute("pragma busy_timeout = 0")
+    known: list[str] = []
+
+    def hash_file(path: Path) -> str:
+        if path.name == "c":
+            other.db.execute("begin immediate")  # raises where another holds the lock
+            known.extend(Path(row[0]).name for row in other.db.execute("select path from hashes"))
+            other.db.rollback()
+        return hashed(path)
+
+    monkeypatch.setattr(files, "hash_file", hash_file)
+    mine.of_all(paths)
+    assert known == ["a", "b"]
+
+
+def test_verify_hashes_weights_too(workplace: "Workplace", mesh: Mesh) -> None:
+    shutil.copytree(workplace.model, "model")
+    run = workplace.run("model.path=./model")
+    assert _work("cache", Namespace(verify=False), run, mesh) is None
+    file = next(Path("model/vae").glob("*.safetensors"))
+    stat, old = file.stat(), file.read_bytes()
+    file.write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    num_stores = len(list(Path(".cache").glob("moments-*")))
+    _work("cache", Namespace(verify=True), run, mesh)
+    assert len(list(Path(".cache").glob("moments-*"))) == num_stores + 1
 
 
 @pytest.mark.parametrize("bytes_left", [0, 5, 40, -1])
@@ -300,9 +359,12 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
             raise KeyboardInterrupt
         encode(*arguments)
 
+    closed: list[precompute._Progress] = []
+    monkeypatch.setattr(precompute._Progress, "close", lambda self: closed.append(self))
     monkeypatch.setattr(precompute, "_encode_group", killed)
     with pytest.raises(KeyboardInterrupt):
         encoded(workplace, mesh)
+    assert len(closed) == 1
     monkeypatch.setattr(precompute, "_encode_group", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
 

@@ -1,7 +1,9 @@
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from omnitune.families._files import ModelFiles
 from omnitune.families.wan import Wan
@@ -74,3 +76,33 @@ def test_fp32_parts_of_a_bf16_model_have_the_same_dtypes_on_the_meta_device_as_w
     dtypes = {name: p.dtype for name, p in meta.components.named_parameters()}
     assert dtypes == {name: p.dtype for name, p in real.components.named_parameters()}
     assert {torch.float32, torch.bfloat16} == set(dtypes.values())
+
+
+def changed(model, folder, component, **values):
+    copy = shutil.copytree(model, folder)
+    file = copy / component / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return copy
+
+
+def test_relatives_of_wan_2_1_text_to_video_are_refused_by_name(model, tmp_path):
+    with pytest.raises(UserError, match="reads 36 channels and the VAE gives 16"):
+        Wan.load(str(changed(model, tmp_path / "i2v", "transformer", in_channels=36)), "meta", torch.float32)
+    with pytest.raises(UserError, match=r"Wan 2.2's \(TI2V-5B\)"):
+        Wan.load(str(changed(model, tmp_path / "ti2v", "vae", is_residual=True)), "meta", torch.float32)
+    two = shutil.copytree(model, tmp_path / "two")
+    index = json.loads((two / "model_index.json").read_text())
+    index["transformer_2"] = index["transformer"]
+    (two / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="two experts"):
+        Wan.load(str(two), "meta", torch.float32)
+
+
+def test_a_weight_file_that_lacks_a_tensor_is_refused_by_its_name(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["blocks.0.attn1.to_k.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks blocks\.0\.attn1\.to_k\.weight"):
+        Wan.load(str(copy), "cpu", torch.float32, only=["transformer"])
