@@ -1,8 +1,8 @@
 """The training loop: one for every family, objective, condition and mesh."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,13 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(self)
         self.clock = time.monotonic()
-        for micro_batches in self.read():
+        with closing(self.read()) as steps:
+            self._run(steps)
+        for callback in self.callbacks:
+            callback.on_end(self)
+
+    def _run(self, steps: Iterator[list[Batch]]) -> None:
+        for micro_batches in steps:
             metrics = self.train_step(micro_batches)
             self.step += 1
             for callback in self.callbacks:
@@ -79,10 +85,8 @@ class Trainer:
             if stop:
                 raise Stopped(f"stopped after step {self.step} of {self.last_step}; the same command goes on")
             self.clock = time.monotonic()
-        for callback in self.callbacks:
-            callback.on_end(self)
 
-    def read(self) -> Iterator[list[Batch]]:
+    def read(self) -> Generator[list[Batch], None, None]:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:

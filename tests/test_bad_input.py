@@ -132,7 +132,8 @@ def refused(place: "Workplace", *words: str) -> str:
         (
             "dtype: float32",
             "options: {text_len: 3}",
-            "run.yaml:1: model.options.text_len: is not an option (options of this family: text_length, fold_padding)",
+            "run.yaml:1: model.options.text_len: is not an option "
+            "(options of this family: text_length, fold_padding)",
         ),
         (
             "path: clips",

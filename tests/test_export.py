@@ -347,3 +347,17 @@ def test_sample_writes_pictures_and_clips_that_are_described(
     (described,) = json.loads((tmp_path / "out/samples.json").read_text())
     assert (described["file"], described["prompt"], described["seed"]) == (file, "a fox", 7)
     assert (tmp_path / "out" / file).read_bytes() != (tmp_path / "base" / file).read_bytes()
+
+
+def test_samples_without_a_folder_to_write_to_lie_apart_from_those_of_training(
+    trained: Callable[[str], Trained],
+) -> None:
+    run = trained("lora")
+    words = ["sample", "runs/run", "--prompt", "a fox", "--steps", "1", "--size", "32x32", "--seed", "7"]
+    with chdir(run.home):
+        assert cli.main(words) == 0
+        assert cli.main([*words, "--base"]) == 0
+        assert cli.main(["report", "runs/run"]) == 0
+    (step,) = {int(path.name.removeprefix("step-")) for path in run.folder.glob("checkpoints/step-*")}
+    written = {path.name for path in (run.folder / "samples/manual").iterdir()}
+    assert written == {f"step-{step}-seed-7", "base-seed-7"}

@@ -1,7 +1,8 @@
 """Micro-batches in the run's order, read ahead by workers."""
 
+import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +100,9 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def read_steps(batches: MicroBatches, start: int, stop: int, num_workers: int) -> Iterator[list[Batch]]:
+def read_steps(
+    batches: MicroBatches, start: int, stop: int, num_workers: int
+) -> Generator[list[Batch], None, None]:
     """The micro-batches of each step from `start` to before `stop`, one list a step."""
     loader: DataLoader[Any] = DataLoader(
         batches,
@@ -110,9 +113,15 @@ def read_steps(batches: MicroBatches, start: int, stop: int, num_workers: int) -
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_parent,
     )
+    before = set(multiprocessing.active_children())
     stream = iter(loader)
-    for step in range(start, stop):
-        found = [next(stream) for _ in batches.rows(step)]
-        if mistake := next((b for b in found if isinstance(b, UserError)), None):
-            raise mistake
-        yield found
+    workers = set(multiprocessing.active_children()) - before
+    try:
+        for step in range(start, stop):
+            found = [next(stream) for _ in batches.rows(step)]
+            if mistake := next((b for b in found if isinstance(b, UserError)), None):
+                raise mistake
+            yield found
+    finally:  # workers do not heed SIGTERM, with which Python would end them when it exits
+        for worker in workers:
+            worker.kill()
