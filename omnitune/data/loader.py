@@ -122,6 +122,8 @@ def read_steps(
             if mistake := next((b for b in found if isinstance(b, UserError)), None):
                 raise mistake
             yield found
-    finally:  # workers do not heed SIGTERM, with which Python would end them when it exits
-        for worker in workers:
-            worker.kill()
+    finally:
+        del stream  # asks the workers to end
+        for worker in workers:  # they do not heed SIGTERM, with which Python would end them when it exits
+            if worker.is_alive():
+                worker.kill()
