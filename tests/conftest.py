@@ -27,3 +27,11 @@ def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoded samples, found by the hash of all that decides them: every run of the session may share it."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def pretrained_vlm() -> Path:
+    """A vision-language base of pretrained parts; skips, naming the packages, where they are absent."""
+    from omnitune.testing.vlm import build_or_skip
+
+    return build_or_skip()
