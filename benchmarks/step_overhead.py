@@ -112,7 +112,7 @@ def alternate(run: TinyRun) -> Alternation:
     mesh = Mesh(chosen.parallel)
     job = session.make_job(chosen)
     index = job.index()
-    bucket = session.sample_bucket(chosen, job, index.buckets)
+    bucket = session.sample_bucket(job, index)
     trainer, _ = session.build_trainer(job, index, mesh, session.run_folder(chosen), bucket, {})
     session.run_folder(chosen).mkdir(parents=True)
     alternation = Alternation(trainer, BareStep(run, trainer, next(trainer.read())[0]))

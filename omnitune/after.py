@@ -74,9 +74,7 @@ def sample_run(arguments: argparse.Namespace) -> None:
 
 def _bucket(size: str | None, folder: Path, job: "Job") -> Bucket:
     if size is not None:
-        bucket = parse_bucket(size, "--size")
-        session.check_size(bucket, job, "--size")
-        return bucket
+        return job.size(size, "--size")
     import json
 
     lines = folder / "data.jsonl"

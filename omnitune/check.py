@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from . import session
+from . import config
 from .data.index import Samples
-from .types import UserError
+from .job import Job
+from .types import Mistakes, UserError
 
 if TYPE_CHECKING:
     from .config import Run
@@ -15,17 +16,20 @@ WORKERS = 4
 
 def check_run(run: "Run") -> None:
     """Decode what training would read of every item; raises UserError with all mistakes, prints a summary."""
-    job = session.make_job(run)
+    job = Job(run, config.validate_options)
     index = job.index()
-    session.sample_bucket(run, job, index.buckets)
-    samples = job.samples(index)
+    samples, mistakes = job.samples(index), Mistakes()
     with ThreadPoolExecutor(WORKERS) as pool:
-        faults = [f for f in pool.map(lambda i: _fault(samples, i), range(len(index.items))) if f]
-    if faults:
-        raise UserError("\n".join(faults))
-    job.shape.check_weights(list(job.shape.components))
-    for note in index.notes:
+        for errors in pool.map(lambda i: _faults(samples, i), range(len(index.items))):
+            mistakes.errors += errors
+    with mistakes.noted():
+        absent = job.shape.check_weights(list(job.shape.components))
+    mistakes.raise_all()
+    # The tokenizer of a model that is not here would be fetched for the second kind.
+    for note in [*index.notes, *([] if absent else index.caption_notes(job.shape.cut_captions))]:
         print(note)
+    if absent:
+        print(f"weights of {', '.join(absent)}: not on this machine; `train` fetches them from the hub")
     for bucket, members in sorted(index.by_bucket.items()):
         print(f"bucket {bucket}: {len(members)} samples")
     steps = run.schedule.steps
@@ -35,10 +39,10 @@ def check_run(run: "Run") -> None:
     )
 
 
-def _fault(samples: Samples, i: int) -> str | None:
-    try:
+def _faults(samples: Samples, i: int) -> list[UserError]:
+    """Why an item cannot be decoded: the first of its variants that fails tells it."""
+    mistakes = Mistakes()
+    with mistakes.noted():
         for variant in range(samples.data.variants):
             samples.pixels(samples.inputs(i, variant))
-    except UserError as error:
-        return str(error)
-    return None
+    return mistakes.errors

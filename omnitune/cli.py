@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .types import MachineError, Stopped, UserError
+from .types import MachineError, Stopped, UserError, is_shared, shared
 
 if TYPE_CHECKING:
-    from .config import Document, Run
+    from .config import Run
+    from .parallel.mesh import Mesh
 
 DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
@@ -41,26 +42,25 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     try:
         return command() or DONE
     except UserError as error:
-        return fail(USER, place(str(error)))
+        return fail(USER, place(str(error)), is_shared(error))
     except Stopped as stop:
-        return fail(STOPPED, str(stop))
+        return fail(STOPPED, str(stop), is_shared(stop))
     except (MachineError, MemoryError) as error:
         return fail(MACHINE, str(error) or "out of memory")
     except OSError as error:
         if isinstance(error, PATH_ERRORS) and error.filename:
-            return fail(
-                USER, f"{error.filename}: {error.strerror}; make it readable and writable, or name another"
-            )
+            message = f"{error.filename}: {error.strerror}; make it readable and writable, or name another"
+            return fail(USER, message, is_shared(error))
         if error.errno not in MACHINE_ERRNOS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return fail(MACHINE, f"{where}{error.strerror}; {INTACT}")
-    except KeyboardInterrupt:
-        return fail(STOPPED, "stopped at once; what was not saved is done again")
+        return fail(MACHINE, f"{where}{error.strerror}; {INTACT}", is_shared(error))
+    except KeyboardInterrupt:  # a launcher passes it to all ranks
+        return fail(STOPPED, "stopped at once; what was not saved is done again", everywhere=True)
     except Exception as error:
-        if (message := machine_message(error)) is None:
+        if (told := machine_message(error)) is None:
             raise
-        return fail(MACHINE, message)
+        return fail(MACHINE, told)
 
 
 def machine_message(error: BaseException) -> str | None:
@@ -84,11 +84,14 @@ def machine_message(error: BaseException) -> str | None:
     return None
 
 
-def fail(code: int, message: str) -> int:
-    """Tell the user once: a worker leaves its message to the process that started it."""
-    from .parallel.launch import leave_report
+def fail(code: int, message: str, everywhere: bool = False) -> int:
+    """Tell the user once: a worker leaves its message to the process that started it.
 
-    if not leave_report(code, message):
+    What fails `everywhere` is told by the main rank.
+    """
+    from .parallel.launch import is_main_rank, leave_report
+
+    if not leave_report(code, message) and (is_main_rank() or not everywhere):
         print(message, file=sys.stderr, flush=True)
     return code
 
@@ -161,38 +164,62 @@ class _Version(argparse.Action):
         sys.exit(DONE)
 
 
-def with_run(arguments: argparse.Namespace, work: "Callable[[Run, Document], int | None]") -> int:
+def with_run(arguments: argparse.Namespace, work: "Callable[[Run], int | None]") -> int:
     """Load the run and do something with it; mistakes found later still get their line of the file."""
     from . import config
 
     document = config.read(arguments.file, arguments.overrides)
     run = config.validate(document)
-    return guarded(lambda: work(run, document), document.placed)
+    return guarded(lambda: work(run), document.placed)
 
 
 def train(arguments: argparse.Namespace) -> int:
-    return with_run(arguments, lambda run, _: _on_mesh(arguments, run, "train"))
+    return _on_ranks(arguments, "train")
 
 
 def cache(arguments: argparse.Namespace) -> int:
-    return with_run(arguments, lambda run, _: _on_mesh(arguments, run, "cache"))
+    return _on_ranks(arguments, "cache")
 
 
-def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> int | None:
-    from .parallel.launch import launch, launched
+def _on_ranks(arguments: argparse.Namespace, command: str) -> int:
+    """Start the ranks of this machine, or be one of them."""
+    from .parallel.launch import launched
 
-    if arguments.nproc > 1 and not launched():
+    if not launched():
+        return with_run(arguments, lambda run: _start(arguments, run, command))
+    try:
+        return with_run(arguments, lambda run: _on_mesh(arguments, run, command))
+    except UserError as error:
+        from .parallel.mesh import meet
+
+        meet(error)
+
+
+def _start(arguments: argparse.Namespace, run: "Run", command: str) -> int | None:
+    from .parallel.launch import launch
+
+    _check_ranks(run, arguments.nproc, command)
+    if arguments.nproc == 1:
+        _on_mesh(arguments, run, command)
+        return DONE
+    words = [command, str(arguments.file), *arguments.overrides]
+    words += ["--verify"] if getattr(arguments, "verify", False) else []
+    code, message = launch(words, arguments.nproc, arguments.grace)
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _check_ranks(run: "Run", world: int, command: str) -> None:
+    try:
+        run.parallel.sizes(world)
+    except UserError as error:
         from . import session
 
-        if command == "train":
-            session.check_identity(run, session.run_folder(run))
-        run.parallel.sizes(arguments.nproc)
-        words = [command, str(arguments.file), *arguments.overrides]
-        words += ["--verify"] if getattr(arguments, "verify", False) else []
-        code, message = launch(words, arguments.nproc, arguments.grace)
-        if message:
-            print(message, file=sys.stderr, flush=True)
-        return code
+        session.refuse(run, error, session.run_folder(run) if command == "train" else None)
+
+
+def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> None:
     from .parallel.mesh import Mesh
 
     # Before the first step there is nothing to save: a signal ends the command where it is, with code 75.
@@ -202,10 +229,9 @@ def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> int | N
         _work(command, arguments, run, mesh)
     finally:
         mesh.close()
-    return DONE
 
 
-def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: Any) -> None:
+def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh") -> None:
     from . import session
 
     if command == "train":
@@ -214,25 +240,24 @@ def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: Any) ->
     from .precompute import fill
 
     if run.data.cache is None:
-        raise UserError("data.cache: is null, so there is nothing to fill; name a folder")
-    job = session.make_job(run)
-    index = mesh.together(lambda: job.index(arguments.verify))
+        raise shared(UserError("data.cache: is null, so there is nothing to fill; name a folder"))
+    job, index = session.prepare(run, mesh, verify=arguments.verify)
     job.share_weights(mesh, arguments.verify)
     filled = fill(job, index, mesh)
     if mesh.main:
-        print(filled)
+        print("\n".join([str(filled), *index.notes, *index.caption_notes(job.shape.cut_captions)]))
 
 
 def check(arguments: argparse.Namespace) -> int:
     from .check import check_run
 
-    return with_run(arguments, lambda run, _: check_run(run))
+    return with_run(arguments, check_run)
 
 
 def plan(arguments: argparse.Namespace) -> int:
     from .plan import print_plan
 
-    return with_run(arguments, lambda run, _: print_plan(run))
+    return with_run(arguments, print_plan)
 
 
 def write_samples(arguments: argparse.Namespace) -> None:

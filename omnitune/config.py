@@ -32,16 +32,17 @@ NOT_LEARNED = (
 )  # fmt: skip
 """What may change when a run goes on. Model, data and init_from are compared by their contents instead."""
 
-NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "objective.logit_mean": {"timesteps": ("logit_normal",)},
-    "objective.logit_std": {"timesteps": ("logit_normal",)},
-    "objective.mode_scale": {"timesteps": ("mode",)},
-    "objective.huber_delta": {"loss_type": ("huber", "smooth_l1")},
-    "schedule.floor": {"decay": ("linear", "cosine", "polynomial")},
-    "schedule.power": {"decay": ("polynomial",)},
-    "data.variants": {"window": ("random",), "crop": ("random",)},
-    "validation.every": {"prompts": ()},
-}
+NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
+    ("objective.logit_mean", {"timesteps": ("logit_normal",)}),
+    ("objective.logit_std", {"timesteps": ("logit_normal",)}),
+    ("objective.mode_scale", {"timesteps": ("mode",)}),
+    ("objective.huber_delta", {"loss_type": ("huber", "smooth_l1")}),
+    ("schedule.floor", {"decay": ("linear", "cosine", "polynomial")}),
+    ("schedule.power", {"decay": ("polynomial",)}),
+    ("data.variants", {"window": ("random",), "crop": ("random",)}),
+    ("data.variants", {"cache": ()}),
+    ("validation.every", {"prompts": ()}),
+]
 """Which value of a neighbour, one of those listed or any at all, an option needs to have an effect."""
 
 
@@ -75,8 +76,23 @@ def _kind(value: Any) -> str:
     return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
-AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction, Field(discriminator="name")]
-AnyOptimizer = Annotated[AdamW | Adam, Field(discriminator="name")]
+def _name_or(default: str) -> Discriminator:
+    """Tell the member of a union by its `name`; a mapping without one is the default."""
+    return Discriminator(
+        lambda v: str(v.get("name", default)) if isinstance(v, dict) else getattr(v, "name", default)
+    )
+
+
+AnyObjective = Annotated[
+    Annotated[FlowMatching, Tag("flow_matching")]
+    | Annotated[Epsilon, Tag("epsilon")]
+    | Annotated[VPrediction, Tag("v_prediction")],
+    _name_or("flow_matching"),
+]
+AnyOptimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")] | Annotated[Adam, Tag("adam")],
+    _name_or("adamw"),
+]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
     | Annotated[Literal["full"], Tag("full")]
@@ -196,7 +212,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: cannot be read: {error}") from None
     try:
         tree = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
+        _check_aliases(path, tree)
+        data = _unshared(yaml.load(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -255,7 +272,7 @@ def _json(values: dict[str, Any], where: str) -> bytes:
 
 def _without_effect(run: Run) -> Iterator[str]:
     """What was changed from its default in vain. A resolved run states every default, so those pass."""
-    for key, needs in NEEDS.items():
+    for key, needs in NEEDS:
         section, name = key.split(".")
         options = getattr(run, section)
         defaults = {f.name: f.default for f in dataclasses.fields(options)}
@@ -342,6 +359,26 @@ def _override(data: Any, key: str, value: Any) -> None:
         raise UserError(f"command line: {key} does not lead anywhere in the file") from None
 
 
+def _check_aliases(path: Path, node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:
+    """Refuse an alias that stands within what it names."""
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    if node in above:
+        raise UserError(
+            f"{path}:{node.start_mark.line + 1}: an alias (*) stands within what it names (&); spell it out"
+        )
+    for child in node.value:
+        for part in child if isinstance(child, tuple) else (child,):
+            _check_aliases(path, part, (*above, node))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what aliases name stands in each place by itself: an override changes one of them."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
+
+
 def _duplicates(path: Path, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
@@ -362,7 +399,7 @@ def _duplicates(path: Path, node: yaml.Node) -> Any:
 def _messages(document: Document, error: ValidationError) -> list[str]:
     """One line per place; several errors of one place are the members of a union."""
     by_place: dict[str, list[str]] = {}
-    for e in error.errors():
+    for e in _meant(error.errors()):
         if not e["loc"] and e["type"] == "value_error":  # between keys: the message names them
             by_place[document.placed(str(e["ctx"]["error"]))] = [""]
             continue
@@ -370,11 +407,25 @@ def _messages(document: Document, error: ValidationError) -> list[str]:
         name = ".".join(_spelled(document.data, parts))
         if e["type"] in ("unexpected_keyword_argument", "missing"):
             name = f"{name}.{parts[-1]}" if name and not name.endswith(parts[-1]) else name or parts[-1]
-        if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        if e["type"] == "union_tag_invalid":
             name += ".name"
         where = document.where(name) if name else f"{document.path}:1"
         by_place.setdefault(f"{where}: {name}" if name else str(where), []).append(_describe(e))
     return [f"{place}{_joined(texts)}" for place, texts in by_place.items()]
+
+
+def _meant(errors: Sequence[Any]) -> list[Any]:
+    """Without those of a number where a mapping is given and the union has a member that is one."""
+    mappings = {
+        e["loc"][: i + 1] for e in errors if e["type"] != "dataclass_type" for i in range(len(e["loc"]))
+    }
+    return [
+        e
+        for e in errors
+        if not isinstance(e["input"], dict)
+        or e["type"] != "float_type"
+        or not any(loc[:-1] == e["loc"][:-1] and loc != e["loc"] for loc in mappings)
+    ]
 
 
 def _joined(texts: list[str]) -> str:
@@ -401,10 +452,8 @@ def _describe(e: Any) -> str:
         return f" is not an option{_did_you_mean(str(e['loc'][-1]), e)}"
     if e["type"] == "missing":
         return " is missing"
-    if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags = str(e["ctx"].get("expected_tags", "")).replace("'", "")
-        given = repr(e["ctx"]["tag"]) if "tag" in e["ctx"] else "missing"
-        return f" is {given}; choose from {tags}" if tags else " is missing; state it"
+    if e["type"] == "union_tag_invalid":
+        return f" is {e['ctx']['tag']!r}; choose from {e['ctx']['expected_tags'].replace(chr(39), '')}"
     return f": {_plain(e)}"
 
 

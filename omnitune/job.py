@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .callbacks.sample import parse_bucket
+from .data import buckets
 from .data.cache import Store
-from .data.index import Index, Samples, build
+from .data.index import Dealt, Index, Samples, deal
 from .data.loader import MicroBatches, StageKeys
 from .data.order import Order
+from .data.sources import scan
 from .families import resolve
 from .families.base import Family
 from .files import Hashes, digest
-from .trainable import Claims, apply_claims, claim, expand
-from .types import Stage, UserError, split_stages
+from .trainable import Claims, Rule, apply_claims, claim, expand
+from .types import Bucket, Mistakes, Stage, UserError, split_stages
 from .weights import component_folders, init_adapters, lora_file
 
 if TYPE_CHECKING:
@@ -33,20 +36,42 @@ CACHE_FORMAT = 1
 
 
 class Job:
-    """A run resolved against its model: family, claims, stages."""
+    """A run resolved against its model: family, claims, stages.
+
+    What is wrong is in `mistakes`. Raise them before anything but data is asked for; `deal` raises them too.
+    """
 
     def __init__(self, run: "Run", options: "Callable[[type, dict[str, Any], str], Any]"):
-        self.run = run
-        self.family_class = resolve(run.model.family)
-        self.options = options(self.family_class.Options, run.model.options, "model.options")
-        self.replaced = component_folders(run.init_from)
-        self.shape: Family = self.load_family("meta")
-        run.objective.prepare(self.shape)
+        self.run, self.mistakes = run, Mistakes()
+        self.options: Any = None
+        self.replaced: Mapping[str, Path] = {}
+        self.sizes: Sequence[Bucket] | None = None
+        noted = self.mistakes.noted
+        with noted():
+            self.replaced = component_folders(run.init_from)
+        with noted():
+            self.family_class = resolve(run.model.family)
+            with noted():  # the rest is looked at as the family's defaults make it
+                self.options = options(self.family_class.Options, run.model.options, "model.options")
+            self.shape: Family = self.load_family("meta")
+            self._match()
+
+    def _match(self) -> None:
+        """Hold every part of the run against the model."""
+        run, noted = self.run, self.mistakes.noted
+        with noted():
+            run.objective.prepare(self.shape)
+        with noted():
+            self.sizes = buckets.resolve(run.data.buckets, self.shape.limits)
+        with noted():
+            self.sample_size()
         for condition in run.conditions:
             condition.prepare(self.shape)
         cls = self.family_class
-        self.claims: Claims = claim(self.shape.components, expand(run.trainable, cls.core, cls.lora_targets))
-        self._check_adapters()
+        rules = expand(run.trainable, cls.core, cls.lora_targets)
+        with noted():
+            self._check_adapters(rules)
+        self.claims: Claims = claim(self.shape.components, rules)
         cacheable, live = split_stages(self.shape.stages, self.claims.names)
         if run.data.cache is None:
             cacheable, live = [], list(self.shape.stages)
@@ -65,15 +90,39 @@ class Job:
             replaced=self.replaced,
         )
 
-    def _check_adapters(self) -> None:
-        allowed = self.family_class.adapter_components
-        for module, number in self.claims.adapted.items():
-            if module.split(".")[0] not in allowed:
-                raise UserError(
-                    f"trainable.{number}.lora: the published pipeline of {self.family_class.name} "
-                    "loads no LoRA for "
-                    f"{module.split('.')[0]}, only for {', '.join(allowed)}; train that part without lora"
-                )
+    def _check_adapters(self, rules: Sequence[Rule]) -> None:
+        cls = self.family_class
+        claimed = {
+            (number, name.split(".")[0])
+            for name, _ in self.shape.components.named_parameters()
+            for number in [i for i, rule in enumerate(rules) if rule.matches(name)][:1]
+        }
+        mistakes = [
+            f"trainable.{number}.lora: the published pipeline of {cls.name} loads no LoRA for {component}, "
+            f"only for {', '.join(cls.adapter_components)}; train that part without lora"
+            for number, component in sorted(claimed)
+            if rules[number].lora and component not in cls.adapter_components
+        ]
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+
+    def sample_size(self) -> Bucket | None:
+        """The size that `validation.size` states, if any."""
+        stated = self.run.validation.size
+        return None if stated is None else self.size(stated, "validation.size")
+
+    def size(self, text: str, where: str) -> Bucket:
+        """Read a size; raises UserError for one that the model does not take."""
+        bucket, limits = parse_bucket(text, where), self.shape.limits
+        nearest = Bucket(
+            buckets.nearest_frames(bucket.frames, limits),
+            buckets.nearest_multiple(bucket.height, limits.spatial),
+            buckets.nearest_multiple(bucket.width, limits.spatial),
+        )
+        if nearest != bucket:
+            name = self.family_class.name
+            raise UserError(f"{where}: {bucket} is not a size that {name} takes; the nearest is {nearest}")
+        return bucket
 
     def stages(self, family: Family, names: Sequence[str]) -> list[Stage]:
         return [stage for stage in family.stages if stage.name in names]
@@ -99,7 +148,16 @@ class Job:
         return (self.run.data.cache or Path(".cache")).absolute()
 
     def index(self, verify: bool = False) -> Index:
-        return build(self.run.data, self.shape.limits, Hashes(self.memo_folder, verify))
+        return self.deal(verify).index(Hashes(self.memo_folder, verify))
+
+    def deal(self, verify: bool = False) -> Dealt:
+        """Find the data; raises UserError with every mistake in them and in the run."""
+        with self.mistakes.noted():
+            found = scan(self.run.data.sources, Path.cwd(), Hashes(self.memo_folder, verify))
+            if self.sizes is not None:
+                dealt = deal(found, self.sizes, self.run.data)
+        self.mistakes.raise_all()
+        return dealt
 
     def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
         """Hash over the files of each component."""

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from . import session
+from . import config
+from .job import Job
 from .types import Stage
 
 if TYPE_CHECKING:
     from .config import Run
-    from .job import Job
+    from .data.index import Index
 
 
 def print_plan(run: "Run") -> None:
@@ -20,9 +21,10 @@ def print_plan(run: "Run") -> None:
 
 def lines(run: "Run") -> Iterator[str]:
     """The plan, line by line; raises UserError for what `train` would refuse."""
-    job = session.make_job(run)
-    if run.validation.size is not None:
-        session.sample_bucket(run, job, buckets=())
+    job = Job(run, config.validate_options)
+    missing = [str(source.path) for source in run.data.sources if not source.path.exists()]
+    # Sources that are not here yet leave a plan; beside mistakes they are told with them.
+    index = job.index() if job.mistakes.errors or not missing else None
     yield f"run {run.name}: {job.family_class.name}, {run.objective.name}, {run.model.dtype}"
     yield f"model: {run.model.path}, from {job.shape.source}"
     yield ""
@@ -32,7 +34,11 @@ def lines(run: "Run") -> Iterator[str]:
     yield ""
     yield from _stages(job)
     yield ""
-    yield from _length(job)
+    yield f"{run.schedule.steps} steps of {run.data.batch_size} samples"
+    if index is None:
+        yield f"data: {', '.join(missing)} is not here, so epochs and buckets are unknown"
+    else:
+        yield from _data(run, index)
 
 
 def count(number: float) -> str:
@@ -44,7 +50,7 @@ def count(number: float) -> str:
     raise AssertionError(number)
 
 
-def _components(job: "Job") -> Iterator[str]:
+def _components(job: Job) -> Iterator[str]:
     yield "components                            parameters     trainable        frozen"
     for name, module in job.shape.components.items():
         total = sum(p.numel() for p in module.parameters())
@@ -72,7 +78,7 @@ def _row(name: str, *numbers: int) -> str:
     return f"{name:38}" + "".join(f"{count(n):>12}  " for n in numbers).rstrip()
 
 
-def trainable_count(job: "Job", component: str = "") -> int:
+def trainable_count(job: Job, component: str = "") -> int:
     """Parameters that train in a component: its own, and those of adapters."""
     prefix = f"{component}." if component else ""
     params = dict(job.shape.components.named_parameters())
@@ -80,7 +86,7 @@ def trainable_count(job: "Job", component: str = "") -> int:
     return own + sum(adapter_size(job, m) for m in job.claims.adapted if m.startswith(prefix))
 
 
-def adapter_size(job: "Job", module: str) -> int:
+def adapter_size(job: Job, module: str) -> int:
     """Rank x (inputs + outputs), inputs counted over a convolution's kernel."""
     weight = dict(job.shape.components.named_parameters())[f"{module}.weight"]
     lora = job.claims.rules[job.claims.adapted[module]].lora
@@ -88,7 +94,7 @@ def adapter_size(job: "Job", module: str) -> int:
     return lora.rank * (weight[0].numel() + len(weight))
 
 
-def _rules(job: "Job") -> Iterator[str]:
+def _rules(job: Job) -> Iterator[str]:
     run, params = job.run, dict(job.shape.components.named_parameters())
     for i, rule in enumerate(job.claims.rules):
         lr = run.optimizer.lr if rule.lr is None else rule.lr
@@ -116,7 +122,7 @@ def _rules(job: "Job") -> Iterator[str]:
             )
 
 
-def _stages(job: "Job") -> Iterator[str]:
+def _stages(job: Job) -> Iterator[str]:
     for stage in job.shape.stages:
         state = "cached" if stage.name in job.cached_names else "live"
         yield f"stage {stage.name}: {state}: {why(job, stage)}"
@@ -125,7 +131,7 @@ def _stages(job: "Job") -> Iterator[str]:
         yield f"not loaded while training: {', '.join(unloaded)}"
 
 
-def why(job: "Job", stage: Stage) -> str:
+def why(job: Job, stage: Stage) -> str:
     """The reason why a stage is cached or runs in every step."""
     if job.run.data.cache is None:
         return "data.cache is null"
@@ -142,16 +148,9 @@ def why(job: "Job", stage: Stage) -> str:
     return f"{', '.join(stage.uses) or 'nothing'} stays frozen and it draws nothing"
 
 
-def _length(job: "Job") -> Iterator[str]:
-    run = job.run
-    steps, batch = run.schedule.steps, run.data.batch_size
-    yield f"{steps} steps of {batch} samples"
-    missing = [str(s.path) for s in run.data.sources if not s.path.exists()]
-    if missing:
-        yield f"data: {', '.join(missing)} is not here, so epochs and buckets are unknown"
-        return
-    index = job.index()
+def _data(run: "Run", index: "Index") -> Iterator[str]:
     yield from index.notes
     for bucket, members in sorted(index.by_bucket.items()):
         yield f"bucket {bucket}: {len(members)} samples"
-    yield f"{len(index.items)} samples, {steps * batch / len(index.items):.3g} epochs"
+    epochs = run.schedule.steps * run.data.batch_size / len(index.items)
+    yield f"{len(index.items)} samples, {epochs:.3g} epochs"

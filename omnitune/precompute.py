@@ -43,6 +43,11 @@ class Filled:
     encoded: dict[str, int] = field(default_factory=dict)
     """Stage -> entries that were encoded now."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether all that is cached was there before."""
+        return bool(self.encoded) and not any(self.encoded.values())
+
     def __str__(self) -> str:
         parts = [f"{name} {self.stored[name]} stored, {n} encoded" for name, n in self.encoded.items()]
         return "cache: " + "; ".join(parts)

@@ -36,8 +36,8 @@ def generator(*parts: Key) -> "torch.Generator":
 class Draw:
     """Draws for the rows of one batch; row i is keyed by (seed, keys[i], purpose)."""
 
-    def __init__(self, seed: int, keys: Sequence[Key], step: int = 0, device: "torch.device | str" = "cpu"):
-        self.seed, self.keys, self.step, self.device = seed, list(keys), step, device
+    def __init__(self, seed: int, keys: Sequence[Key], device: "torch.device | str" = "cpu"):
+        self.seed, self.keys, self.device = seed, list(keys), device
         self.hashes: dict[str, list[str]] | None = None
         """Set to {} to record a hash of every row that is drawn, by purpose."""
 
@@ -54,10 +54,6 @@ class Draw:
 
         rows = [torch.rand(tuple(shape), generator=generator(self.seed, k, purpose)) for k in self.keys]
         return self._finish(purpose, rows)
-
-    def shared(self, purpose: str) -> float:
-        """One number in [0, 1) for the whole global batch, keyed by the step."""
-        return uniform_of(self.seed, "step", self.step, purpose)
 
     def row(self, purpose: str, i: int = 0) -> float:
         """One number in [0, 1) for row i, without torch: for decisions made while data are read."""

@@ -1,12 +1,9 @@
 """A run folder from start to end: its identity, its data, its checkpoints, its results."""
 
 import fcntl
-import json
-import platform
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +12,10 @@ from . import checkpoint, config
 from .callbacks.base import Callback
 from .callbacks.ema import EmaCallback
 from .callbacks.log import Log
-from .callbacks.sample import SampleCallback, parse_bucket
+from .callbacks.sample import SampleCallback
 from .data.index import Index
 from .files import digest, write_json, write_text
+from .identity import check_base, check_data, check_identity, data_lines, manifest
 from .job import Job, place
 from .precompute import fill
 from .trainable import param_groups
@@ -39,7 +37,10 @@ def say(line: str) -> None:
 
 
 def make_job(run: "Run") -> Job:
-    return Job(run, config.validate_options)
+    """Work out a run; one error tells every mistake, except those of its data."""
+    job = Job(run, config.validate_options)
+    job.mistakes.raise_all()
+    return job
 
 
 def run_folder(run: "Run") -> Path:
@@ -53,26 +54,36 @@ def read_run(folder: Path) -> "Run":
     return config.validate(config.read(folder / "run.yaml"))
 
 
-def sample_bucket(run: "Run", job: Job, buckets: Sequence[Bucket]) -> Bucket:
+def prepare(run: "Run", mesh: "Mesh", folder: Path | None = None, verify: bool = False) -> tuple[Job, Index]:
+    """Work out a run and its data, to go into a folder; one error on all ranks tells every mistake."""
+    job = Job(run, config.validate_options)
+
+    def find() -> Index:
+        _note_identity(job, folder)
+        return job.index(verify)
+
+    index = mesh.together(find)
+    mesh.each(job.mistakes.raise_all)
+    return job, index
+
+
+def refuse(run: "Run", mistake: UserError, folder: Path | None) -> None:
+    """Raise a mistake, and with it all else that is wrong with a run."""
+    job = Job(run, config.validate_options)
+    job.mistakes.errors.insert(0, mistake)
+    _note_identity(job, folder)
+    job.deal()
+
+
+def _note_identity(job: Job, folder: Path | None) -> None:
+    if folder is not None:
+        with job.mistakes.noted():
+            check_identity(job.run, folder)
+
+
+def sample_bucket(job: Job, index: Index) -> Bucket:
     """The size that is sampled: as stated, or the data's largest."""
-    if run.validation.size is None:
-        return max(buckets, key=lambda b: b.frames * b.height * b.width)
-    bucket = parse_bucket(run.validation.size, "validation.size")
-    check_size(bucket, job, "validation.size")
-    return bucket
-
-
-def check_size(bucket: Bucket, job: Job, where: str) -> None:
-    limits = job.shape.limits
-    height, width = (
-        max(1, round(x / limits.spatial)) * limits.spatial for x in (bucket.height, bucket.width)
-    )
-    frames = max(0, round((bucket.frames - 1) / limits.temporal)) * limits.temporal + 1
-    nearest = Bucket(frames, height, width)
-    if nearest != bucket:
-        raise UserError(
-            f"{where}: {bucket} is not a size that {job.family_class.name} takes; the nearest is {nearest}"
-        )
+    return job.sample_size() or max(index.by_bucket, key=lambda b: b.frames * b.height * b.width)
 
 
 @contextmanager
@@ -89,114 +100,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_identity(run: "Run", folder: Path) -> None:
-    """Refuse a folder whose run learns something else."""
-    if not (folder / "run.yaml").is_file():
-        return
-    stored = config.identity(config.as_data(read_run(folder)))
-    mine = config.identity(config.as_data(run))
-    differing = sorted(k for k in stored.keys() | mine.keys() if stored.get(k) != mine.get(k))
-    if differing:
-        lines = "; ".join(f"{k} {stored.get(k)!r} there, {mine.get(k)!r} here" for k in differing[:5])
-        raise UserError(
-            f"{differing[0]}: {folder} holds a run that learns something else ({lines}); "
-            "choose another name=, delete that folder, or go back to its settings"
-        )
-
-
-def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with other data than the checkpoint was trained on."""
-    mine = index.fingerprints()
-    if state["data"] == digest(*(f"{k} {v}" for k, v in sorted(mine.items()))):
-        return
-    lines = folder / "data.jsonl"
-    if not lines.is_file():
-        raise UserError(
-            f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
-            "difference, is missing; bring the data back, or start another run with name="
-        )
-    stored = {r["id"]: r["fingerprint"] for r in map(json.loads, lines.read_text().splitlines())}
-    changed = [i for i in mine if i in stored and stored[i] != mine[i]]
-    kinds = {
-        "changed": changed,
-        "gone": [i for i in stored if i not in mine],
-        "new": [i for i in mine if i not in stored],
-    }
-    told = "; ".join(f"{kind}: {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if ids[5:] else ''}"
-                     for kind, ids in kinds.items() if ids)  # fmt: skip
-    raise UserError(
-        f"data.sources: the data is not what {folder} was trained on ({told}); bring it "
-        "back, or start another run "
-        f"with name=, from this one's weights by init_from={folder}/weights"
-    )
-
-
-def check_base(fingerprint: str, state: Mapping[str, Any], run: "Run", folder: Path) -> None:
-    if state["base"] != fingerprint:
-        raise UserError(
-            f"model.path: the weights at {run.model.path} are not those that {folder} was started from; "
-            "bring those back, or start another run with name="
-        )
-
-
-def data_lines(index: Index) -> str:
-    prints = index.fingerprints()
-    rows = [
-        {"id": item.id, "bucket": str(bucket), "caption": item.caption, "fingerprint": prints[item.id]}
-        for item, bucket in zip(index.items, index.buckets, strict=True)
-    ]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
-    """What decides the result besides the configuration."""
-    from importlib.metadata import version
-
-    import torch
-
-    packages = ("omnitune", "torch", "diffusers", "transformers", "peft", "safetensors", "av", "numpy")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "commit": _commit(),
-        "identity": config.identity_hash(run),
-        "base_weights": base,
-        "data": data,
-        "seed": run.seed,
-        "device": torch.cuda.get_device_name()
-        if mesh.device.type == "cuda"
-        else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "ranks": mesh.world,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the omnitune sources, where they are a checkout."""
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
-        return None
-    done = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
-
-
 def train(run: "Run", mesh: "Mesh") -> Path:
     """Train a run, or go on with it; returns its folder."""
     folder = run_folder(run)
     with ExitStack() as held:
         mesh.together(lambda: held.enter_context(locked(folder)))
-        mesh.together(lambda: check_identity(run, folder))
         return _train(run, folder, mesh)
 
 
 def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
     speak: Callable[[str], None] = say if mesh.main else lambda line: None
-    job = make_job(run)
-    index = mesh.together(lambda: job.index())
+    job, index = prepare(run, mesh, folder)
     for note in index.notes:
         speak(note)
-    bucket = sample_bucket(run, job, index.buckets)
+    bucket = sample_bucket(job, index)
     mesh.together(lambda: job.shape.check_weights(list(job.shape.components)))
     job.share_weights(mesh)
     base, data = mesh.together(lambda: _fingerprints(job, index))
@@ -207,6 +124,9 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
     filled = fill(job, index, mesh)
     if filled.encoded:
         speak(str(filled))
+    if not filled.complete:  # told once: a large set takes minutes to tokenize
+        for note in mesh.together(lambda: index.caption_notes(job.shape.cut_captions)):
+            speak(note)
     trainer, family = build_trainer(job, index, mesh, folder, bucket, {"base": base, "data": data})
     # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
     if mesh.main:
@@ -245,7 +165,7 @@ def build_trainer(
 ) -> "tuple[Trainer, Family]":
     """Load what a step needs, place it, and put the loop around it."""
     run = job.run
-    family, compute = job.trained_family(str(mesh.device))
+    family, compute = mesh.each(lambda: job.trained_family(str(mesh.device)))
     place(family, compute, mesh)
     groups = param_groups(family.components, job.claims, run.optimizer.lr, run.optimizer.weight_decay)
     ema = EmaCallback(run.ema) if run.ema else None

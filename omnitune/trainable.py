@@ -160,6 +160,8 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
 
     Returns the dtype in which each parameter takes part in the forward pass: the one it was loaded in.
     """
+    from peft import inject_adapter_in_model
+
     for component, module in components.items():
         adapted = {
             path.removeprefix(component + "."): claims.rules[i].lora
@@ -167,7 +169,7 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
             if path.startswith(component + ".")
         }
         if adapted:
-            _inject(module, adapted)
+            inject_adapter_in_model(_lora_config(adapted), module)
     everything = components.named_parameters(remove_duplicate=False)  # tied weights under all their names
     compute = {name: param.dtype for name, param in everything}
     for name, param in components.named_parameters():
@@ -244,17 +246,6 @@ def _adaptable(module: "nn.Module") -> bool:
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
-def _inject(module: "nn.Module", adapted: Mapping[str, Lora | None]) -> None:
-    from peft import inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    inject_adapter_in_model(_lora_config(adapted), module)
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            # peft would cast inputs to the stored fp32, but adapters compute in the dtype of their layer.
-            layer.cast_input_dtype_enabled = False
-
-
 def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
     """One adapter per component; peft's patterns carry the modules whose settings differ from the first."""
     from peft import LoraConfig
@@ -276,6 +267,14 @@ def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
         rank_pattern={name: r for name, (r, _) in others.items()},
         alpha_pattern={name: a for name, (_, a) in others.items()},
     )
+
+
+def plain_settings() -> dict[str, Any]:
+    """Every setting of peft's LoRA at its default."""
+    from peft import LoraConfig
+
+    found: dict[str, Any] = LoraConfig().to_dict()
+    return found
 
 
 def _init_down(name: str, param: "nn.Parameter", seed: int) -> None:

@@ -20,7 +20,7 @@ from .optim import Schedule
 from .parallel.mesh import Mesh
 from .parallel.state import load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
-from .types import Batch, Stage, Stopped
+from .types import Batch, Stage, Stopped, shared
 
 
 class Trainer:
@@ -83,18 +83,20 @@ class Trainer:
             if stop or self.step == self.last_step or self.step % self.checkpoints.every == 0:
                 self.save()
             if stop:
-                raise Stopped(f"stopped after step {self.step} of {self.last_step}; the same command goes on")
+                raise shared(
+                    Stopped(f"stopped after step {self.step} of {self.last_step}; the same command goes on")
+                )
             self.clock = time.monotonic()
 
     def read(self) -> Generator[list[Batch], None, None]:
-        return read_steps(self.batches, self.step, self.last_step, self.num_workers)
+        return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:
         counts = self.batches.order.units(self.step, lambda i: self.objective.units({"index": i}))
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
-            draw = Draw(self.seed, batch["position"], self.step, self.mesh.device)
+            draw = Draw(self.seed, batch["position"], self.mesh.device)
             draw.hashes = {} if self.record_draws else None
             # What draws from torch's own generator (adapter dropout) is exact at resume too.
             torch.manual_seed(seed_of(self.seed, "torch", self.step, self.mesh.dp_rank, i) % 2**63)

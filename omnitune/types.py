@@ -1,6 +1,7 @@
 """The few types that every other module shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from .random import Draw
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 Batch = dict[str, Any]
 """Collated rows: tensors lead with the batch axis; a ragged field is a list with one entry a row."""
@@ -29,6 +31,42 @@ class MachineError(RuntimeError):
 
 class Stopped(Exception):
     """A signal asked the run to stop, and a complete checkpoint is saved: exit code 75."""
+
+
+ON_EVERY_RANK = "every rank raises this"
+
+
+def shared(error: E) -> E:
+    """Note on an error that every rank raises it: the main rank alone tells the user."""
+    if not is_shared(error):
+        error.add_note(ON_EVERY_RANK)
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    return ON_EVERY_RANK in getattr(error, "__notes__", ())
+
+
+class Mistakes:
+    """What the user got wrong in parts that do not depend on each other, told in one error."""
+
+    def __init__(self) -> None:
+        self.errors: list[UserError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep a UserError and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raise one UserError of all lines, if there are any."""
+        if not self.errors:
+            return
+        error = UserError("\n".join(map(str, self.errors)))
+        raise shared(error) if all(map(is_shared, self.errors)) else error
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -56,6 +94,8 @@ class Item:
     """Frames per second; 0 for an image."""
     where: str
     """Where the item is stated (`clips/metadata.jsonl:12`), for messages."""
+    times: tuple[float, ...] = ()
+    """Seconds from the first frame to each, for a clip of variable rate; else frame k is at k / fps."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +104,6 @@ class Limits:
 
     spatial: int
     temporal: int
-    max_frames: int | None = None
 
 
 @dataclass(frozen=True, order=True)

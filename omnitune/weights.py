@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .files import atomic_folder
-from .trainable import adapter_state
+from .trainable import adapter_state, plain_settings
 from .types import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from .trainable import Claims
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+
+COMPARED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+"""Settings of peft that are held against the rules, through the tensors or by `_check_scale`."""
+WITHOUT_EFFECT = (
+    "lora_dropout", "inference_mode", "task_type", "base_model_name_or_path", "revision", "auto_mapping",
+    "peft_type", "peft_version", "exclude_modules", "layers_to_transform", "layers_pattern", "runtime_config",
+)  # fmt: skip
+"""Settings of peft that change nothing of what a finished adapter computes."""
+STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base weights as they are."""
 
 
 def lora_file(path: Path) -> Path | None:
@@ -37,7 +47,7 @@ def component_folders(path: Path | None) -> dict[str, Path]:
         return {}
     if not path.exists():
         raise UserError(f"init_from: {path} is not there; give a LoRA file or a folder that `export` wrote")
-    found = {p.parent.name: p.parent for p in path.glob("*/config.json")} if path.is_dir() else {}
+    found = {p.parent.name: p.parent for p in path.glob("*/*config.json")} if path.is_dir() else {}
     if not found and lora_file(path) is None:
         raise UserError(
             f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json"
@@ -55,6 +65,7 @@ def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
             f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
         )
     tensors, settings = _read_lora(file)
+    _check_settings(file, settings)
     mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
     if strangers := sorted(tensors.keys() - mine.keys()):
         raise UserError(f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts")
@@ -79,6 +90,21 @@ def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return tensors, json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"init_from: {file} cannot be read: {error}") from error
+
+
+def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what our adapters do not compute (rsLoRA, DoRA...), even where the tensors would fit."""
+    plain = plain_settings()
+    for name, value in settings.items():
+        setting = name.rpartition(".")[2]
+        if setting in (*COMPARED, *WITHOUT_EFFECT) or value == plain.get(setting) or not value:
+            continue
+        if setting == "init_lora_weights" and value in STARTS:
+            continue
+        raise UserError(
+            f"init_from: {file} was trained with {name}: {value!r}, which omnitune does not compute; give a "
+            "plain LoRA, or merge this one into its model and train on that"
+        )
 
 
 def _check_scale(file: Path, settings: Mapping[str, Any], claims: "Claims") -> None:

@@ -1,8 +1,11 @@
 """A mistake is one message with place, value and way out, exit code 2, and nothing half-written."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ import torch
 
 from omnitune import session
 from omnitune.cli import machine_message
-from omnitune.testing.runs import ended, run, start
+from omnitune.testing.runs import Forked, ended, run, start
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace
@@ -175,6 +178,104 @@ def test_a_mistake_in_the_file_is_told_with_its_line(
 def test_a_mistake_on_the_command_line_is_told_as_one(place: "Workplace") -> None:
     assert refused(place, "validation.size=20x16") == (
         "command line: validation.size: 1x20x16 is not a size that wan takes; the nearest is 1x16x16\n"
+    )
+
+
+# Every mistake at once
+
+MANY = """\
+model: {family: wan, path: wan, dtype: float32, options: {text_length: long}}
+trainable:
+  - {params: transformer, lora: {rank: 2}}
+  - {params: transformer.blokcs}
+  - {params: vae.decoder, lora: {rank: 2}}
+objective: {name: epsilon}
+data:
+  sources: [{path: gone}]
+  buckets: {frames: [1, 6], sizes: [20x16]}
+validation: {size: 21x16x17}
+init_from: lost
+schedule: {steps: 2}
+"""
+MANY_MESSAGES = (
+    "run.yaml:11: init_from: lost is not there; ",
+    "run.yaml:1: model.options.text_length: input should be a valid integer, not 'long' ",
+    "run.yaml:6: objective.name: family wan is a flow model; ",
+    "run.yaml:9: data.buckets.frames: 6 is not 4 * k + 1; the nearest is 5",
+    "run.yaml:9: data.buckets.sizes: 20x16 is not in multiples of 16; the nearest is 16x16",
+    "run.yaml:10: validation.size: 21x16x17 is not a size that wan takes; the nearest is 21x16x16",
+    "run.yaml:5: trainable.2.lora: the published pipeline of wan loads no LoRA for vae, ",
+    "run.yaml:4: trainable.1: 'transformer.blokcs' matches no parameter; ",
+    "run.yaml:8: data.sources: gone: does not exist (",
+)
+
+
+def assert_lines(text: str, starts: tuple[str, ...]) -> None:
+    lines = text.splitlines()
+    assert len(lines) == len(starts), text
+    for line, begin in zip(lines, starts, strict=True):
+        assert line.startswith(begin)
+
+
+@pytest.mark.parametrize("command", ["train", "check", "plan", "cache"])
+def test_mistakes_of_every_part_are_told_at_once(place: "Workplace", command: str) -> None:
+    place.write(MANY)
+    done = run(command, "run.yaml", cwd=place.root)
+    assert (done.code, done.out) == (2, "")
+    assert_lines(done.err, MANY_MESSAGES)
+    assert not Path("runs/run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "check", "plan"])
+def test_a_missing_model_does_not_hide_a_missing_source(place: "Workplace", command: str) -> None:
+    place.write(RUN.replace("path: wan", "path: ./lost").replace("path: clips", "path: gone"))
+    done = run(command, "run.yaml", cwd=place.root)
+    assert (done.code, done.out) == (2, "")
+    assert_lines(
+        done.err, ("run.yaml:1: model.path: './lost' is no folder", "run.yaml:4: data.sources: gone: ")
+    )
+
+
+def test_a_rule_without_effect_does_not_hide_what_is_wrong_with_the_data(place: "Workplace") -> None:
+    place.write(
+        RUN.replace("{lora: {rank: 2}}", "[{params: transformer.blokcs}]").replace("[1, 5]", "[1, 9]")
+    )
+    assert_lines(
+        refused(place),
+        (
+            "run.yaml:2: trainable.0: 'transformer.blokcs' matches no parameter; ",
+            "run.yaml:3: data.short: error: 2 clips are too short",
+            "  clips/metadata.jsonl:1: clips/fox.mp4",
+            "  clips/metadata.jsonl:2: clips/boat.mp4",
+        ),
+    )
+
+
+def test_ranks_that_cannot_be_filled_do_not_hide_other_mistakes(trained: "Workplace") -> None:
+    changed = RUN.replace("batch_size: 2", "batch_size: 1") + "parallel: {replicate: 3}\n"
+    trained.write(changed.replace("path: clips", "path: gone"))
+    expected = (
+        "run.yaml:8: parallel: replicate 3 x shard -1 does not fill ",
+        "run.yaml:6: data.batch_size: runs/run holds a run that learns something else ",
+        "run.yaml:4: data.sources: gone: does not exist",
+    )
+    assert_lines(refused(trained), expected)
+    assert_lines(refused_by_two(trained), expected)
+
+
+def test_check_tells_of_broken_files_and_missing_weights_at_once(place: "Workplace") -> None:
+    damage_a_frame(place.clips / "fox.mp4")
+    for name in ("transformer", "vae"):
+        Path(f"wan/{name}/diffusion_pytorch_model.safetensors").unlink()
+    done = run("check", "run.yaml", cwd=place.root)
+    assert (done.code, done.out) == (2, "")
+    assert_lines(
+        done.err,
+        (
+            f"{place.clips}/fox.mp4: frame ",
+            "run.yaml:1: model.path: wan/transformer/diffusion_pytorch_model.safetensors is missing",
+            "run.yaml:1: model.path: wan/vae/diffusion_pytorch_model.safetensors is missing",
+        ),
     )
 
 
@@ -431,3 +532,58 @@ def test_two_processes_tell_of_a_micro_batch_that_is_too_large_once(place: "Work
     assert refused_by_two(place, "parallel.micro_batch_size=3").startswith(
         "command line: parallel.micro_batch_size: 3 is above data.batch_size 2"
     )
+
+
+# Ranks that another launcher started
+
+
+def refused_under_torchrun(place: "Workplace", *words: str) -> str:
+    """What two ranks of torchrun that must not start write to stderr, without what torchrun writes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "omnitune.cli", "train", "run.yaml", *words],
+        cwd=place.root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "exitcode  : 2 " in done.stderr, done.stderr
+    return done.stderr.split("torch/distributed/", 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size: 2", "batch_sise: 2", "run.yaml:6: data.batch_sise is not an option"),
+        (
+            "{lora: {rank: 2}}",
+            "[{params: transformer.blokcs}]",
+            "run.yaml:2: trainable.0: 'transformer.blokcs'",
+        ),
+        ("schedule:", "parallel: {replicate: 3}\nschedule:", "run.yaml:7: parallel: replicate 3 x shard -1"),
+    ],
+)
+def test_ranks_of_torchrun_tell_of_a_mistake_once(
+    place: "Workplace", old: str, new: str, message: str
+) -> None:
+    place.write(RUN.replace(old, new))
+    told = refused_under_torchrun(place)
+    assert told.count(message) == 1
+    assert "omnitune/" not in told  # no traceback of ours
+
+
+def test_a_mistake_of_one_rank_is_told_by_it_or_for_it(place: "Workplace") -> None:
+    ranks = Forked("train", "run.yaml", cwd=place.root, ranks=2, own={1: ["data.batch_size=two"]})
+    done = ranks.wait(60)
+    assert done.code == 2
+    assert done.err == "command line: data.batch_size: input should be a valid integer, not 'two'\n"
+
+
+def test_a_clip_that_one_rank_cannot_decode_while_training_ends_all_at_once(place: "Workplace") -> None:
+    damage_a_frame(place.clips / "fox.mp4")
+    ranks = Forked("train", "run.yaml", "data.cache=null", cwd=place.root, ranks=2)
+    done = ranks.wait(60)
+    assert [process.exitcode for process in ranks.processes] == [2, 2]
+    told = [line for line in done.err.splitlines(keepends=True) if not line.startswith("step ")]
+    assert re.fullmatch(DAMAGED.format(root=place.root), "".join(told))

@@ -100,6 +100,48 @@ def test_components_are_chosen_by_name(file: Path) -> None:
     assert run.conditions == [CaptionDropout(probability=0.2)]
 
 
+def test_without_a_name_a_section_is_of_its_default_kind(file: Path) -> None:
+    assert load(file, BASE, "optimizer.lr=1e-5").optimizer == AdamW(lr=1e-5)
+    assert load(file, BASE + "objective: {shift: 3}").objective == FlowMatching(shift=3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        ("{bas: 1}", "objective.shift.bas is not an option; did you mean base?"),
+        ("{base: x}", "objective.shift.base: input should be a valid number, not 'x'"),
+        ("{max_tokens: 3}", "objective.shift: max_tokens must be above base_tokens (256), not 3"),
+        (
+            "big",
+            "objective.shift: input should be a valid number, not 'big', "
+            "or input should be a mapping, not 'big'",
+        ),
+    ],
+)
+def test_a_malformed_shift_is_told_as_what_it_was_meant_to_be(file: Path, shift: str, message: str) -> None:
+    assert mistakes(file, BASE + f"objective: {{shift: {shift}}}") == [f"run.yaml:9: {message}"]
+
+
+def test_an_alias_stands_for_what_it_names(file: Path) -> None:
+    line = "  - {params: transformer.blocks.*.attn*, lr: 1e-4, lora: {rank: 32}}\n"
+    twice = "  - &a {params: a, lr: 1e-4}\n  - {<<: *a, lr: 1e-5}\n"
+    run = load(file, BASE.replace(line, twice))
+    assert run.trainable == [Rule(params="a", lr=1e-4), Rule(params="a", lr=1e-5)]
+
+
+def test_an_override_changes_one_of_the_places_that_an_alias_names(file: Path) -> None:
+    line = "  - {params: transformer.blocks.*.attn*, lr: 1e-4, lora: {rank: 32}}\n"
+    twice = "  - {params: a, lora: &l {rank: 32}}\n  - {params: b, lora: *l}\n"
+    run = load(file, BASE.replace(line, twice), "trainable.0.lora.rank=4")
+    assert run.trainable == [Rule(params="a", lora=Lora(rank=4)), Rule(params="b", lora=Lora(rank=32))]
+
+
+@pytest.mark.parametrize("text", ["ema: &x {decay: *x}", "ema: &x [*x]", "ema: &x {<<: *x}"])
+def test_an_alias_within_what_it_names_is_refused(file: Path, text: str) -> None:
+    message = "run.yaml:9: an alias (*) stands within what it names (&); spell it out"
+    assert mistakes(file, BASE + text) == [message]
+
+
 def test_a_shift_is_a_number_or_grows_with_tokens(file: Path) -> None:
     run = load(file, BASE + "objective: {name: flow_matching, shift: {max: 2}}")
     assert run.objective == FlowMatching(shift=DynamicShift(max=2.0))
@@ -150,7 +192,7 @@ def test_missing_keys_are_told_where_they_belong(file: Path) -> None:
             "run.yaml:9: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction",
         ),
         ("optimizer: {name: sgd}", "run.yaml:9: optimizer.name is 'sgd'; choose from adamw, adam"),
-        ("optimizer: {lr: 1e-4}", "run.yaml:9: optimizer.name is missing; state it"),
+        ("optimizer: {name: null}", "run.yaml:9: optimizer.name is 'None'; choose from adamw, adam"),
         (
             "seed: yes please",
             "run.yaml:9: seed: input should be a valid integer, not 'yes please'",
@@ -294,6 +336,12 @@ def test_variants_without_anything_random_are_refused(file: Path) -> None:
     assert load(file, BASE, "data.variants=2", "data.crop=random").data.variants == 2
 
 
+def test_variants_without_a_cache_are_refused(file: Path) -> None:
+    text = BASE + "  crop: random\n  variants: 2\n  cache: null\n"
+    message = "run.yaml:10: data.variants: has no effect with cache None; remove it or set cache"
+    assert mistakes(file, text) == [message]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -311,7 +359,7 @@ def test_an_option_with_effect_or_at_its_default_is_not(file: Path, line: str) -
 
 def test_options_that_need_another_exist() -> None:
     keys = leaves(config.schema()["$defs"])
-    for key, needs in config.NEEDS.items():
+    for key, needs in config.NEEDS:
         section, name = key.split(".")
         for one in (name, *needs):
             assert any(f".properties.{one}." in k for k in keys), f"{section}.{one}"

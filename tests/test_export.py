@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -281,6 +282,40 @@ def test_a_lora_file_without_metadata_has_its_rank_as_alpha(
     published = run.published(tmp_path)
     assert_equal(first_output(run, tmp_path, with_lora(alpha=4)), published)
     assert "set alpha: 4" in refused(run, tmp_path / LORA_FILE, [ATTENTION], capsys)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("use_rslora", True), ("use_dora", True), ("bias", "all"), ("lora_bias", True),
+                           ("init_lora_weights", "pissa"), ("of_a_later_peft", 3)]
+)  # fmt: skip
+def test_a_lora_of_another_kind_is_refused_by_the_name_of_its_setting(
+    trained: Callable[[str], Trained],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    setting: str,
+    value: Any,
+) -> None:
+    run = trained("lora")
+    source, file = run.folder / "weights" / LORA_FILE, tmp_path / f"{setting}.safetensors"
+    with safe_open(source, framework="pt") as stream:
+        settings = json.loads(stream.metadata()["lora_adapter_metadata"])
+    assert not settings.get(f"transformer.{setting}") or setting in ("bias", "init_lora_weights")
+    settings[f"transformer.{setting}"] = value
+    save_file(load_file(source), file, {"lora_adapter_metadata": json.dumps(settings)})
+    message = refused(run, file, [ATTENTION], capsys)
+    assert f"was trained with transformer.{setting}: {value!r}" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "scheduler", "unet"])
+def test_a_folder_of_init_from_that_is_no_network_of_the_family_is_refused(
+    trained: Callable[[str], Trained], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    run = trained("full")
+    shutil.copytree(run.folder / "weights", tmp_path / "weights")
+    source = run.model / ("transformer" if name == "unet" else name)
+    shutil.copytree(source, tmp_path / "weights" / name)
+    message = refused(run, tmp_path / "weights", KINDS["full"]["trainable"], capsys)
+    assert f"{name}: not a network of family wan (transformer, vae, text_encoder); remove it" in message
 
 
 def test_an_incomplete_weights_folder_is_refused_by_its_missing_file(

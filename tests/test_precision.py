@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from omnitune.families.wan import Wan
+from omnitune.job import place
+from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.precision import hold_master_weights
 from omnitune.testing.runs import metrics, run, small_run, write_run
+from omnitune.trainable import Lora, LoraEverywhere, apply_claims, claim, expand
 
 RULES = {
     "lora": [{"params": "transformer.blocks.*.attn*", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}],
@@ -64,6 +68,26 @@ def test_dropout_stays_on_after_a_sample_so_that_resume_is_exact(tiny_wan, cache
     )
     assert run("train", "plain.yaml", cwd=tmp_path).code == 0
     assert metrics(tmp_path / "runs/plain") == whole, "samples change nothing of what is learned"
+
+
+def test_adapters_see_and_compute_the_dtype_of_the_layer_they_are_on(tiny_wan):
+    family = Wan.load(str(tiny_wan), "cpu", torch.bfloat16, only=["transformer"])
+    claims = claim(
+        family.components, expand(LoraEverywhere(lora=Lora(rank=2)), "transformer", Wan.lora_targets)
+    )
+    place(family, apply_claims(family.components, claims, 0), Mesh(Parallel()))
+    seen = set()
+    for name, module in family.components.named_modules():
+        if name.endswith("lora_A.default"):
+            assert module.weight.dtype == torch.float32
+            module.register_forward_hook(
+                lambda layer, args, made: seen.add((args[0].dtype, layer.weight.dtype, made.dtype))
+            )
+    family.components["transformer"](
+        torch.zeros(1, 16, 1, 4, 4, dtype=torch.bfloat16), torch.tensor([5.0]),
+        torch.zeros(1, 8, 32, dtype=torch.bfloat16),
+    )  # fmt: skip
+    assert seen == {(torch.bfloat16,) * 3}
 
 
 class Block(nn.Module):

@@ -52,14 +52,6 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_shared_draw_depends_on_the_step_and_not_on_the_rows() -> None:
-    assert Draw(0, [1, 2], step=4).shared("expert") == Draw(0, [9], step=4).shared("expert")
-    several = {
-        Draw(seed, [0], step).shared(p) for seed in (0, 1) for step in (0, 1) for p in ("expert", "other")
-    }
-    assert len(several) == 8
-
-
 def test_the_row_number_is_the_same_for_every_batch_and_needs_no_tensor() -> None:
     assert Draw(0, ["a", "b"]).row("crop", 1) == Draw(0, ["b"]).row("crop") == uniform_of(0, "b", "crop")
 

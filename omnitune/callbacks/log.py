@@ -44,8 +44,8 @@ def cut_back(path: Path, step: int) -> None:
 class Log(Callback):
     """Writes one object a step, in bunches; shows progress on the main rank."""
 
-    def __init__(self, folder: Path, show: bool = True):
-        self.folder, self.show = folder, show
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.pending: list[Metrics] = []
         self.last_read = 0.0
         self.streams: dict[str, IO[str]] = {}
@@ -56,8 +56,7 @@ class Log(Callback):
             return
         for name in ("metrics", "draws"):
             cut_back(self.folder / f"{name}.jsonl", trainer.step)
-        if self.show:
-            self.progress = Progress(trainer.step, trainer.last_step)
+        self.progress = Progress(trainer.step, trainer.last_step)
 
     def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
         if trainer.mesh.main:

@@ -1,5 +1,6 @@
 """Samples while training, so that one sees what is learned."""
 
+import json
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,13 @@ def wanted(options: Validation, bucket: Bucket) -> "list[Sampling]":
 
 
 def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:
-    """Write pictures as png and clips as mp4, and beside them which prompt and seed each has."""
+    """Write pictures as png and clips as mp4, and beside them which prompt and seed each has.
+
+    Samples of an earlier call go; other files of the folder stay.
+    """
     from ..data import media
 
+    _remove_samples(folder)
     paths = []
     for i, video in enumerate(frames):
         path = folder / (f"{i:03d}.mp4" if len(video) > 1 else f"{i:03d}.png")
@@ -79,6 +84,15 @@ def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fp
     ]  # fmt: skip
     write_json(folder / "samples.json", described)
     return paths
+
+
+def _remove_samples(folder: Path) -> None:
+    """Delete what `samples.json` lists: there may be fewer now, or pictures in the place of clips."""
+    listed = folder / "samples.json"
+    if listed.is_file():
+        for sample in json.loads(listed.read_text()):
+            (folder / Path(sample["file"]).name).unlink(missing_ok=True)
+        listed.unlink()
 
 
 class SampleCallback(Callback):

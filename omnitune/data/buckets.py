@@ -100,30 +100,26 @@ def _wrong_frames(frames: Sequence[int], limits: Limits, where: str) -> list[str
     for count in frames:
         legal = nearest_frames(count, limits)
         if count != legal:
-            most = f", at most {limits.max_frames}" if limits.max_frames else ""
-            rule = f"{limits.temporal} * k + 1{most}"
-            mistakes.append(f"{where}.frames: {count} is not {rule}; the nearest is {legal}")
+            mistakes.append(
+                f"{where}.frames: {count} is not {limits.temporal} * k + 1; the nearest is {legal}"
+            )
     return mistakes
 
 
 def nearest_frames(count: int, limits: Limits) -> int:
     """The legal frame count that is nearest to `count`."""
-    most = count if limits.max_frames is None else min(count, limits.max_frames)
-    steps = round((most - 1) / limits.temporal)
-    if limits.max_frames is not None:
-        steps = min(steps, (limits.max_frames - 1) // limits.temporal)
-    return max(steps, 0) * limits.temporal + 1
+    return max(round((count - 1) / limits.temporal), 0) * limits.temporal + 1
 
 
 def _wrong_sizes(sizes: Sequence[str], limits: Limits, where: str) -> list[str]:
     mistakes = []
     for size in filter(_is_size, sizes):
-        nearest = "x".join(str(_nearest_multiple(side, limits.spatial)) for side in parse_size(size))
+        nearest = "x".join(str(nearest_multiple(side, limits.spatial)) for side in parse_size(size))
         if parse_size(nearest) != parse_size(size):
             rule = f"in multiples of {limits.spatial}"
             mistakes.append(f"{where}.sizes: {size} is not {rule}; the nearest is {nearest}")
     return mistakes
 
 
-def _nearest_multiple(side: int, spatial: int) -> int:
+def nearest_multiple(side: int, spatial: int) -> int:
     return max(round(side / spatial), 1) * spatial

@@ -1,18 +1,16 @@
 """The data of a run: its items, where each is dealt to, and what stages and conditions are given of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..files import Hashes, digest
 from ..random import Draw
-from ..types import Bucket, Item, Limits, UserError
-from . import buckets as _buckets
+from ..types import Bucket, Item, UserError
 from . import views
 from .options import Data
-from .sources import scan
+from .sources import Scan, listed
 
 Inputs = dict[str, Any]
 
@@ -41,22 +39,39 @@ class Index:
         rows = zip(self.items, self.hashes, self.buckets, strict=True)
         return {item.id: digest(file_hash, item.caption, str(bucket)) for item, file_hash, bucket in rows}
 
+    def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
+        """Name the items of which a family does not read the whole caption."""
+        cut = [self.items[i].id for i in cut_captions([item.caption for item in self.items])]
+        if not cut:
+            return []
+        number = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
+        return [f"{number} longer than model.options.text_length and cut there: {listed(cut)}"]
 
-def build(data: Data, limits: Limits, hashes: Hashes) -> Index:
-    """Scan the sources and deal their items into buckets; raises UserError with every mistake."""
-    sizes = _buckets.resolve(data.buckets, limits)
-    found = scan(data.sources, Path.cwd())
+
+@dataclass(frozen=True)
+class Dealt:
+    """The items that samples are made of, each with its bucket, sorted by id; no file is read whole."""
+
+    placed: Sequence[tuple[Item, Bucket]]
+    notes: Sequence[str]
+    """What the user should know, one line each."""
+
+    def index(self, hashes: Hashes) -> Index:
+        return Index(
+            [item for item, _ in self.placed],
+            [bucket for _, bucket in self.placed],
+            hashes.of_all(item.path for item, _ in self.placed),
+            self.notes,
+        )
+
+
+def deal(found: Scan, sizes: Sequence[Bucket], data: Data) -> Dealt:
+    """Deal what a scan found into buckets; raises UserError with every mistake."""
     layout = views.plan(found.items, sizes, data)
     layout.kept.sort(key=lambda placed: placed[0].id)  # the order of files and sources decides nothing
-    kept = [item for item, _ in layout.kept]
-    if not kept:
+    if not layout.kept:
         raise UserError(f"data.sources: no sample is left to train on; {'; '.join(layout.notes)}")
-    return Index(
-        kept,
-        [bucket for _, bucket in layout.kept],
-        hashes.of_all(i.path for i in kept),
-        [*found.notes, *layout.notes],
-    )
+    return Dealt(layout.kept, [*found.notes, *layout.notes])
 
 
 class Samples:

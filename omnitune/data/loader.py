@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from .order import Order, Row, slices
 
 if TYPE_CHECKING:
     from ..conditions import Condition
+    from ..parallel.mesh import Mesh
 
 
 class StageKeys:
@@ -51,6 +53,11 @@ class MicroBatches(Dataset[Batch | UserError]):
         self.samples, self.order, self.conditions = samples, order, conditions
         self.keys, self.stores, self.live_needs, self.cut = keys, stores, live_needs, cut
 
+    @property
+    def decodes(self) -> bool:
+        """Whether pixels are read anew, so that a rank may meet a broken file in any step."""
+        return "pixels" in self.live_needs
+
     def rows(self, step: int) -> list[list[Row]]:
         rank, ranks, size = self.cut
         return slices(self.order.batch(step), rank, ranks, size)
@@ -71,14 +78,13 @@ class MicroBatches(Dataset[Batch | UserError]):
 
     def row(self, row: Row) -> dict[str, Any]:
         # Pixels that are read anew are windowed and cropped anew; cached ones are one of N variants.
-        live = "pixels" in self.live_needs
-        variant = f"position {row.position}" if live else self.samples.variant(row.position)
+        variant = f"position {row.position}" if self.decodes else self.samples.variant(row.position)
         inputs = self.samples.inputs(row.index, variant)
         draw = Draw(self.samples.seed, [row.position])
         for condition in self.conditions:
             inputs = condition.inputs(inputs, draw)
         made = {"id": self.samples.index.items[row.index].id, "caption": inputs["caption"]}
-        if live:
+        if self.decodes:
             made["pixels"] = self.samples.pixels(inputs)
         for name, key in self.keys.of(self.samples.roots(inputs)).items():
             made.update(self.stores[name].read(key))
@@ -101,9 +107,12 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def read_steps(
-    batches: MicroBatches, start: int, stop: int, num_workers: int
+    batches: MicroBatches, start: int, stop: int, num_workers: int, mesh: "Mesh"
 ) -> Generator[list[Batch], None, None]:
-    """The micro-batches of each step from `start` to before `stop`, one list a step."""
+    """The micro-batches of each step from `start` to before `stop`, one list a step.
+
+    Where pixels are decoded, ranks agree before each step that all have theirs: a broken file ends all.
+    """
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
@@ -118,12 +127,16 @@ def read_steps(
     workers = set(multiprocessing.active_children()) - before
     try:
         for step in range(start, stop):
-            found = [next(stream) for _ in batches.rows(step)]
-            if mistake := next((b for b in found if isinstance(b, UserError)), None):
-                raise mistake
-            yield found
+            whole = partial(_whole, [next(stream) for _ in batches.rows(step)])
+            yield mesh.each(whole) if batches.decodes else whole()
     finally:
         del stream  # asks the workers to end
         for worker in workers:  # they do not heed SIGTERM, with which Python would end them when it exits
             if worker.is_alive():
                 worker.kill()
+
+
+def _whole(found: Sequence[Batch | UserError]) -> list[Batch]:
+    if mistake := next((b for b in found if isinstance(b, UserError)), None):
+        raise mistake
+    return [b for b in found if not isinstance(b, UserError)]

@@ -3,14 +3,15 @@
 They, and numpy, are imported inside functions: commands that open no media start without them.
 """
 
+import json
 import os
 import struct
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,11 +47,31 @@ class Probe:
     num_frames: int
     fps: float
     """The mean rate of a clip with a variable one; 0 for an image."""
+    times: tuple[float, ...] = ()
+    """Seconds from the first frame to each, of a clip whose frames are not where its mean rate has them."""
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def parse(text: str) -> "Probe":
+        """The inverse of `text`."""
+        fields = json.loads(text)
+        return Probe(**{**fields, "times": tuple(fields["times"])})
 
 
 def probe(path: Path) -> Probe:
     """Find kind, size, length and rate of a file."""
     return _probe_film(path) if path.suffix.lower() in FILMS else _probe_picture(path)
+
+
+def _clip(width: int, height: int, times: Sequence[Fraction], rate: Fraction) -> Probe:
+    """A clip of a stated rate, or of a variable one if a frame is half a frame or more from its place."""
+    times = [time - times[0] for time in times]
+    if times[-1] == 0 or all(abs(time * rate - index) < Fraction(1, 2) for index, time in enumerate(times)):
+        return Probe("video", width, height, len(times), float(rate))
+    mean = (len(times) - 1) / times[-1]
+    return Probe("video", width, height, len(times), float(mean), tuple(map(float, times)))
 
 
 def read_image(path: Path) -> "Pixels":
@@ -130,7 +151,8 @@ def _probe_picture(path: Path) -> Probe:
             f"{path}: states {len(durations)} frames but holds {num_frames}: it is damaged; "
             "replace it or remove it"
         )
-    return Probe("video", width, height, num_frames, 1000 * num_frames / sum(durations))
+    starts = [Fraction(time, 1000) for time in accumulate(durations[:-1], initial=0)]
+    return _clip(width, height, starts, Fraction(1000 * num_frames, sum(durations)))
 
 
 def _webp_durations(path: Path) -> list[int]:
@@ -223,10 +245,11 @@ def _opened_film(path: Path) -> Iterator[Any]:
 
 def _probe_film(path: Path) -> Probe:
     with _opened_film(path) as (container, stream):
-        num_frames = _count_frames(path, container, stream)
+        _check_length(path, container, stream)
+        times = _shown_times(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         # One decoded frame tells the rotation and that the codec is there.
-        first = next(container.decode(stream), None) if num_frames else None
+        first = next(container.decode(stream), None) if times else None
         if first is None:
             raise UserError(f"{path}: holds no frame that can be decoded; replace it or remove it")
     if not rate:
@@ -234,25 +257,25 @@ def _probe_film(path: Path) -> Probe:
     width, height = first.width, first.height
     if _quarter_turns(first) % 2:
         width, height = height, width
-    return Probe("video", width, height, num_frames, float(rate))
+    return _clip(width, height, times, rate)
 
 
-def _count_frames(path: Path, container: Any, stream: Any) -> int:
-    """Count the frames that are shown: from the sample table where it is whole, else from the packets."""
-    entries = stream.index_entries
-    if not stream.frames or len(entries) != stream.frames:
-        count: int = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
-        container.seek(0)
-        return count
-    # A file cut short behind its table still states all its frames.
-    end = max(entry.pos + entry.size for entry in entries)
-    if end > container.size:
+def _check_length(path: Path, container: Any, stream: Any) -> None:
+    """Refuse a file cut short behind its sample table: it still states all its frames."""
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if stream.frames and end > container.size:
         raise UserError(
             f"{path}: is cut short at byte {container.size}, its frames reach to {end}; "
             "copy it again or remove it"
         )
-    # Edit lists hide frames that decoding needs but nobody sees.
-    return sum(not entry.is_discard for entry in entries)
+
+
+def _shown_times(container: Any, stream: Any) -> list[Fraction]:
+    """Seconds at which frames are shown, in order, from the packets; then start again."""
+    # Edit lists hide frames that decoding needs but nobody sees: discarded ones.
+    stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
+    container.seek(0)
+    return [stamp * stream.time_base for stamp in stamps]
 
 
 def _film_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, "Pixels"]]:

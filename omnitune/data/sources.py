@@ -11,12 +11,15 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ..files import Hashes, Version
 from ..types import Item, UserError, option
 from . import media
 
 CAPTIONS = ("caption", "text", "prompt")
 """What the column of captions may be called."""
 METADATA = ("metadata.jsonl", "metadata.csv")
+PROBE = "probe 1"
+"""The name by which probes are remembered; another number when probing comes to find something else."""
 
 
 @option
@@ -53,19 +56,22 @@ class _Findings:
     notes: list[str]
 
 
-def scan(sources: Sequence[Folder], base: Path) -> Scan:
-    """Read all sources in order; every mistake in any of them is in the one error."""
+def scan(sources: Sequence[Folder], base: Path, memo: Hashes) -> Scan:
+    """Read all sources in order; every mistake in any of them is in the one error.
+
+    `memo` remembers what files hold: one that did not change is not opened again.
+    """
     findings = _Findings([], [])
     items: list[Item] = []
     for source in sources:
-        items += _scan_folder(source, base / source.path, findings)
+        items += _scan_folder(source, base / source.path, findings, memo)
     findings.mistakes += _shared_ids(sources, base, items)
     if findings.mistakes:
         raise UserError("\n".join(findings.mistakes))
     return Scan(items, findings.notes)
 
 
-def _scan_folder(source: Folder, root: Path, findings: _Findings) -> list[Item]:
+def _scan_folder(source: Folder, root: Path, findings: _Findings, memo: Hashes) -> list[Item]:
     if not root.is_dir():
         problem = "is a file, not a folder" if root.is_file() else "does not exist"
         findings.mistakes.append(f"data.sources: {source.path}: {problem} (looked for {root})")
@@ -81,7 +87,7 @@ def _scan_folder(source: Folder, root: Path, findings: _Findings) -> list[Item]:
         entries = _from_table(source.path, root, tables[0], files, findings)
     else:
         entries = _from_side_cars(source.path, root, files, findings)
-    return _probe_all(source, root, entries, findings)
+    return _items(root, entries, findings, memo)
 
 
 def _files(root: Path) -> list[str]:
@@ -113,7 +119,7 @@ def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: 
     known = {entry.file for entry in entries}
     unnamed = [file for file in files if _is_media(file) and file not in known]
     if unnamed and len(findings.mistakes) == stated:
-        findings.notes.append(f"{shown}: not named by {name} and left out: {_listed(unnamed)}")
+        findings.notes.append(f"{shown}: not named by {name} and left out: {listed(unnamed)}")
     return entries
 
 
@@ -227,7 +233,7 @@ def _from_side_cars(shown: Path, root: Path, files: list[str], findings: _Findin
     entries = [entry for file in found if (entry := _side_car(shown, root, file, findings))]
     cars = {_beside(file) for file in found}
     if unread := [file for file in files if not _is_media(file) and file not in cars]:
-        findings.notes.append(f"{shown}: neither media nor their captions, left out: {_listed(unread)}")
+        findings.notes.append(f"{shown}: neither media nor their captions, left out: {listed(unread)}")
     return entries
 
 
@@ -257,36 +263,51 @@ def _side_car(shown: Path, root: Path, file: str, findings: _Findings) -> _Entry
 # Items
 
 
-def _probe_all(source: Folder, root: Path, entries: list[_Entry], findings: _Findings) -> list[Item]:
-    """Probe in parallel; results and mistakes keep the order of the entries."""
+def _items(root: Path, entries: Sequence[_Entry], findings: _Findings, memo: Hashes) -> list[Item]:
+    """What entries and their files say; results and mistakes keep the order of the entries."""
+    folder = _folder_name(root)
+    items = []
+    for entry, found in zip(entries, _probes([root / entry.file for entry in entries], memo), strict=True):
+        if isinstance(found, UserError):
+            findings.mistakes.append(f"{entry.where}: {found}")
+            continue
+        items.append(
+            Item(
+                id=f"{folder}/{entry.file}",
+                path=root / entry.file,
+                kind=found.kind,
+                caption=entry.caption,
+                width=found.width,
+                height=found.height,
+                num_frames=found.num_frames,
+                fps=found.fps,
+                where=entry.where,
+                times=found.times,
+            )
+        )
+    return items
 
-    def probe(entry: _Entry) -> media.Probe | UserError:
+
+def _probes(paths: Sequence[Path], memo: Hashes) -> list[media.Probe | UserError]:
+    """Probe in parallel what is not remembered; what cannot be probed is not remembered either."""
+
+    def probe(path: Path) -> media.Probe | UserError:
         try:
-            return media.probe(root / entry.file)
+            return media.probe(path)
         except UserError as error:
             return error
 
-    folder = _folder_name(root)
-    items = []
+    versions = [Version.of(path) for path in paths]
+    known = [memo.recall(PROBE, version) for version in versions]
     with ThreadPoolExecutor() as pool:
-        for entry, found in zip(entries, pool.map(probe, entries), strict=True):
-            if isinstance(found, UserError):
-                findings.mistakes.append(f"{entry.where}: {found}")
-                continue
-            items.append(
-                Item(
-                    id=f"{folder}/{entry.file}",
-                    path=root / entry.file,
-                    kind=found.kind,
-                    caption=entry.caption,
-                    width=found.width,
-                    height=found.height,
-                    num_frames=found.num_frames,
-                    fps=found.fps,
-                    where=entry.where,
-                )
-            )
-    return items
+        opened = pool.map(probe, [path for path, text in zip(paths, known, strict=True) if text is None])
+        found: list[media.Probe | UserError] = []
+        for version, text in zip(versions, known, strict=True):
+            one = next(opened) if text is None else media.Probe.parse(text)
+            if text is None and isinstance(one, media.Probe):
+                memo.remember(PROBE, version, one.text())
+            found.append(one)
+    return found
 
 
 def _folder_name(root: Path) -> str:
@@ -304,12 +325,12 @@ def _shared_ids(sources: Sequence[Folder], base: Path, items: list[Item]) -> lis
         if ids:
             paths = " and ".join(str(s.path) for s, own in zip(sources, names, strict=True) if own == name)
             mistakes.append(
-                f"data.sources: {paths} both hold {_listed(ids)}; rename one folder, or list it once"
+                f"data.sources: {paths} both hold {listed(ids)}; rename one folder, or list it once"
             )
     return mistakes
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Up to three names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,6 +1,7 @@
 """Decide what of an item is shown: which frames, how large, which part; and read exactly that."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -108,6 +109,8 @@ def plan(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: 
 
 def num_frames_at(item: Item, fps: float | None) -> int:
     """Count the frames a clip gives at a rate: as many as have a nearest source frame within the clip."""
+    if item.times and fps is not None:
+        return ceil(_end(item) * fps)
     return ceil((item.num_frames - Fraction(1, 2)) / _step(item, fps))
 
 
@@ -154,15 +157,34 @@ def _step(item: Item, fps: float | None) -> Fraction:
 
 def _frames(item: Item, count: int, clips: Clips, draw: Chance) -> tuple[int, ...]:
     """Source frames to show: frame k is the one nearest in time to the start of the window + k / fps."""
-    step = _step(item, clips.fps)
     length = num_frames_at(item, clips.fps)
-    offsets = [floor(k * step + Fraction(1, 2)) for k in range(min(count, length))]
     if count > length:
         assert clips.short in ("loop", "hold"), (item.id, count, length, clips.short)
         again = [k % length if clips.short == "loop" else length - 1 for k in range(length, count)]
-        return tuple(offsets + [offsets[k] for k in again])
-    start = _start(item.num_frames - 1 - offsets[-1], clips, draw)
-    return tuple(start + offset for offset in offsets)
+        return tuple(_nearest(item, 0, k, clips.fps) for k in [*range(length), *again])
+    start = _start(_slack(item, count - 1, clips.fps), clips, draw)
+    return tuple(_nearest(item, start, k, clips.fps) for k in range(count))
+
+
+def _nearest(item: Item, start: int, k: int, fps: float | None) -> int:
+    """The source frame nearest in time to frame `start` + k / fps; the later of two as near."""
+    if not item.times or fps is None:
+        return start + floor(k * _step(item, fps) + Fraction(1, 2))
+    time = item.times[start] + k / fps
+    after = min(bisect_right(item.times, time), item.num_frames - 1)
+    return after if item.times[after] - time <= time - item.times[after - 1] else after - 1
+
+
+def _slack(item: Item, k: int, fps: float | None) -> int:
+    """The last source frame from which a window of k + 1 shown frames stays within the clip."""
+    if not item.times or fps is None:
+        return item.num_frames - 1 - _nearest(item, 0, k, fps)
+    return max(bisect_left(item.times, _end(item) - k / fps) - 1, 0)
+
+
+def _end(item: Item) -> float:
+    """Seconds at which a clip of variable rate ends: half a mean frame after its last, as at a fixed rate."""
+    return item.times[-1] + 0.5 / item.fps
 
 
 def _start(slack: int, clips: Clips, draw: Chance) -> int:
@@ -230,8 +252,15 @@ def _notes(
     videos = [item for item in items if item.kind == "video"]
     if videos and not several:
         return [f"{_number(videos, 'clip')} shown as one frame: {where}.buckets.frames is [1]"]
+    notes = []
+    if (uneven := [item for item in videos if item.times]) and clips.fps is None:
+        named = ", ".join(item.id for item in uneven)
+        notes.append(
+            f"{_number(uneven, 'clip')} of variable frame rate, shown frame by frame; state {where}.fps to "
+            f"pick frames by time: {named}"
+        )
     if not short:
-        return []
+        return notes
     done = {
         "skip": "left out",
         "loop": "shown from the start again",
@@ -239,7 +268,7 @@ def _notes(
         "shorter": "shown as one frame",
     }[clips.short]
     named = "; ".join(f"{item.id}: {_shortness(item, several, clips)}" for item in short)
-    return [f"{_number(short, 'clip')} too short and {done} ({where}.short: {clips.short}): {named}"]
+    return [*notes, f"{_number(short, 'clip')} too short and {done} ({where}.short: {clips.short}): {named}"]
 
 
 def _number(items: Sequence[Any], noun: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..types import Bucket, UserError
+from ..types import Bucket, Mistakes, UserError
 from ._files import ModelFiles
 from .base import Denoiser, Sampling
 
@@ -60,6 +60,7 @@ class DiffusersFamily(Denoiser):
         replaced: Mapping[str, Path] | None = None,
     ) -> Self:
         cls.quiet()
+        cls._check_replaced(replaced or {})
         if device != "meta":
             ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
         family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
@@ -68,6 +69,15 @@ class DiffusersFamily(Denoiser):
             raise UserError(f"model.path: {path!r} has no {', '.join(missing)}; family {cls.name} needs it")
         family.fetch(cls.networks if only is None else only)
         return family
+
+    @classmethod
+    def _check_replaced(cls, replaced: Mapping[str, Path]) -> None:
+        """Refuse a folder that would be passed over, such as a tokenizer or a network of another family."""
+        if strangers := [str(path) for name, path in replaced.items() if name not in cls.networks]:
+            raise UserError(
+                f"init_from: {', '.join(strangers)}: not a network of family {cls.name} "
+                f"({', '.join(cls.networks)}); remove it, or give the whole pipeline as model.path"
+            )
 
     def fetch(self, names: Sequence[str]) -> None:
         for name in names:
@@ -93,13 +103,12 @@ class DiffusersFamily(Denoiser):
         return module
 
     def _load(self, name: str) -> nn.Module:
-        self.files.check_weights(name)
+        folder = self.files.weights(name)
         dtype = {
             "dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(
                 name
             )
         }
-        folder = self.files.component(name)
         try:
             module, told = self.files.find_class(name).from_pretrained(
                 folder, output_loading_info=True, **dtype
@@ -114,10 +123,15 @@ class DiffusersFamily(Denoiser):
         loaded: nn.Module = module
         return loaded.requires_grad_(False).eval().to(self.device)
 
-    def check_weights(self, components: Sequence[str]) -> None:
+    def check_weights(self, components: Sequence[str]) -> list[str]:
+        mistakes = Mistakes()
+        absent = []
         for name in components:
-            if self.files.folder is not None or name in self.files.replaced:
-                self.files.check_weights(name)
+            with mistakes.noted():
+                if not self.files.check_weights(name):
+                    absent.append(name)
+        mistakes.raise_all()
+        return absent
 
     @property
     def source(self) -> str:
@@ -143,6 +157,15 @@ class DiffusersFamily(Denoiser):
             return self.files.find_class("tokenizer").from_pretrained(folder, subfolder="tokenizer")
         except OSError as error:
             raise UserError(f"model.path: {folder / 'tokenizer'} cannot be loaded: {error}") from error
+
+    @staticmethod
+    def clean_caption(caption: str) -> str:
+        """A caption as the published pipeline hands it to the tokenizer."""
+        return caption
+
+    def cut_captions(self, captions: Sequence[str]) -> list[int]:
+        tokens = self.tokenizer([self.clean_caption(caption) for caption in captions]).input_ids
+        return [i for i, ids in enumerate(tokens) if len(ids) > self.options.text_length]
 
     def scheduler(self) -> Any:
         return self.files.find_class("scheduler").from_pretrained(

@@ -44,9 +44,12 @@ class ModelFiles:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return self._snapshot(["*.json"], local_files_only=True)
+            here = self._snapshot(["*.json"], local_files_only=True)
         except LocalEntryNotFoundError:
-            return None if self.published else self.download([])
+            here = None
+        if here is not None and _has_configurations(here):
+            return here
+        return None if self.published else self.download([])
 
     def download(self, names: Sequence[str]) -> Path:
         """The folder, with configurations and all files of these components fetched if they are missing."""
@@ -97,8 +100,7 @@ class ModelFiles:
         index = self.folder / "model_index.json"
         if not index.is_file():
             raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
-        entries = read_json(index).items()
-        return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
+        return _classes(index)
 
     def component(self, name: str) -> Path:
         """The folder of a component, fetched from the hub where it is missing."""
@@ -121,22 +123,45 @@ class ModelFiles:
         library, cls = self.classes[name]
         return getattr(import_module(library), cls)
 
-    def check_weights(self, name: str) -> None:
-        """Raise UserError for a weight file that is not there, before anything is loaded."""
+    def check_weights(self, name: str) -> bool:
+        """Whether the weights of a component are here; raises UserError where a folder lacks them."""
+        if self.local is not None or name in self.replaced:
+            self.weights(name)
+            return True
+        return self.folder is not None and self._missing(name, self.folder / name) is None
+
+    def weights(self, name: str) -> Path:
+        """The folder of a component with its weights, fetched from the hub where they are missing."""
         folder = self.component(name)
-        given = "init_from" if name in self.replaced else "model.path"
+        if missing := self._missing(name, folder):
+            raise UserError(f"{'init_from' if name in self.replaced else 'model.path'}: {missing}")
+        return folder
+
+    def _missing(self, name: str, folder: Path) -> str | None:
+        """Which weight file a folder lacks, and what to do."""
         for index in folder.glob("*.index.json"):
             shards = set(read_json(index)["weight_map"].values())
-            if missing := sorted(s for s in shards if not (folder / s).is_file()):
-                raise UserError(
-                    f"{given}: {folder / missing[0]} is missing, which {index.name} lists; fetch it again"
-                )
-            return
-        if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-            expected = folder / WEIGHT_NAMES[self.classes[name][0]]
-            raise UserError(
-                f"{given}: {expected} is missing; copy the weights there or fetch the model again"
-            )
+            missing = sorted(s for s in shards if not (folder / s).is_file())
+            if not missing:
+                return None
+            return f"{folder / missing[0]} is missing, which {index.name} lists; fetch it again"
+        if any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+            return None
+        expected = folder / WEIGHT_NAMES[self.classes[name][0]]
+        return f"{expected} is missing; copy the weights there or fetch the model again"
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether a folder of the hub's cache, which may be partly fetched, tells what every component is."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return False
+    return all(any((folder / name).glob("*.json")) for name in _classes(index))
+
+
+def _classes(index: Path) -> dict[str, tuple[str, str]]:
+    entries = read_json(index).items()
+    return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -117,8 +117,15 @@ class Family(ABC):
         """The files that decide what a component computes (weights, configuration, vocabulary)."""
 
     @abstractmethod
-    def check_weights(self, components: Sequence[str]) -> None:
-        """Raise UserError for a weight file that is missing; nothing is loaded, nothing fetched."""
+    def check_weights(self, components: Sequence[str]) -> list[str]:
+        """Raise UserError for a weight file that a folder lacks; nothing is loaded, nothing fetched.
+
+        Returns the components that loading would fetch from the hub.
+        """
+
+    def cut_captions(self, captions: Sequence[str]) -> list[int]:
+        """Places of captions longer than the text stage reads; the tokenizer alone tells. None by default."""
+        return []
 
     @property
     @abstractmethod
@@ -152,8 +159,6 @@ class Denoiser(Family):
 
     alphas_cumprod: Tensor | None = None
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
-    experts: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """Component -> range of u it is responsible for, where several share the core's work."""
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""

@@ -104,7 +104,7 @@ class Wan(DiffusersFamily):
         """Captions to embeddings without padding, (L, D) each: the pipeline has zeros behind a caption."""
         encoder: Any = self.components["text_encoder"]
         tokens = self.tokenizer(
-            [prompt_clean(caption) for caption in batch["caption"]],
+            [self.clean_caption(caption) for caption in batch["caption"]],
             padding="longest",
             max_length=self.options.text_length,
             truncation=True,
@@ -116,6 +116,11 @@ class Wan(DiffusersFamily):
                 e[:n] for e, n in zip(embeds, tokens.attention_mask.sum(1).tolist(), strict=True)
             ]
         }
+
+    @staticmethod
+    def clean_caption(caption: str) -> str:
+        cleaned: str = prompt_clean(caption)
+        return cleaned
 
     def num_tokens(self, x0: Streams) -> int:
         _, _, t, h, w = x0["x"].shape

@@ -18,6 +18,10 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def leave_report(code: int, message: str) -> bool:
     """Leave an exit code and message to the launching process; False if there is none."""
     if REPORTS not in os.environ:

@@ -6,17 +6,21 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..types import UserError, option
+from ..types import UserError, option, shared
 from .precision import hold_master_weights
 
 T = TypeVar("T")
+
+MEETING_SECONDS = 60
+"""How long a rank with a mistake waits for the others before it tells of it alone."""
 
 
 @option
@@ -52,15 +56,24 @@ class Parallel:
 
 
 class Mesh:
-    """The ranks of a run and what they do together."""
+    """The ranks of a run and what they do together.
 
-    def __init__(self, parallel: Parallel):
+    A mistake that this rank made before is raised on all of them, which would wait for it in vain.
+    """
+
+    def __init__(self, parallel: Parallel, mistake: UserError | None = None):
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        replicate, shard = parallel.sizes(self.world)
         self.device = self._pick_device()
         self.mesh: Any = None
         if self.world > 1:
-            self._join(parallel, replicate, shard)
+            self._join(parallel.timeout)
+        try:
+            sizes = self.each(lambda: self._sizes(parallel, mistake))
+        except UserError:
+            self.close()
+            raise
+        if self.world > 1:
+            self._arrange(sizes)
         self.dp_rank, self.dp_size = self.rank, self.world  # ranks that share a batch would share dp_rank
         self.placed: list[Any] = []
         self.replicated: list[nn.Parameter] = []
@@ -73,17 +86,23 @@ class Mesh:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
 
-    def _join(self, parallel: Parallel, replicate: int, shard: int) -> None:
+    def _join(self, timeout: int) -> None:
         import torch.distributed as dist
+
+        backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+
+    def _sizes(self, parallel: Parallel, mistake: UserError | None) -> tuple[int, int]:
+        if mistake is not None:
+            raise mistake
+        return parallel.sizes(self.world)
+
+    def _arrange(self, sizes: tuple[int, int]) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
         # Nothing here changes a prediction in place, which is what this warns of.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
-        self.mesh = init_device_mesh(
-            self.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard")
-        )
+        self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("replicate", "shard"))
 
     @property
     def main(self) -> bool:
@@ -193,34 +212,28 @@ class Mesh:
         return stop
 
     def together(self, work: Callable[[], T]) -> T:
-        """Run `work` on the main rank and give its result, or its UserError, to all."""
+        """Run `work` on the main rank and give its result, or its error, to all."""
         if self.world == 1:
             return work()
         import torch.distributed as dist
 
         box: list[Any] = [None]
         if self.main:
-            try:
-                box = [work()]
-            except UserError as error:
-                box = [error]
+            box = [_tried(work)]
         dist.broadcast_object_list(box)
-        if isinstance(box[0], UserError):
-            raise box[0]
-        return cast(T, box[0])
+        made, error = box[0]
+        if error is not None:
+            raise shared(error)
+        return cast(T, made)
 
-    def each(self, work: Callable[[], None]) -> None:
+    def each(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank and wait; an error of one rank is raised on all, so that none hangs."""
         if self.world == 1:
-            work()
-            return
-        error: Exception | None = None
-        try:
-            work()
-        except (UserError, OSError) as caught:
-            error = caught
-        if first := next((e for e in self.gather(error) if e is not None), None):
-            raise first
+            return work()
+        made, error = _tried(work)
+        if self.sum(torch.tensor(float(error is not None))):
+            raise shared(next(e for e in self.gather(error) if e is not None))
+        return cast(T, made)
 
     def full(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main rank; an empty dict elsewhere. All ranks call it."""
@@ -230,3 +243,18 @@ class Mesh:
             if self.main:
                 found[name] = whole.detach().cpu().clone()
         return found
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What `work` gives, or its error: of the user or of a file."""
+    try:
+        return work(), None
+    except (UserError, OSError) as error:
+        return None, error
+
+
+def meet(mistake: UserError) -> NoReturn:
+    """Raise a mistake that was made before the mesh was there on all ranks, or here if they do not come."""
+    with suppress(RuntimeError):  # so torch and gloo tell that nobody came
+        Mesh(Parallel(timeout=MEETING_SECONDS), mistake)
+    raise mistake

@@ -81,10 +81,16 @@ class Forked:
     """`omnitune WORDS` in fresh processes of their own, one a rank, without the seconds that imports take.
 
     They are forked from a server that has imported the libraries and done nothing else, and joined through
-    the variables that any launcher sets.
+    the variables that any launcher sets. `own` has further words of single ranks.
     """
 
-    def __init__(self, *words: str | Path, cwd: Path, ranks: int = 1):
+    def __init__(
+        self,
+        *words: str | Path,
+        cwd: Path,
+        ranks: int = 1,
+        own: Mapping[int, Sequence[str]] | None = None,
+    ):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         self.folder = tempfile.TemporaryDirectory()
@@ -94,7 +100,9 @@ class Forked:
         ]
         named = [str(word) for word in words]
         self.processes = [
-            context.Process(target=_run, args=(named, cwd, env, self.logs[rank]))
+            context.Process(
+                target=_run, args=([*named, *(own or {}).get(rank, ())], cwd, env, self.logs[rank])
+            )
             for rank, env in enumerate(_variables(ranks))
         ]
         for process in self.processes:

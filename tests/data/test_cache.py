@@ -154,7 +154,7 @@ def test_a_file_is_hashed_while_others_may_write_and_is_remembered_at_once(
     def hash_file(path: Path) -> str:
         if path.name == "c":
             other.db.execute("begin immediate")  # raises where another holds the lock
-            known.extend(Path(row[0]).name for row in other.db.execute("select path from hashes"))
+            known.extend(Path(row[0]).name for row in other.db.execute("select path from facts"))
             other.db.rollback()
         return hashed(path)
 
@@ -406,7 +406,7 @@ def ready(job: Job, mesh: Mesh) -> Callable[[int], dict[str, Any]]:
 
     def batch(step: int) -> dict[str, Any]:
         found = batches.batch(batches.order.batch(step))
-        draw = Draw(job.run.seed, found["position"], step)
+        draw = Draw(job.run.seed, found["position"])
         with torch.no_grad():
             for stage in stages:
                 found |= stage.run(found, draw)

@@ -95,8 +95,22 @@ def test_packets_behind_the_last_frame_are_not_even_read(make):
 
 def test_frames_of_a_variable_rate_are_found(make, shown):
     path = make.clip("variable.mp4", frames=20, times=lambda i: i * i)
-    assert probe(path).num_frames == 20
+    found = probe(path)
+    assert found.num_frames == 20
+    assert found.times == pytest.approx([i * i / 24 for i in range(20)], abs=1e-3)
+    assert found.fps == pytest.approx(24 / 19)
     assert shown(read_frames(path, [0, 7, 19])) == [0, 7, 19]
+
+
+def test_an_animation_of_variable_rate_has_the_times_of_its_frames(make):
+    images = [Image.new("L", (8, 8), 20 * i) for i in range(4)]
+    for name in ("a.gif", "a.webp"):
+        images[0].save(make.path(name), save_all=True, append_images=images[1:], duration=[40, 40, 400, 40])
+        assert probe(make.path(name)).times == (0, 0.04, 0.08, 0.48)
+
+
+def test_times_that_are_rounded_are_of_a_fixed_rate(make):
+    assert probe(make.clip("ntsc.mkv", fps=30)).times == ()  # in milliseconds: 0, 33, 67
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from omnitune.data import media
 from omnitune.data.sources import Folder, scan
+from omnitune.files import Hashes
 from omnitune.types import Item, UserError
 
 
@@ -20,7 +22,7 @@ def row(file, caption="words"):
 def mistakes(root, *folders):
     """The lines of the error that scanning raises."""
     with pytest.raises(UserError) as caught:
-        scan([Folder(path=Path(folder)) for folder in folders], root)
+        scan([Folder(path=Path(folder)) for folder in folders], root, Hashes(root / "memo"))
     return str(caught.value).split("\n")
 
 
@@ -30,7 +32,7 @@ def one_mistake(root, folder="set"):
 
 
 def scanned(root, folder="set"):
-    return scan([Folder(path=Path(folder))], root)
+    return scan([Folder(path=Path(folder))], root, Hashes(root / "memo"))
 
 
 @pytest.mark.parametrize("key", ["caption", "text", "prompt"])
@@ -94,9 +96,9 @@ def test_many_files_keep_their_order(make, tmp_path):
 def test_absolute_paths_give_the_same_ids(make, tmp_path):
     make.image("set/a.png")
     make.text("set/a.txt", "words")
-    (item,) = scan([Folder(path=tmp_path / "set")], Path("/elsewhere")).items
+    (item,) = scan([Folder(path=tmp_path / "set")], Path("/elsewhere"), Hashes(tmp_path)).items
     assert (item.id, item.where) == ("set/a.png", f"{tmp_path}/set/a.txt")
-    (item,) = scan([Folder(path=Path("."))], tmp_path / "set").items
+    (item,) = scan([Folder(path=Path("."))], tmp_path / "set", Hashes(tmp_path)).items
     assert item.id == "set/a.png"
 
 
@@ -263,5 +265,28 @@ def test_folders_of_one_name_may_hold_different_files(make, tmp_path):
     for file in ("a/set/x", "b/set/y"):
         make.image(f"{file}.png")
         make.text(f"{file}.txt", "words")
-    found = scan([Folder(path=Path("a/set")), Folder(path=Path("b/set"))], tmp_path)
+    found = scan([Folder(path=Path("a/set")), Folder(path=Path("b/set"))], tmp_path, Hashes(tmp_path))
     assert [item.id for item in found.items] == ["set/x.png", "set/y.png"]
+
+
+def test_a_second_scan_opens_no_file_and_one_after_a_change_that_file(make, tmp_path, monkeypatch):
+    make.clip("set/a.mp4", frames=9, times=lambda i: i * i)
+    make.image("set/b.png")
+    make.text("set/metadata.jsonl", rows(row("a.mp4"), row("b.png")))
+    opened, probe = [], media.probe
+    monkeypatch.setattr(media, "probe", lambda path: (opened.append(path.name), probe(path))[1])
+    first = scanned(tmp_path).items
+    assert sorted(opened) == ["a.mp4", "b.png"]
+    assert scanned(tmp_path).items == first
+    assert len(opened) == 2
+    make.image("set/b.png", height=20)
+    assert [item.height for item in scanned(tmp_path).items] == [32, 20]
+    assert opened[2:] == ["b.png"]
+    scan([Folder(path=Path("set"))], tmp_path, Hashes(tmp_path / "memo", verify=True))
+    assert sorted(opened[3:]) == ["a.mp4", "b.png"]
+
+
+def test_a_file_that_could_not_be_read_is_looked_at_again(make, tmp_path):
+    make.text("set/a.png", "")
+    make.text("set/a.txt", "words")
+    assert one_mistake(tmp_path) == one_mistake(tmp_path)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from omnitune.data.sources import Folder, scan
 from omnitune.data.views import Clips, Crop, View, load_pixels, num_frames_at, plan, view
+from omnitune.files import Hashes
 from omnitune.types import Bucket, Item, UserError
 
 ONE, FIVE, NINE = Bucket(1, 32, 48), Bucket(5, 32, 48), Bucket(9, 32, 48)
@@ -65,6 +66,42 @@ def test_a_clip_gives_exactly_the_frames_whose_nearest_lies_within(source, fps):
         assert shown[-1] <= frames - 1
         longer = indices(replace(item, num_frames=1000), count + 1, fps=fps)
         assert longer[-1] > frames - 1, "one more would have fitted"
+
+
+def uneven(times):
+    """A clip with a frame at each of these seconds."""
+    mean = (len(times) - 1) / times[-1]
+    return replace(clip(len(times), mean), times=tuple(times))
+
+
+def test_a_clip_of_variable_rate_is_sampled_by_the_times_of_its_frames():
+    # Ten frames in a second, then two in each: a picture that is held.
+    item = uneven([k / 10 for k in range(10)] + [1.0, 1.5, 2.0, 2.5, 3.0])
+    assert num_frames_at(item, 2) == 7
+    assert indices(item, 7, fps=2) == [0, 5, 10, 11, 12, 13, 14]
+    assert indices(item, 9, fps=4) == [0, 3, 5, 8, 10, 11, 11, 12, 12]
+    assert indices(item, 3, fps=2, window="random", draw=Fixed(0.999)) == [12, 13, 14]
+    assert indices(item, 9, fps=2, short="hold") == [0, 5, 10, 11, 12, 13, 14, 14, 14]
+
+
+@pytest.mark.parametrize("fps", [5.0, 8.0, 10.0, 24.0, 30.0])
+def test_times_of_a_fixed_rate_give_what_the_rate_gives(fps):
+    for frames in range(2, 60):
+        plain, timed = clip(frames, 16.0), uneven([k / 16 for k in range(frames)])
+        count = num_frames_at(plain, fps)
+        assert num_frames_at(timed, fps) == count
+        for part in range(1, count + 1):
+            last = {"window": "random", "draw": Fixed(0.999)}
+            assert indices(timed, part, fps=fps) == indices(plain, part, fps=fps)
+            assert indices(timed, part, fps=fps, **last) == indices(plain, part, fps=fps, **last)
+
+
+def test_clips_of_variable_rate_without_a_rate_to_show_are_noted():
+    item = uneven([0.0, 0.1, 0.2, 0.3, 3.0])
+    assert plan([item], [FIVE], Clips()).notes == [
+        "1 clip is of variable frame rate, shown frame by frame; state data.fps to pick frames by time: set/a"
+    ]
+    assert plan([item], [FIVE], Clips(fps=1.0, short="hold")).notes[0].startswith("1 clip is too short")
 
 
 def test_windows_lie_where_they_are_asked_to():
@@ -222,7 +259,7 @@ def test_a_rate_of_zero_is_refused():
 def test_pixels_are_exactly_those_of_the_frames_asked_for(make, shown, tmp_path):
     make.clip("set/a.mp4")
     make.text("set/a.txt", "words")
-    (item,) = scan([Folder(path=Path("set"))], tmp_path).items
+    (item,) = scan([Folder(path=Path("set"))], tmp_path, Hashes(tmp_path)).items
     shown_frames = view(item, Bucket(5, 32, 32), Clips(fps=8, window="middle"), Fixed())
     pixels = load_pixels(item, shown_frames)
     assert (tuple(pixels.shape), pixels.dtype) == ((3, 5, 32, 32), torch.float32)

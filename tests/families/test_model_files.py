@@ -5,10 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from omnitune.check import check_run
 from omnitune.families._files import ModelFiles
 from omnitune.families.wan import Wan
 from omnitune.testing.tiny import build_tiny
 from omnitune.types import UserError
+
+pytest_plugins = ["core_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,47 @@ def test_a_weight_file_that_lacks_a_tensor_is_refused_by_its_name(model, tmp_pat
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks blocks\.0\.attn1\.to_k\.weight"):
         Wan.load(str(copy), "cpu", torch.float32, only=["transformer"])
+
+
+@pytest.fixture
+def partly(hub):
+    """The hub's cache when only configurations were fetched."""
+    for file in hub.rglob("*.safetensors"):
+        file.unlink()
+    return hub
+
+
+def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, monkeypatch):
+    family = Wan.load("org/tiny", "meta", torch.float32)
+
+    def fetch(*args):
+        raise AssertionError(args)
+
+    monkeypatch.setattr(ModelFiles, "download", fetch)
+    assert family.check_weights(["transformer", "vae"]) == ["transformer", "vae"]
+
+
+def test_check_says_which_weights_it_did_not_see(partly, workplace, capsys):
+    check_run(workplace.run("model.path=org/tiny"))
+    line = (
+        "weights of transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
+    )
+    assert line in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_fetched_are_named(partly):
+    with pytest.raises(UserError, match=r"model.path: .*transformer/diffusion_pytorch_model.* is missing"):
+        Wan.load("org/tiny", "cpu", torch.float32, only=["transformer"])
+
+
+def test_configurations_that_are_partly_fetched_are_fetched_or_named(hub):
+    (hub / "snapshots" / "abc123" / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"vae/config.json is missing; the model is incomplete"):
+        Wan.load("org/tiny", "meta", torch.float32)
+
+
+def test_a_published_model_that_is_partly_fetched_is_known_by_its_shipped_configuration(hub):
+    name = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    hub.rename(hub.with_name(f"models--{name.replace('/', '--')}"))
+    shutil.rmtree(hub.with_name(f"models--{name.replace('/', '--')}") / "snapshots" / "abc123" / "vae")
+    assert "shipped configuration" in Wan.load(name, "meta", torch.bfloat16).source

@@ -19,6 +19,8 @@ from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 
+pytest_plugins = ["core_fixtures"]
+
 SIZE = {"height": 32, "width": 32, "num_frames": 9}
 CAPTIONS = {"a.mp4": "rocket", "b.mp4": "an airplane flies over the sea,  seen from below &amp; a cat"}
 NOT_INPUTS = {"attention_kwargs", "return_dict"}
@@ -238,3 +240,19 @@ def test_the_pipeline_decodes_x0_to_the_latents_that_the_vae_gave(pointed: tuple
         callback_on_step_end=lambda pipe, i, t, tensors: {"latents": x0},
     )  # fmt: skip
     torch.testing.assert_close(decoded[0], z, rtol=0, atol=1e-5)
+
+
+def test_captions_that_the_text_stage_cuts_are_noted_by_the_tokenizer_alone(workplace) -> None:
+    def notes(length: int) -> list[str]:
+        job = workplace.job(f"model.options.text_length={length}")
+        assert {p.device.type for p in job.shape.components.parameters()} == {"meta"}
+        return job.index().caption_notes(job.shape.cut_captions)
+
+    workplace.add("long.png", "a fox runs through snow " * 9)
+    job = workplace.job()
+    longest = len(job.shape.tokenizer(("a fox runs through snow " * 9).strip()).input_ids)
+    assert notes(longest) == []
+    assert notes(longest - 1) == [
+        "1 caption is longer than model.options.text_length and cut there: clips/long.png"
+    ]
+    assert notes(1)[0].startswith("6 captions are longer")

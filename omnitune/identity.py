@@ -1,0 +1,110 @@
+"""What a run was made of: written beside its results, and compared before it goes on."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config
+from .data.index import Index
+from .files import digest
+from .types import UserError
+
+if TYPE_CHECKING:
+    from .config import Run
+    from .parallel.mesh import Mesh
+
+
+def check_identity(run: "Run", folder: Path) -> None:
+    """Refuse a folder whose run learns something else."""
+    file = folder / "run.yaml"
+    if not file.is_file():
+        return
+    stored = config.identity(config.as_data(config.validate(config.read(file))))
+    mine = config.identity(config.as_data(run))
+    differing = sorted(k for k in stored.keys() | mine.keys() if stored.get(k) != mine.get(k))
+    if differing:
+        lines = "; ".join(f"{k} {stored.get(k)!r} there, {mine.get(k)!r} here" for k in differing[:5])
+        raise UserError(
+            f"{differing[0]}: {folder} holds a run that learns something else ({lines}); "
+            "choose another name=, delete that folder, or go back to its settings"
+        )
+
+
+def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with other data than the checkpoint was trained on."""
+    mine = index.fingerprints()
+    if state["data"] == digest(*(f"{k} {v}" for k, v in sorted(mine.items()))):
+        return
+    lines = folder / "data.jsonl"
+    if not lines.is_file():
+        raise UserError(
+            f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
+            "difference, is missing; bring the data back, or start another run with name="
+        )
+    stored = {r["id"]: r["fingerprint"] for r in map(json.loads, lines.read_text().splitlines())}
+    changed = [i for i in mine if i in stored and stored[i] != mine[i]]
+    kinds = {
+        "changed": changed,
+        "gone": [i for i in stored if i not in mine],
+        "new": [i for i in mine if i not in stored],
+    }
+    told = "; ".join(f"{kind}: {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if ids[5:] else ''}"
+                     for kind, ids in kinds.items() if ids)  # fmt: skip
+    raise UserError(
+        f"data.sources: the data is not what {folder} was trained on ({told}); bring it "
+        "back, or start another run "
+        f"with name=, from this one's weights by init_from={folder}/weights"
+    )
+
+
+def check_base(fingerprint: str, state: Mapping[str, Any], run: "Run", folder: Path) -> None:
+    if state["base"] != fingerprint:
+        raise UserError(
+            f"model.path: the weights at {run.model.path} are not those that {folder} was started from; "
+            "bring those back, or start another run with name="
+        )
+
+
+def data_lines(index: Index) -> str:
+    prints = index.fingerprints()
+    rows = [
+        {"id": item.id, "bucket": str(bucket), "caption": item.caption, "fingerprint": prints[item.id]}
+        for item, bucket in zip(index.items, index.buckets, strict=True)
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
+    """What decides the result besides the configuration."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("omnitune", "torch", "diffusers", "transformers", "peft", "safetensors", "av", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+        "identity": config.identity_hash(run),
+        "base_weights": base,
+        "data": data,
+        "seed": run.seed,
+        "device": torch.cuda.get_device_name()
+        if mesh.device.type == "cuda"
+        else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "ranks": mesh.world,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the omnitune sources, where they are a checkout."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None

@@ -1,0 +1,25 @@
+"""What samples leave in their folder."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from omnitune.callbacks.sample import Validation, wanted, write_samples
+from omnitune.types import Bucket
+
+
+def write(folder: Path, frames: int, *prompts: str) -> set[str]:
+    samples = wanted(Validation(prompts=list(prompts)), Bucket(frames, 16, 16))
+    video = torch.zeros(frames, 16, 16, 3, dtype=torch.uint8)
+    write_samples(folder, samples, [video] * len(prompts), 8)
+    listed = json.loads((folder / "samples.json").read_text())
+    assert [sample["prompt"] for sample in listed] == list(prompts)
+    return {path.name for path in folder.iterdir()}
+
+
+def test_samples_written_a_second_time_leave_none_of_the_first(tmp_path: Path) -> None:
+    assert write(tmp_path, 5, "a", "b") == {"000.mp4", "001.mp4", "samples.json"}
+    (tmp_path / "mine.png").touch()
+    assert write(tmp_path, 5, "a") == {"000.mp4", "samples.json", "mine.png"}
+    assert write(tmp_path, 1, "c") == {"000.png", "samples.json", "mine.png"}
