@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import checkpoint
 from .callbacks.base import Callback, Metrics
-from .callbacks.log import peak_memory_bytes
 from .conditions import Condition
 from .data.loader import MicroBatches, read_steps
 from .families.base import Family
@@ -149,7 +148,7 @@ class Trainer:
             **means,
             "seconds": seconds,
             "samples_per_second": size / seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": self.mesh.peak_memory_bytes(),
         }
         if self.record_draws:
             metrics["draws"] = {"step": self.step + 1, **merged_draws(self.mesh.gather(draws))}

@@ -1,7 +1,6 @@
 """metrics.jsonl, draws.jsonl, and what the terminal shows."""
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,15 +14,6 @@ if TYPE_CHECKING:
 
 HOST_READ_SECONDS = 1.0
 """Device scalars are read in bunches this far apart, so that steps do not wait for the host."""
-
-
-def peak_memory_bytes() -> int:
-    """Peak of the device's memory, or of this process where the device is the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cut_back(path: Path, step: int) -> None:

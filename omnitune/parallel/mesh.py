@@ -4,6 +4,7 @@
 """
 
 import os
+import resource
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -177,6 +178,12 @@ class Mesh:
             norm = nn.utils.get_total_norm([g for g in grads if type(g) is kind])
             norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+    def peak_memory_bytes(self) -> int:
+        """Peak of this rank's device memory, or of its process where the device is the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over data-parallel ranks."""
