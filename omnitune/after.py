@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import checkpoint, session
 from .callbacks.sample import parse_bucket, wanted, write_samples
+from .files import read_jsonl
 from .job import place
 from .parallel.mesh import Mesh, Parallel
 from .types import Bucket, UserError
@@ -55,13 +56,16 @@ def sample_run(arguments: argparse.Namespace) -> None:
         "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
         "seed": arguments.seed, "size": arguments.size,
     }  # fmt: skip
-    options = replace(run.validation, **{k: v for k, v in given.items() if v is not None})
+    try:
+        options = replace(run.validation, **{k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
     if not options.prompts:
         raise UserError(
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     job = session.make_job(run)
-    bucket = _bucket(options.size, folder, job)
+    bucket = sample_size(options.size, folder, job)
     saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)
     family = trained(job, Mesh(Parallel()), saved, not arguments.raw)
     samples = wanted(options, bucket)
@@ -72,15 +76,14 @@ def sample_run(arguments: argparse.Namespace) -> None:
         print(path)
 
 
-def _bucket(size: str | None, folder: Path, job: "Job") -> Bucket:
+def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket:
+    """What is generated: a size that `--size` states, or the largest that the run trained on."""
     if size is not None:
         return job.size(size, "--size")
-    import json
-
     lines = folder / "data.jsonl"
     if not lines.is_file():
         raise UserError(f"--size: {lines} is missing, which tells the largest size of the data; state a size")
-    sizes = {parse_bucket(json.loads(row)["bucket"], str(lines)) for row in lines.read_text().splitlines()}
+    sizes = {parse_bucket(row["bucket"], str(lines)) for row in read_jsonl(lines)}
     return max(sizes, key=lambda b: b.frames * b.height * b.width)
 
 

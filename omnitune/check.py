@@ -29,7 +29,7 @@ def check_run(run: "Run") -> None:
     for note in [*index.notes, *([] if absent else index.caption_notes(job.shape.cut_captions))]:
         print(note)
     if absent:
-        print(f"weights of {', '.join(absent)}: not on this machine; `train` fetches them from the hub")
+        print(f"{', '.join(absent)}: not on this machine; `train` fetches them from the hub")
     for bucket, members in sorted(index.by_bucket.items()):
         print(f"bucket {bucket}: {len(members)} samples")
     steps = run.schedule.steps

@@ -22,6 +22,7 @@ WRITE_FAILURES = ("No space left on device", "os error 28", "database or disk is
 LOST_RANK = ("Connection closed by peer", "third_party/gloo", "gloo/transport", "ncclInternalError")
 """How gloo and nccl word it, where torch passes it on as a plain RuntimeError."""
 PATH_ERRORS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 INTACT = "the last complete checkpoint is intact"
 
 
@@ -151,9 +152,36 @@ def _run_commands(commands: Any) -> None:
     export.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
     export.add_argument("--out", type=Path, help="folder to write to; weights/ of the run by default")
     export.set_defaults(command=export_weights)
+    _evaluate_command(commands)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("folder", type=Path, help="runs/NAME")
     report.set_defaults(command=write_report)
+
+
+def _evaluate_command(commands: Any) -> None:
+    one = commands.add_parser("evaluate", help="measure what a run has learned, offline")
+    one.add_argument("folder", type=Path, help="runs/NAME")
+    one.add_argument("--data", type=Path, help="folder of captioned items that were not trained on")
+    one.add_argument(
+        "--fit", type=Path, action="append", default=[],
+        help="folder of captioned pictures that the text-image score learns; may be given again",
+    )  # fmt: skip
+    one.add_argument("--metrics", help="of loss,psnr,kid,text_image,motion; all that apply by default")
+    one.add_argument("--samples", type=int, help="how many to generate; one a caption by default")
+    one.add_argument("--size", help="480x832 or 49x480x832; the run's buckets by default")
+    one.add_argument("--steps", type=int, help="denoising steps")
+    one.add_argument("--guidance", type=float, help="guidance scale")
+    one.add_argument("--seed", type=int, help="of the first sample's starting noise")
+    weights = one.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
+    weights.add_argument("--base", action="store_true", help="the model before training")
+    one.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
+    one.add_argument(
+        "--features", default="efficientnet_lite0", help="or inception:FILE or clip:FOLDER that you have"
+    )
+    one.add_argument("--lpips", type=Path, help="torchvision's AlexNet, VGG16 or SqueezeNet weights")
+    one.add_argument("--out", type=Path, help="JSON to write; evaluation/STEP.json of the run by default")
+    one.set_defaults(command=evaluate)
 
 
 class _Version(argparse.Action):
@@ -211,6 +239,8 @@ def _start(arguments: argparse.Namespace, run: "Run", command: str) -> int | Non
 
 
 def _check_ranks(run: "Run", world: int, command: str) -> None:
+    if world < 1:
+        raise UserError(f"--nproc: a run takes 1 process or more, not {world}")
     try:
         run.parallel.sizes(world)
     except UserError as error:
@@ -222,13 +252,28 @@ def _check_ranks(run: "Run", world: int, command: str) -> None:
 def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> None:
     from .parallel.mesh import Mesh
 
-    # Before the first step there is nothing to save: a signal ends the command where it is, with code 75.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in STOPS:
+        signal.signal(number, _interrupt)
     mesh = Mesh(run.parallel)
     try:
         _work(command, arguments, run, mesh)
     finally:
         mesh.close()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """End the command where it is, with code 75: before the first step only the cache has something to keep.
+
+    That takes its time: a second signal, with which a launcher repeats the terminal's, does not cut it short.
+    """
+    for stop in STOPS:
+        signal.signal(stop, _ignore_once)
+    raise KeyboardInterrupt
+
+
+def _ignore_once(number: int, frame: Any) -> None:
+    for stop in STOPS:
+        signal.signal(stop, signal.default_int_handler)
 
 
 def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh") -> None:
@@ -270,6 +315,12 @@ def export_weights(arguments: argparse.Namespace) -> None:
     from .after import export_run
 
     export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from .evaluate.command import evaluate_run
+
+    evaluate_run(arguments)
 
 
 def write_report(arguments: argparse.Namespace) -> None:

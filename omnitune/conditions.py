@@ -1,7 +1,7 @@
 """Extra inputs to a denoiser, written once for all families."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .random import Draw
 from .types import Batch, Streams, option
@@ -14,7 +14,7 @@ Inputs = dict[str, Any]
 
 
 class Condition:
-    """Four places where a condition acts; each does nothing unless overridden."""
+    """Places where a condition acts; each does nothing unless overridden."""
 
     def prepare(self, family: "Family") -> None:
         """Change the model once, before rules are applied."""
@@ -26,6 +26,10 @@ class Condition:
     def variants(self, inputs: Inputs) -> list[Inputs]:
         """Every result that `inputs` can have for a sample, so that the cache holds them all."""
         return [inputs]
+
+    def deterministic(self) -> Self | None:
+        """Itself with nothing random in it, as evaluation needs it; None where nothing of it is left."""
+        return self
 
     def before(self, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
         """Edit levels, masks, weights and extra inputs before noise is mixed in."""
@@ -58,6 +62,9 @@ class CaptionDropout(Condition):
 
     def variants(self, inputs: Inputs) -> list[Inputs]:
         return [inputs, {**inputs, "caption": ""}]
+
+    def deterministic(self) -> Self | None:
+        return None
 
 
 def all_variants(conditions: Sequence[Condition], inputs: Inputs) -> list[Inputs]:

@@ -30,7 +30,11 @@ NOT_LEARNED = (
     "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "checkpoint",
     "validation", "tracking", "schedule.steps", "init_from",
 )  # fmt: skip
-"""What may change when a run goes on. Model, data and init_from are compared by their contents instead."""
+"""What may change when a run goes on. Model, data and init_from are compared by their contents instead.
+
+Whether `data.cache` is null may not where windows or crops are drawn: cached pixels are one of N variants,
+live ones are drawn anew each time.
+"""
 
 NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
     ("objective.logit_mean", {"timesteps": ("logit_normal",)}),
@@ -170,7 +174,7 @@ class Document:
                     key, node = known[str(part)]
                     line = key.start_mark.line + 1
                     spelled.append(str(part))
-            elif isinstance(node, yaml.SequenceNode) and str(part).isdigit() and int(part) < len(node.value):
+            elif isinstance(node, yaml.SequenceNode) and part in map(str, range(len(node.value))):
                 node = node.value[int(part)]
                 line = node.start_mark.line + 1
                 spelled.append(str(part))
@@ -313,7 +317,10 @@ def dump(run: Run) -> str:
 def identity(data: dict[str, Any]) -> dict[str, Any]:
     """What of a run changes learning, as {dotted key: value}."""
     flat = _flatten(data)
-    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
+    found = {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
+    if "random" in (flat["data.window"], flat["data.crop"]):
+        found["data.cache"] = "null" if flat["data.cache"] is None else "a folder"
+    return found
 
 
 def identity_hash(run: Run) -> str:
@@ -439,7 +446,7 @@ def _spelled(value: Any, parts: Sequence[str]) -> list[str]:
     for part in parts:
         if isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
             continue

@@ -1,11 +1,11 @@
 """The whole way on a laptop: cache, train, sample before and after, export, report."""
 
-import json
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from . import config, session
+from .files import read_jsonl
 from .parallel.mesh import Mesh
 from .testing.tiny import build_tiny
 
@@ -13,8 +13,7 @@ FOLDER = session.RUNS / "demo"
 
 
 def captions(folder: Path) -> list[str]:
-    lines = (folder / "metadata.jsonl").read_text().splitlines()
-    return [json.loads(line)["caption"] for line in lines]
+    return [row["caption"] for row in read_jsonl(folder / "metadata.jsonl")]
 
 
 def demo() -> None:
@@ -32,7 +31,7 @@ def demo() -> None:
         overrides = [f"model.path={model}", *(f"data.sources.{i}.path={s}" for i, s in enumerate(sources))]
         run, _ = config.load(assets / "demo.yaml", overrides)
         session.train(run, Mesh(run.parallel))
-    records = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
+    records = read_jsonl(FOLDER / "metrics.jsonl")
     first, last = (sum(r["loss"] for r in part) / len(part) for part in (records[:50], records[-50:]))
     print(f"loss: {first:.3f} over the first 50 steps, {last:.3f} over the last 50")
     print(f"weights: {FOLDER / 'weights'}")

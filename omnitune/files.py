@@ -1,17 +1,22 @@
 """Files that are either whole or not there, and hashes of files that are remembered."""
 
+import errno
+import fcntl
 import json
 import os
 import platform
-import re
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+
+LOCK = "lock"
 
 
 def digest(*parts: str) -> str:
@@ -19,50 +24,56 @@ def digest(*parts: str) -> str:
     return blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside `path` that tells whose it is; what killed processes left in that folder goes."""
-    for file in path.parent.iterdir():
-        owner = re.fullmatch(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp", file.name)
-        if owner and not _is_running(int(owner[1])):
-            _remove(file)
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-
-
-def _is_running(pid: int) -> bool:
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Give a free name in a folder beside `path` that is locked while it is written to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path.parent)
+    folder = Path(mkdtemp(".tmp", f".{path.name}.{platform.node()}.", path.parent))
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+        with _locked(folder / LOCK):
+            yield folder / "content"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove(path: Path) -> None:
-    """Delete a file or folder, if it is there: another process may be at it too."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _clear(folder: Path) -> None:
+    """Delete what killed processes left half-written: a lock ends with its process, in any container."""
+    for left in folder.glob(f".*.{escape(platform.node())}.*.tmp"):
+        with suppress(OSError), (left / LOCK).open("r+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file that takes its name when it is locked, so that nobody finds it free."""
+    unnamed = path.with_suffix(".new")
+    with unnamed.open("w") as stream:
+        with suppress(OSError):  # a file system without locks: what is left on it is never cleared
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            unnamed.rename(path)
+        yield
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success its file is synced and takes the name, else it goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
+    with _scratch(path) as temporary:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text)
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """One value a line. Only a newline ends it: captions may hold U+2028, at which `splitlines` cuts too."""
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,10 +92,8 @@ def sync(path: Path) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder beside `path`; on success it takes the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
+    with _scratch(path) as temporary:
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
@@ -92,8 +101,56 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
         sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def writable(path: Path) -> bool:
+    """Whether a file can be written to, or made; its folder is made where it is not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+
+
+def open_memo(path: Path, *tables: str) -> sqlite3.Connection:
+    """Open a database of what can be found out again; `tables` is its SQL.
+
+    A damaged one begins anew. What cannot be written is copied into memory, and additions end with it.
+    """
+    if not writable(path):
+        return _copied(path, tables)
+    try:
+        return _opened(path, tables)
+    except sqlite3.OperationalError:  # locked, or the disk is full
+        raise
+    except sqlite3.DatabaseError:
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # or it is played into the new one
+        path.unlink(missing_ok=True)
+        return _opened(path, tables)
+
+
+def _opened(path: Path | str, tables: Sequence[str]) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=60, uri=isinstance(path, str))
+    try:
+        (found,) = db.execute("pragma quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"{path}: {found}")
+        for table in tables:
+            db.execute(f"create table if not exists {table}")
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db
+
+
+def _copied(path: Path, tables: Sequence[str]) -> sqlite3.Connection:
+    """A copy in memory; empty where there is nothing, or nothing whole, to copy."""
+    db, source = _opened(":memory:", tables), f"{path.absolute().as_uri()}?mode=ro"
+    with suppress(sqlite3.DatabaseError), closing(_opened(source, tables)) as kept:
+        kept.backup(db)
+    return db
 
 
 def hash_file(path: Path) -> str:
@@ -123,14 +180,12 @@ class Hashes:
     """Content hashes of files, and other facts about them, remembered by path, size and modification time."""
 
     def __init__(self, folder: Path, verify: bool = False):
-        folder.mkdir(parents=True, exist_ok=True)
         self.verify = verify
-        self.db = sqlite3.connect(folder / "hashes.sqlite", timeout=60)
-        self.db.execute("pragma synchronous = off")  # what is lost with the power is found out again
-        self.db.execute(
-            "create table if not exists facts (fact text, path text, size int, mtime int, value text, "
-            "primary key (fact, path))"
+        self.db = open_memo(
+            folder / "hashes.sqlite",
+            "facts (fact text, path text, size int, mtime int, value text, primary key (fact, path))",
         )
+        self.db.execute("pragma synchronous = off")  # what is lost with the power is found out again
 
     def of(self, path: Path) -> str:
         return self.of_all([path])[0]

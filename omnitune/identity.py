@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config
 from .data.index import Index
-from .files import digest
+from .files import digest, read_jsonl
 from .types import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
             f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
             "difference, is missing; bring the data back, or start another run with name="
         )
-    stored = {r["id"]: r["fingerprint"] for r in map(json.loads, lines.read_text().splitlines())}
+    stored = {row["id"]: row["fingerprint"] for row in read_jsonl(lines)}
     changed = [i for i in mine if i in stored and stored[i] != mine[i]]
     kinds = {
         "changed": changed,

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,9 @@ from .conditions import all_variants
 from .data.cache import Store, split_rows, stack_rows
 from .data.index import Index, Inputs, Samples
 from .families.base import Family
+from .files import writable
 from .random import Draw
-from .types import Bucket, Stage
+from .types import Bucket, Stage, UserError
 
 if TYPE_CHECKING:
     from .job import Job
@@ -69,6 +71,7 @@ def fill(job: "Job", index: Index, mesh: "Mesh") -> Filled:
         filled.stored[shape_stage.name] = len(unique) - len(wanted)
         if not wanted:
             continue
+        mesh.each(partial(_check_writable, store, shape_stage.name, len(wanted)))
         components = sorted({use.split(".")[0] for use in shape_stage.uses})
         family = family or job.load_family(str(mesh.device), [])
         family.fetch(components)
@@ -77,6 +80,14 @@ def fill(job: "Job", index: Index, mesh: "Mesh") -> Filled:
         family.drop(components)
         mesh.together(store.refresh)
     return filled
+
+
+def _check_writable(store: Store, name: str, missing: int) -> None:
+    if not writable(store.index):
+        raise UserError(
+            f"data.cache: {store.folder} cannot be written to, and lacks {missing} entries of {name}; "
+            "make it writable, name another folder, or give null"
+        )
 
 
 def _entries(job: "Job", samples: Samples, stage: Stage) -> Iterator[Wanted]:
@@ -99,11 +110,13 @@ def _encode(
     progress = _Progress(stage.name, sum(len(g) for g in mine)) if mesh.main else None
 
     def work() -> None:
-        for group in mine:
-            _encode_group(job, samples, stage, store, group)
-            if progress:
-                progress.add(len(group))
-        store.flush()
+        try:
+            for group in mine:
+                _encode_group(job, samples, stage, store, group)
+                if progress:
+                    progress.add(len(group))
+        finally:  # a signal or a file that cannot be decoded: what is encoded stays
+            store.flush()
 
     try:
         with torch.no_grad():

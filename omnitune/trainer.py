@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .optim import Schedule
 from .parallel.mesh import Mesh
 from .parallel.state import load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
-from .types import Batch, Stage, Stopped, shared
+from .types import Batch, Stage, Stopped, UserError, shared
 
 
 class Trainer:
@@ -53,6 +54,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step, self.last_step, self.stop_wish = 0, schedule.steps, False
         self.saved_step = 0
+        self.unsaved: list[tuple[int, Tensor]] = []  # steps since, each with its (loss, gradient norm)
         self.clock = time.monotonic()
 
     def fit(self) -> None:
@@ -76,6 +78,7 @@ class Trainer:
         for micro_batches in steps:
             metrics = self.train_step(micro_batches)
             self.step += 1
+            self.unsaved.append((self.step, torch.stack([metrics["loss"], metrics["grad_norm"]])))
             for callback in self.callbacks:
                 callback.on_step(self, metrics)
             stop = self.mesh.agree_to_stop(self.stop_wish) and self.step < self.last_step
@@ -99,7 +102,9 @@ class Trainer:
             draw.hashes = {} if self.record_draws else None
             # What draws from torch's own generator (adapter dropout) is exact at resume too.
             torch.manual_seed(seed_of(self.seed, "torch", self.step, self.mesh.dp_rank, i) % 2**63)
-            loss = self.objective.loss(self.family, self.encode(batch, draw), draw, self.conditions)
+            loss = self.objective.loss(
+                self.family, encode(batch, draw, self.stages, self.mesh.device), draw, self.conditions
+            )
             mean = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()
             self.mesh.backward(mean, last=i == len(micro_batches) - 1)
             for name, value in {"loss": mean, **loss.metrics}.items():
@@ -109,13 +114,6 @@ class Trainer:
         rates = self.set_rates()
         grad_norm = self.mesh.step(self.optimizer, self.max_norm)
         return self.measured(sums, rates, grad_norm, time.monotonic() - self.clock, draws)
-
-    def encode(self, batch: Batch, draw: Draw) -> Batch:
-        """Move a batch to the device and run the stages that are not cached."""
-        batch = {name: _to(value, self.mesh.device) for name, value in batch.items()}
-        for stage in self.stages:
-            batch = {**batch, **stage.run(batch, draw)}
-        return batch
 
     def set_rates(self) -> dict[str, float]:
         factor = self.schedule.factor(self.step)
@@ -172,7 +170,16 @@ class Trainer:
             kept.update(callback.tensors())
         return kept
 
+    def check_finite(self) -> None:
+        """Refuse what steps since the last checkpoint learned if one diverged; equal on all ranks."""
+        values = torch.stack([measured for _, measured in self.unsaved]).tolist() if self.unsaved else []
+        for (step, _), (loss, norm) in zip(self.unsaved, values, strict=True):
+            if not (isfinite(loss) and isfinite(norm)):
+                raise diverged(step, loss, norm, self.saved_step)
+        self.unsaved = []
+
     def save(self) -> None:
+        self.check_finite()
         for callback in self.callbacks:
             callback.on_save(self)
         state = {**self.state, "step": self.step}
@@ -188,6 +195,24 @@ class Trainer:
         load_tensors(saved.tensors, {name: t.detach() for name, t in self.tensors().items()}, self.mesh)
         load_optimizer(saved.tensors, self.optimizer, self.mesh)
         self.step = self.saved_step = saved.step
+
+
+def diverged(step: int, loss: float, norm: float, saved_step: int) -> UserError:
+    kept = f"the checkpoint of step {saved_step} is intact" if saved_step else "none is saved"
+    return shared(
+        UserError(
+            f"optimizer.lr: training diverged: step {step} has loss {loss:g} and gradient norm {norm:g}; "
+            f"lower optimizer.lr or raise schedule.warmup, in another run with name= ({kept})"
+        )
+    )
+
+
+def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.device) -> Batch:
+    """Move a batch to the device and run the stages that are not cached."""
+    batch = {name: _to(value, device) for name, value in batch.items()}
+    for stage in stages:
+        batch = {**batch, **stage.run(batch, draw)}
+    return batch
 
 
 def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

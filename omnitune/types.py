@@ -71,8 +71,9 @@ class Mistakes:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def option(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass that YAML can spell: unknown keys are errors, docstrings the reference."""
-    cls.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+    """Make a frozen dataclass that YAML can spell: unknown keys, NaN and infinity are errors."""
+    config = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
+    cls.__pydantic_config__ = config  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
 
 

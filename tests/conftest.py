@@ -1,6 +1,10 @@
 """Tiny models and one cache, made once a test process and shared by all tests that train."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,3 +39,30 @@ def pretrained_vlm() -> Path:
     from omnitune.testing.vlm import build_or_skip
 
     return build_or_skip()
+
+
+@pytest.fixture
+def read_only() -> Callable[[Path], AbstractContextManager[None]]:
+    """Makes a folder unwritable; for root, whom permissions do not bind, by a mount."""
+    return _mounted_read_only if os.geteuid() == 0 else _read_only_mode
+
+
+@contextmanager
+def _mounted_read_only(folder: Path) -> Iterator[None]:
+    bind = ["mount", "--bind", folder, folder]
+    if shutil.which("mount") is None or subprocess.run(bind, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def _read_only_mode(folder: Path) -> Iterator[None]:
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(0o755)

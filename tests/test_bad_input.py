@@ -1,6 +1,7 @@
 """A mistake is one message with place, value and way out, exit code 2, and nothing half-written."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,10 +14,15 @@ from typing import TYPE_CHECKING
 import av
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from omnitune import session
+from omnitune.callbacks import log
+from omnitune.checkpoint import newest
 from omnitune.cli import machine_message
+from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.testing.runs import Forked, ended, run, start
+from omnitune.types import UserError
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace
@@ -390,12 +396,128 @@ def test_a_missing_weight_file_is_named(place: "Workplace") -> None:
     assert not Path("runs/run").exists()
 
 
-def test_a_weight_file_that_is_cut_short_is_named(place: "Workplace") -> None:
-    cut(Path("wan/vae/diffusion_pytorch_model.safetensors"))
-    message = refused(place)
-    assert message.startswith("run.yaml:1: model.path: wan/vae cannot be loaded: ")
-    assert message.endswith("; fetch it again\n")
+def configure(component: str, **values: object) -> None:
+    file = Path("wan", component, "config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def with_larger_vocabulary() -> None:
+    file = Path("wan/tokenizer/tokenizer.json")
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"] += [[f"word{i}", -9.0] for i in range(600)]
+    file.write_text(json.dumps(tokenizer))
+
+
+def with_empty_vocabulary() -> None:
+    file = Path("wan/tokenizer/tokenizer.json")
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"] = tokenizer["model"]["vocab"][:4]
+    file.write_text(json.dumps(tokenizer))
+
+
+def in_two_shards(lost: str | None = None) -> None:
+    """Write the transformer as two files and their index, and lose a tensor."""
+    file = Path("wan/transformer/diffusion_pytorch_model.safetensors")
+    tensors = load_file(file)
+    file.unlink()
+    tensors.pop(lost or "", None)
+    keys, index = sorted(tensors), {}
+    for i, part in enumerate((keys[::2], keys[1::2])):
+        shard = f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in part}, file.with_name(shard), {"format": "pt"})
+        index |= dict.fromkeys(part, shard)
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "start", "end"),
+    [
+        (
+            lambda: cut(Path("wan/vae/diffusion_pytorch_model.safetensors")),
+            "wan/vae/diffusion_pytorch_model.safetensors cannot be loaded: ",
+            "; fetch it again",
+        ),
+        (
+            lambda: shutil.rmtree("wan/tokenizer"),
+            "wan/tokenizer/tokenizer.json is missing; ",
+            "copy the vocabulary there or fetch the model again",
+        ),
+        (
+            lambda: Path("wan/tokenizer/tokenizer.json").unlink(),
+            "wan/tokenizer/tokenizer.json is missing; ",
+            "copy the vocabulary there or fetch the model again",
+        ),
+        (
+            lambda: cut(Path("wan/tokenizer/tokenizer.json")),
+            "wan/tokenizer/tokenizer.json is not JSON (",
+            "; fetch it again",
+        ),
+        (
+            with_empty_vocabulary,
+            "wan/tokenizer/tokenizer.json has 4 tokens, all but 1 of them special; ",
+            "fetch the model again",
+        ),
+        (
+            with_larger_vocabulary,
+            "wan/tokenizer/tokenizer.json has 6",
+            "copy the tokenizer of this model there",
+        ),
+        (
+            lambda: shutil.rmtree("wan/scheduler"),
+            "wan/scheduler/scheduler_config.json is missing; ",
+            "the model is incomplete",
+        ),
+        (
+            lambda: configure("transformer", num_layers=3),
+            "wan/transformer lacks blocks.2.",
+            "which its configuration asks for; fetch the model again, with its own config.json",
+        ),
+        (
+            lambda: configure("transformer", num_layers=1),
+            "wan/transformer has blocks.1.",
+            "of which its configuration knows nothing; fetch the model again, with its own config.json",
+        ),
+        (
+            lambda: configure("text_encoder", d_ff=40),
+            "wan/text_encoder lacks encoder.block.0.layer.1.DenseReluDense.wi_0.weight of (40, 32) (",
+            "fetch the model again, with its own config.json",
+        ),
+        (
+            lambda: in_two_shards("blocks.1.ffn.net.2.bias"),
+            "wan/transformer lacks blocks.1.ffn.net.2.bias of (24,) (1 such), ",
+            "fetch the model again, with its own config.json",
+        ),
+        (
+            lambda: Path("wan/model_index.json").write_text("[]"),
+            "wan/model_index.json holds a list where an object belongs; ",
+            "fetch it again",
+        ),
+    ],
+)
+def test_check_and_train_refuse_a_model_that_is_incomplete(
+    place: "Workplace", spoil: Callable[[], None], start: str, end: str
+) -> None:
+    spoil()
+    told = refused(place, "validation={prompts: [a fox], steps: 1, size: 16x16}")
+    assert told.startswith(f"run.yaml:1: model.path: {start}"), told
+    assert told.endswith(f"{end}\n"), told
+    assert told.count("\n") == 1
     assert not Path("runs/run").exists()
+    assert not [path for path in Path(".cache").glob("*") if path.is_dir()], "a stage was cached"
+    checked = run("check", "run.yaml", cwd=place.root)
+    assert (checked.code, checked.err) == (2, told)
+
+
+def test_a_model_in_shards_is_whole(place: "Workplace") -> None:
+    in_two_shards()
+    assert run("check", "run.yaml", cwd=place.root).code == 0
+
+
+@pytest.mark.parametrize("path", ["gone/", "my models/wan"])
+def test_a_missing_folder_that_is_no_hub_id_is_named(place: "Workplace", path: str) -> None:
+    assert refused(place, f"model.path={path}") == (
+        f"command line: model.path: {path!r} is no folder; give a folder with model_index.json or a hub id\n"
+    )
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "vae/config.json"])
@@ -485,6 +607,63 @@ def test_a_path_that_is_of_another_kind_is_named(place: "Workplace") -> None:
 def test_failures_of_the_machine_are_told_from_bugs(error: Exception, message: str | None) -> None:
     found = machine_message(error)
     assert found is None if message is None else found and message in found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--steps", "0"), "--steps must be 1 or more, not 0\n"),
+        (("--guidance", "nan"), "--guidance must be a finite number, not nan\n"),
+        (("--size", "²x32"), "--size: '²x32' is not a size; write HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH\n"),
+    ],
+)
+def test_a_wrong_number_of_sample_is_told(trained: "Workplace", words: tuple[str, ...], message: str) -> None:
+    done = run("sample", "runs/run", "--prompt", "a fox", *words, cwd=trained.root)
+    assert (done.code, done.out, done.err) == (2, "", message)
+
+
+def test_captions_that_hold_line_separators_are_read_back(place: "Workplace") -> None:
+    """U+2028 and U+0085 end a line of text, but not one of data.jsonl."""
+    place.add("fox.mp4", "a fox\u2028red\x85brown")
+    assert run("train", "run.yaml", cwd=place.root).code == 0
+    done = run("sample", "runs/run", "--prompt", "a fox", "--steps", "1", cwd=place.root)
+    assert done.code == 0, done.err
+    place.add("new.png")
+    assert "is not what runs/run was trained on (new: clips/new.png)" in refused(place, "schedule.steps=4")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_that_diverges_ends_and_saves_no_step_that_is_not_finite(
+    place: "Workplace", ranks: int
+) -> None:
+    words = ["data.cache=.cache", "checkpoint.every=1", "schedule.steps=50", "optimizer.lr=1e30"]
+    done = run("train", "run.yaml", *words, cwd=place.root, ranks=ranks)
+    assert done.code == 2, done.err
+    told = re.fullmatch(
+        r"(?s:.*)command line: optimizer\.lr: training diverged: step (\d+) has loss (\S+) and gradient norm "
+        r"(\S+); lower optimizer\.lr or raise schedule\.warmup, in another run with name= "
+        r"\(the checkpoint of step (\d+) is intact\)\n",
+        done.err,
+    )
+    assert told, done.err
+    assert done.err.count("diverged") == 1
+    step, loss, norm, kept = told.groups()
+    assert not (math.isfinite(float(loss)) and math.isfinite(float(norm)))
+    assert int(kept) == int(step) - 1
+    saved, notes = newest(Path("runs/run/checkpoints"))
+    assert (saved and saved.step, notes) == (int(kept), [])
+    assert not Path("runs/run/weights").exists()
+
+
+def test_training_that_diverges_ends_long_before_its_next_checkpoint(
+    place: "Workplace", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "HOST_READ_SECONDS", 0.0)
+    place.write(RUN.replace("steps: 2", "steps: 1000") + "optimizer: {lr: 1e30}\n")
+    with pytest.raises(UserError, match=r"training diverged: step \d has .* \(none is saved\)"):
+        session.train(place.run(), Mesh(Parallel()))
+    assert len(Path("runs/run/metrics.jsonl").read_text().splitlines()) < 10
+    assert not Path("runs/run/checkpoints").exists()
 
 
 # Two processes

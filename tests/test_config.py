@@ -567,6 +567,20 @@ def test_what_decides_nothing_that_is_learned_leaves_the_identity(file: Path, ke
     assert config.identity(other) == config.identity(data)
 
 
+@pytest.mark.parametrize("key", ["window", "crop"])
+def test_whether_pixels_are_cached_decides_what_is_learned_where_windows_or_crops_are_drawn(
+    file: Path, key: str
+) -> None:
+    here, there, live = (
+        config.identity(config.as_data(load(file, BASE, f"data.{key}=random", f"data.cache={cache}")))
+        for cache in ("here", "there", "null")
+    )
+    assert here == there
+    assert {name for name in here if here[name] != live[name]} == {"data.cache"}
+    plain = [config.identity(config.as_data(load(file, BASE, f"data.cache={c}"))) for c in ("here", "null")]
+    assert plain[0] == plain[1]
+
+
 def test_the_identity_does_not_depend_on_how_the_file_is_written(file: Path) -> None:
     plain = config.identity_hash(load(file, MAXIMAL))
     turned = yaml.safe_dump(yaml.load(MAXIMAL, Loader=config._Loader), sort_keys=True)
@@ -579,6 +593,19 @@ def test_the_kind_of_objective_and_of_training_is_part_of_the_identity(file: Pat
     hashes = {config.identity_hash(load(file, text)) for text in texts}
     hashes.add(config.identity_hash(load(file, BASE, "trainable=full")))
     assert len(hashes) == 5
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1e999"])
+@pytest.mark.parametrize(
+    "key",
+    ["optimizer.lr", "optimizer.betas.0", "data.fps", "validation.guidance", "objective.shift", "ema.decay"],
+)
+def test_numbers_that_are_not_finite_are_refused(file: Path, key: str, number: str) -> None:
+    value = float(number.replace(".", ""))
+    text = BASE + ("optimizer: {betas: [0.9, 0.99]}\n" if key.startswith("optimizer.betas") else "")
+    with pytest.raises(UserError) as caught:
+        load(file, text, f"{key}={number}")
+    assert str(caught.value).startswith(f"command line: {key}: input should be a finite number, not {value}")
 
 
 # What is written

@@ -1,15 +1,16 @@
 """Files are whole or not there, and what killed processes leave goes."""
 
 import os
-import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from omnitune.files import Hashes, atomic, atomic_folder, write_text
+from omnitune.files import LOCK, Hashes, Version, atomic, atomic_folder, write_text
 
 LEAVE = """
 import os, signal
@@ -31,20 +32,67 @@ def test_what_a_killed_process_left_goes_when_its_folder_is_written_to(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_what_living_processes_and_other_machines_write_stays(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    others = {
-        f".a.bin.{platform.node()}.{os.getppid()}.tmp",
-        f".a.bin.elsewhere.{dead.pid}.tmp",
-        f"a.bin.{platform.node()}.{dead.pid}.tmp",
-    }
-    for name in others:
-        (tmp_path / name).touch()
-    with atomic(tmp_path / "c") as one, atomic_folder(tmp_path / "d") as two:
-        one.touch()
-        assert one.name != two.name
-    assert {path.name for path in tmp_path.iterdir()} == {"c", "d", *others}
+def test_what_others_write_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / ".a.bin.elsewhere.abcdefgh.tmp"
+    elsewhere.mkdir()
+    (elsewhere / LOCK).touch()
+    hold = "with atomic(Path('a.bin')) as file: file.write_text('theirs'); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path; from omnitune.files import atomic\n{hold}"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout
+    other.stdout.readline()
+    write_text(tmp_path / "a.bin", "mine")
+    write_text(tmp_path / "b.bin", "mine")
+    other.communicate("\n")
+    assert other.returncode == 0
+    assert (tmp_path / "a.bin").read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.bin", "b.bin", elsewhere.name}
+
+
+def test_writers_with_one_pid_do_not_meet(tmp_path: Path) -> None:
+    with atomic(tmp_path / "a") as one, atomic(tmp_path / "a") as two, atomic_folder(tmp_path / "d") as three:
+        one.write_text("one")
+        two.write_text("two")
+        (three / "file").touch()
+    assert (tmp_path / "a").read_text() == "one"
+    assert (tmp_path / "d/file").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "d"}
+
+
+def damage_all(file: Path) -> None:
+    file.write_bytes(b"garbage " * 2000)
+
+
+def damage_all_but_its_header(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:200] + os.urandom(file.stat().st_size - 200))
+
+
+@pytest.mark.parametrize("damage", [damage_all, damage_all_but_its_header])
+def test_a_damaged_memory_of_hashes_begins_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    (tmp_path / "a").write_text("one")
+    known = Hashes(tmp_path).of(tmp_path / "a")
+    damage(tmp_path / "hashes.sqlite")
+    assert Hashes(tmp_path).of(tmp_path / "a") == known
+    version = Version.of(tmp_path / "a")
+    assert Hashes(tmp_path).recall("hash", version) == known
+
+
+def test_a_memory_that_cannot_be_written_is_read_and_added_to_for_the_process(
+    tmp_path: Path, read_only: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    (tmp_path / "memo").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    known = Hashes(tmp_path / "memo").of(tmp_path / "a")
+    with read_only(tmp_path / "memo"):
+        hashes = Hashes(tmp_path / "memo")
+        assert hashes.recall("hash", Version.of(tmp_path / "a")) == known
+        new = hashes.of(tmp_path / "b")
+        assert hashes.recall("hash", Version.of(tmp_path / "b")) == new
+        assert Hashes(tmp_path / "memo/absent").of(tmp_path / "b") == new
+    assert Hashes(tmp_path / "memo").recall("hash", Version.of(tmp_path / "b")) is None
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

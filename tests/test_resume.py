@@ -15,11 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from omnitune import checkpoint, config, session
 from omnitune.callbacks import log
 from omnitune.callbacks.base import Metrics
 from omnitune.checkpoint import Saved
+from omnitune.cli import main
+from omnitune.parallel import launch
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_run, start, write_run
@@ -309,6 +312,50 @@ def test_three_kills_at_random_moments_change_nothing(home: Path, undisturbed: C
 def test_twenty_kills_at_random_moments_change_nothing(home: Path, undisturbed: Callable[..., Path]) -> None:
     assert train_with_kills(home, "kills-20", 80, 20) > 0
     assert_bit_equal(undisturbed(80), home / "runs/kills-20")
+
+
+# A lost rank
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(pid: int) -> list[int]:
+    """Processes below a launcher that run a command."""
+    found = [one for child in children(pid) for one in [child, *workers(child)]]
+    return [one for one in found if b"omnitune.cli" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+def test_a_rank_that_is_killed_while_the_cache_fills_is_told_of(home: Path) -> None:
+    process = start(*words("lost", 3, "data.cache=lost"), "--nproc", "2", cwd=home)
+    wait_for(lambda: any((home / "lost").glob("*/index.sqlite")))
+    os.kill(workers(process.pid)[-1], signal.SIGKILL)
+    done = ended(process)
+    assert done.code == 3, done.err
+    assert done.err.splitlines()[-1].startswith("a rank was lost (signal 9, Killed); ")
+    assert "Traceback" not in done.err
+
+
+def failure(rank: int, exitcode: int, seconds: int) -> ProcessFailure:
+    made = ProcessFailure(local_rank=rank, pid=rank, exitcode=exitcode, error_file="")
+    made.timestamp = seconds
+    return made
+
+
+def test_what_the_launcher_kills_is_not_lost() -> None:
+    assert launch._lost_rank([failure(0, 2, 100), failure(1, -signal.SIGTERM, 100)]) is None
+    assert launch._lost_rank([failure(0, 2, 100), failure(1, -signal.SIGKILL, 130)]) is None
+    assert launch._lost_rank([failure(0, 75, 101), failure(1, -signal.SIGKILL, 100)]) is not None
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_processes_below_one_is_refused(
+    home: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    assert main(["train", "run.yaml", "--nproc", str(number)]) == 2
+    assert capsys.readouterr().err == f"--nproc: a run takes 1 process or more, not {number}\n"
 
 
 # A full disk

@@ -1,6 +1,7 @@
 """metrics.jsonl, draws.jsonl, and what the terminal shows."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ class Log(Callback):
     def __init__(self, folder: Path):
         self.folder = folder
         self.pending: list[Metrics] = []
-        self.last_read = 0.0
+        self.last_read, self.diverged = 0.0, False
         self.streams: dict[str, IO[str]] = {}
         self.progress: Any = None
 
@@ -53,6 +54,7 @@ class Log(Callback):
             self.pending.append(metrics)
             if time.monotonic() - self.last_read > HOST_READ_SECONDS or trainer.step == trainer.last_step:
                 self.flush()
+                trainer.stop_wish |= self.diverged  # all ranks stop, and tell why instead of saving
 
     def on_save(self, trainer: "Trainer") -> None:
         self.flush(sync=True)
@@ -67,6 +69,7 @@ class Log(Callback):
         for metrics in self.pending:
             draws = metrics.pop("draws", None)
             record = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
+            self.diverged |= not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))
             self._write("metrics", record)
             if draws is not None:
                 self._write("draws", draws)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,15 @@ class Validation:
             raise ValueError(f"every must be 1 or more, not {self.every}")
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, not {self.steps}")
+        if not isfinite(self.guidance):  # the command line does not pass the checks of YAML
+            raise ValueError(f"guidance must be a finite number, not {self.guidance}")
         if self.fps <= 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
 
 
 def parse_bucket(text: str, where: str) -> Bucket:
     parts = text.split("x")
-    if not all(p.isdigit() and int(p) for p in parts) or len(parts) not in (2, 3):
+    if not all(p.isascii() and p.isdigit() and int(p) for p in parts) or len(parts) not in (2, 3):
         raise UserError(f"{where}: {text!r} is not a size; write HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH")
     numbers = [int(p) for p in parts]
     return Bucket(*numbers) if len(numbers) == 3 else Bucket(1, *numbers)

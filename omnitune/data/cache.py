@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic, digest
+from ..files import atomic, digest, open_memo, writable
 from ..types import UserError
 
 SHARD_BYTES = 64 << 20
+SHARD_SECONDS = 60.0
+"""What was encoded is written after so long, if it fills no shard: more than that no kill takes."""
 OPEN_SHARDS = 64
 
 
@@ -29,10 +32,10 @@ class Store:
     """The cached outputs of one stage under one fingerprint of its weights and settings."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.index = folder, folder / "index.sqlite"
         self._pending: dict[str, Tensor] = {}
-        self._pending_keys: list[str] = []
         self._pending_bytes = 0
+        self._pending_since = 0.0
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -70,10 +73,13 @@ class Store:
         if self._pid != os.getpid():  # a forked worker must not share the connection
             self._forget_process()
         if self._db is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
-            self._db.execute("create table if not exists shards (name text primary key)")
-            self._db.execute("create table if not exists entries (key text primary key, shard text)")
+            self._db = open_memo(
+                self.index,
+                "shards (name text primary key)",
+                "entries (key text primary key, shard text)",
+            )
+            if not writable(self.index):  # this process alone has this index
+                self.refresh()
         return self._db
 
     def _open(self, shard: str) -> tuple[Any, dict[str, list[str]]]:
@@ -90,19 +96,21 @@ class Store:
 
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Put an entry into the shard that is being filled; it is safe on disk after `flush`."""
-        for name, tensor in tensors.items():
-            self._pending[f"{key}.{name}"] = tensor.detach().cpu().contiguous().clone()
-            self._pending_bytes += tensor.nbytes
-        self._pending_keys.append(key)
-        if self._pending_bytes >= SHARD_BYTES:
+        entry = {f"{key}.{name}": t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        if not self._pending:
+            self._pending_since = time.monotonic()
+        self._pending.update(entry)  # at once: an interrupt leaves no half entry to be flushed
+        self._pending_bytes += sum(tensor.nbytes for tensor in entry.values())
+        full = self._pending_bytes >= SHARD_BYTES
+        if full or time.monotonic() - self._pending_since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         if self._pending:
-            path = self.folder / f"{digest(*self._pending_keys)}.safetensors"
+            path = self.folder / f"{digest(*self._pending)}.safetensors"
             with atomic(path) as temporary:
                 save_file(self._pending, temporary)
-        self._pending, self._pending_keys, self._pending_bytes = {}, [], 0
+        self._pending, self._pending_bytes = {}, 0
 
     def refresh(self) -> None:
         """Bring the index in line with the shards that are there; runs that share a cache take turns."""

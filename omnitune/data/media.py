@@ -6,12 +6,13 @@ They, and numpy, are imported inside functions: commands that open no media star
 import json
 import os
 import struct
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -224,6 +225,11 @@ class _Timeline:
         place = bisect_right(self.keys, time, key=lambda key: key.pts)
         return self.keys[max(place - 1, 0)]
 
+    def stamp(self, index: int) -> tuple[int, int]:
+        """(time, how many frames of the same time come before): files round times, so two may be equal."""
+        time = self.times[index]
+        return time, index - bisect_left(self.times, time)
+
 
 @contextmanager
 def _opened_film(path: Path) -> Iterator[Any]:
@@ -304,7 +310,10 @@ def _timeline(container: Any, stream: Any, last: int) -> _Timeline:
             keys.append(_Key(packet.pts, packet.pts if packet.dts is None else packet.dts))
         if not packet.is_discard:
             insort(times, packet.pts)
-    return _Timeline(times, sorted(keys, key=lambda key: key.pts))
+    keys.sort(key=lambda key: key.pts)
+    # Seeking to a time that two frames share may land on the other one, which decoding cannot start from.
+    twins = {time for time, following in pairwise(times) if time == following}
+    return _Timeline(times, [key for key in keys if key == keys[0] or key.pts not in twins])
 
 
 def _runs(timeline: _Timeline, wanted: list[int]) -> list[list[int]]:
@@ -324,13 +333,15 @@ def _run_frames(
 ) -> Iterator[tuple[int, "Pixels"]]:
     import av
 
-    left = {timeline.times[index]: index for index in run}
-    last = timeline.times[run[-1]]
+    left = {timeline.stamp(index): index for index in run}
+    last, given = timeline.times[run[-1]], Counter[int]()
     try:
         for frame in _decoded(container, stream, timeline.key_before(timeline.times[run[0]])):
-            if frame.pts in left and not frame.is_corrupt:
-                yield left.pop(frame.pts), _rgb_of_frame(frame)
-            if frame.pts is not None and frame.pts >= last:
+            stamp = (frame.pts, given[frame.pts])
+            given[frame.pts] += 1
+            if stamp in left and not frame.is_corrupt:
+                yield left.pop(stamp), _rgb_of_frame(frame)
+            if not left or (frame.pts is not None and frame.pts > last):
                 break
         cause = "it is damaged"
     except av.FFmpegError as error:

@@ -91,9 +91,39 @@ def _scan_folder(source: Folder, root: Path, findings: _Findings, memo: Hashes) 
 
 
 def _files(root: Path) -> list[str]:
-    """All files below a folder, relative to it, sorted, without hidden files and folders."""
-    relative = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    return sorted(file for file in relative if not any(part.startswith(".") for part in file.split("/")))
+    """All files, and links that lead nowhere, below a folder, relative to it, sorted, without hidden ones."""
+    return sorted(Path(path).relative_to(root).as_posix() for path in _walked(str(root), frozenset()))
+
+
+def _walked(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """Paths of files, through links to folders too, except into a folder that `above` is within."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if os.path.isdir(entry.path):  # unlike DirEntry.is_dir, takes links that lead to themselves
+            yield from _walked(entry.path, above | {here})
+        elif os.path.isfile(entry.path) or entry.is_symlink():
+            yield entry.path
+
+
+def _broken_link(path: Path) -> str | None:
+    """What is wrong with a link that leads nowhere."""
+    if path.exists() or not path.is_symlink():
+        return None
+    return f"is a link to {os.readlink(path)!r}, which is not there; mend the link or remove it"
+
+
+def _is_text(text: str) -> bool:
+    """Whether text can be written: a surrogate stands for half a character, or a byte that is none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _readable(path: Path | str) -> str:
+    """A path with its bytes that are no text spelt out."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _is_media(file: str) -> bool:
@@ -213,12 +243,18 @@ def _wrong_values(root: Path, row: dict[str, object]) -> list[str]:
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
         mistakes.append(f"file_name {file!r} leaves the folder; move the file into it")
+    elif os.path.islink(root / path) and (problem := _broken_link(root / path)):
+        mistakes.append(f"file_name {file!r} {problem}")
     elif not os.path.isfile(root / path):  # unlike Path.is_file, takes names of any length
         mistakes.append(f"file_name {file!r} does not exist in {root}; correct the name or remove the line")
     elif not _is_media(file):
         mistakes.append(f"file_name {file!r} is not one of {_kinds()}; convert it")
-    if not _caption(row).strip():
+    caption = _caption(row)
+    if not caption.strip():
         mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
+    if not _is_text(caption):
+        half = next(character for character in caption if not _is_text(character))
+        mistakes.append(f"the caption of {file!r} holds {half!r}, half a character; write the whole one")
     return mistakes
 
 
@@ -243,11 +279,12 @@ def _beside(file: str) -> str:
 
 def _side_car(shown: Path, root: Path, file: str, findings: _Findings) -> _Entry | None:
     car = _beside(file)
-    where = (shown / car).as_posix()
-    if not (root / car).is_file():
-        findings.mistakes.append(
-            f"{shown / file}: has no caption; write one to {where} or name the file in metadata.jsonl"
-        )
+    where = _readable((shown / car).as_posix())
+    problem = _broken_link(root / file)
+    if problem is None and not (root / car).is_file():
+        problem = f"has no caption; write one to {where} or name the file in metadata.jsonl"
+    if problem:
+        findings.mistakes.append(f"{_readable(shown / file)}: {problem}")
         return None
     try:
         caption = (root / car).read_text(encoding="utf-8-sig").strip()
@@ -293,12 +330,13 @@ def _probes(paths: Sequence[Path], memo: Hashes) -> list[media.Probe | UserError
 
     def probe(path: Path) -> media.Probe | UserError:
         try:
+            _check_name(path)
             return media.probe(path)
         except UserError as error:
             return error
 
     versions = [Version.of(path) for path in paths]
-    known = [memo.recall(PROBE, version) for version in versions]
+    known = [memo.recall(PROBE, version) if _is_text(version.path) else None for version in versions]
     with ThreadPoolExecutor() as pool:
         opened = pool.map(probe, [path for path, text in zip(paths, known, strict=True) if text is None])
         found: list[media.Probe | UserError] = []
@@ -308,6 +346,16 @@ def _probes(paths: Sequence[Path], memo: Hashes) -> list[media.Probe | UserError
                 memo.remember(PROBE, version, one.text())
             found.append(one)
     return found
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file whose own name, or that of a folder above it, is not UTF-8: ids and the memo are text."""
+    for name in (path, path.resolve()):
+        if not _is_text(str(name)):
+            raise UserError(
+                f"{os.fsencode(name)!r} is a name that is not UTF-8; rename it, say with "
+                "`convmv -f latin1 -t utf8 --notest`"
+            )
 
 
 def _folder_name(root: Path) -> str:
@@ -333,7 +381,7 @@ def _shared_ids(sources: Sequence[Folder], base: Path, items: list[Item]) -> lis
 def listed(names: Sequence[str]) -> str:
     """Up to three names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return _readable(", ".join(names[:3])) + more
 
 
 def _kinds() -> str:

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..random import Draw
 from ..types import Bucket, Mistakes, UserError
-from ._files import ModelFiles
+from ._files import ModelFiles, read_json
 from .base import Denoiser, Sampling
 
 
@@ -20,8 +21,11 @@ class DiffusersFamily(Denoiser):
     """Components by name from a pipeline folder, loaded when they are needed and dropped when not."""
 
     core = "transformer"
+    autoencoder = "vae"
     networks: ClassVar[tuple[str, ...]]
     """Components that are networks, in the order in which `plan` lists them."""
+    others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
+    """Components that the family needs and that are no networks."""
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
     """Components that compute in fp32 whatever `model.dtype` says, as the published pipeline advises."""
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
@@ -64,7 +68,7 @@ class DiffusersFamily(Denoiser):
         if device != "meta":
             ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
         family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
-        missing = [n for n in cls.networks if n not in family.files.classes]
+        missing = [n for n in (*cls.networks, *cls.others) if n not in family.files.classes]
         if missing:
             raise UserError(f"model.path: {path!r} has no {', '.join(missing)}; family {cls.name} needs it")
         family.fetch(cls.networks if only is None else only)
@@ -111,15 +115,15 @@ class DiffusersFamily(Denoiser):
         }
         try:
             module, told = self.files.find_class(name).from_pretrained(
-                folder, output_loading_info=True, **dtype
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype
             )
         except (OSError, SafetensorError) as error:
             raise UserError(f"model.path: {folder} cannot be loaded: {error}; fetch it again") from error
-        if faults := [*told["missing_keys"], *told["mismatched_keys"]]:
-            raise UserError(
-                f"model.path: {folder} lacks {faults[0]} ({len(faults)} such), which its configuration "
-                "asks for; fetch it again"
-            )
+        lacking = [
+            *told["missing_keys"],
+            *(f"{key} of {tuple(asked)}" for key, _, asked in told["mismatched_keys"]),
+        ]
+        self.files.refuse_tensors(name, folder, sorted(lacking), sorted(told["unexpected_keys"]))
         loaded: nn.Module = module
         return loaded.requires_grad_(False).eval().to(self.device)
 
@@ -128,8 +132,19 @@ class DiffusersFamily(Denoiser):
         absent = []
         for name in components:
             with mistakes.noted():
-                if not self.files.check_weights(name):
+                folder = self.files.found(name)
+                if folder is None:
                     absent.append(name)
+                else:
+                    self.files.check_tensors(name, folder, self.components[name])
+        with mistakes.noted():
+            folder = self.files.found("tokenizer")
+            if folder is None:
+                absent.append("tokenizer")
+            else:
+                self._check_vocabulary(folder)
+        with mistakes.noted():
+            self.scheduler()
         mistakes.raise_all()
         return absent
 
@@ -152,11 +167,40 @@ class DiffusersFamily(Denoiser):
 
     @cached_property
     def tokenizer(self) -> Any:
-        folder = self.files.download(["tokenizer"])
+        folder = self.files.found("tokenizer") or self.files.weights("tokenizer")
+        self._check_vocabulary(folder)
         try:
-            return self.files.find_class("tokenizer").from_pretrained(folder, subfolder="tokenizer")
-        except OSError as error:
-            raise UserError(f"model.path: {folder / 'tokenizer'} cannot be loaded: {error}") from error
+            return self.files.find_class("tokenizer").from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.path: {folder} cannot be loaded: {error}; fetch the model again"
+            ) from error
+
+    def _check_vocabulary(self, folder: Path) -> None:
+        """Refuse a tokenizer.json that is all but empty, or larger than what the text encoder embeds.
+
+        Read as JSON, since transformers takes seconds to build a large tokenizer.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            return
+        tokenizer = read_json(file)
+        added = tokenizer.get("added_tokens", [])
+        tokens = len(tokenizer.get("model", {}).get("vocab", []))
+        ordinary = tokens - sum(token["special"] for token in added)
+        if ordinary <= 1:  # transformers saves a lost vocabulary as the special tokens and the word mark
+            raise UserError(
+                f"model.path: {file} has {tokens} tokens, all but {max(ordinary, 0)} of them special; "
+                "fetch the model again"
+            )
+        size = max(tokens, *(token["id"] + 1 for token in added), 0)
+        config = self.files.config("text_encoder")
+        rows = self.files.find_class("text_encoder").config_class.from_dict(config).vocab_size
+        if size > rows:
+            raise UserError(
+                f"model.path: {file} has {size} tokens and the text encoder embeds {rows}; copy the "
+                "tokenizer of this model there"
+            )
 
     @staticmethod
     def clean_caption(caption: str) -> str:
@@ -168,9 +212,7 @@ class DiffusersFamily(Denoiser):
         return [i for i, ids in enumerate(tokens) if len(ids) > self.options.text_length]
 
     def scheduler(self) -> Any:
-        return self.files.find_class("scheduler").from_pretrained(
-            self.files.download(["scheduler"]), subfolder="scheduler"
-        )
+        return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
 
     @contextmanager
     def complete(self) -> Iterator[Any]:
@@ -202,6 +244,15 @@ class DiffusersFamily(Denoiser):
             k: v for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 2
         }
         return args, {**kwargs, **{k: v.to(dtype) for k, v in wide.items()}}
+
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Send pixels (B, 3, T, H, W) in [-1, 1] through the VAE and back, by the mean of the posterior."""
+        vae: Any = self.components["vae"]
+        stage = next(stage for stage in self.stages if "pixels" in stage.needs)
+        moments = stage.run({"pixels": pixels}, Draw(0, range(len(pixels))))["moments"]
+        mean, _ = moments.chunk(2, dim=1)
+        decoded: Tensor = vae.decode(mean.to(vae.dtype)).sample.float().clamp(-1, 1)
+        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)  # VAEs of pictures know no time
 
     def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
         with self.complete() as pipe, torch.no_grad():

@@ -1,6 +1,7 @@
 """A pipeline in the diffusers layout: in a folder, on the hub, or known by its configuration only."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
 from ..types import UserError
 
-WEIGHTS = ("*.safetensors", "*.bin")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 WEIGHT_NAMES = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 
 
@@ -30,7 +34,7 @@ class ModelFiles:
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             return folder
-        if folder.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1:
+        if folder.is_absolute() or self.path.startswith((".", "~")) or not _is_hub_id(self.path):
             raise UserError(
                 f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id"
             )
@@ -114,41 +118,131 @@ class ModelFiles:
         if folder is None:
             assert self.folder is not None
             folder = self.folder / name
-        for file in (folder / "config.json", folder / "scheduler_config.json"):
-            if file.is_file():
-                return read_json(file)
-        raise UserError(f"model.path: {folder / 'config.json'} is missing; the model is incomplete")
+        file = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
+        if not file.is_file():
+            raise UserError(f"model.path: {file} is missing; the model is incomplete")
+        return read_json(file)
 
     def find_class(self, name: str) -> Any:
         library, cls = self.classes[name]
         return getattr(import_module(library), cls)
 
-    def check_weights(self, name: str) -> bool:
-        """Whether the weights of a component are here; raises UserError where a folder lacks them."""
+    def found(self, name: str) -> Path | None:
+        """The folder of a component that is whole on this machine, or None where it would be fetched.
+
+        Raises UserError where a folder lacks a file.
+        """
         if self.local is not None or name in self.replaced:
-            self.weights(name)
-            return True
-        return self.folder is not None and self._missing(name, self.folder / name) is None
+            return self.weights(name)
+        if self.folder is None or self._missing(name, self.folder / name):
+            return None
+        return self.folder / name
 
     def weights(self, name: str) -> Path:
-        """The folder of a component with its weights, fetched from the hub where they are missing."""
+        """The folder of a component with its weights or vocabulary, fetched from the hub if missing."""
         folder = self.component(name)
         if missing := self._missing(name, folder):
-            raise UserError(f"{'init_from' if name in self.replaced else 'model.path'}: {missing}")
+            raise UserError(f"{self.option(name)}: {missing}")
         return folder
 
+    def option(self, name: str) -> str:
+        """The option that says where a component lies."""
+        return "init_from" if name in self.replaced else "model.path"
+
     def _missing(self, name: str, folder: Path) -> str | None:
-        """Which weight file a folder lacks, and what to do."""
-        for index in folder.glob("*.index.json"):
-            shards = set(read_json(index)["weight_map"].values())
-            missing = sorted(s for s in shards if not (folder / s).is_file())
-            if not missing:
+        """Which file a folder lacks, and what to do."""
+        if name == "tokenizer":
+            if any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
                 return None
-            return f"{folder / missing[0]} is missing, which {index.name} lists; fetch it again"
-        if any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+            return (
+                f"{folder / VOCABULARIES[0]} is missing; copy the vocabulary there or fetch the model again"
+            )
+        index, paths = self._weight_paths(name, folder)
+        missing = [path for path in paths if not path.is_file()]
+        if not missing:
             return None
+        if index:
+            return f"{missing[0]} is missing, which {index.name} lists; fetch it again"
+        return f"{missing[0]} is missing; copy the weights there or fetch the model again"
+
+    def _weight_paths(self, name: str, folder: Path) -> tuple[Path | None, list[Path]]:
+        """The files that the libraries load, there or not, and the index that lists them if any."""
         expected = folder / WEIGHT_NAMES[self.classes[name][0]]
-        return f"{expected} is missing; copy the weights there or fetch the model again"
+        index = expected.with_name(f"{expected.name}.index.json")
+        if index.is_file():
+            return index, _shards(index)
+        if expected.is_file():
+            return None, [expected]
+        for index in folder.glob("*.bin.index.json"):
+            return index, _shards(index)
+        return None, [*folder.glob("*.bin")] or [expected]
+
+    def check_tensors(self, name: str, folder: Path, module: nn.Module) -> None:
+        """Hold the headers of a component's files against the network that its configuration describes.
+
+        Reads no tensor; files that are not safetensors have no header and are met when they are loaded.
+        """
+        _, paths = self._weight_paths(name, folder)
+        if any(path.suffix != ".safetensors" for path in paths):
+            return
+        shapes: dict[str, list[int]] = {}
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{self.option(name)}: {path} cannot be loaded: {error}; fetch it again"
+                ) from error
+        lacking, strange = _differences(module, shapes)
+        self.refuse_tensors(name, folder, lacking, strange)
+
+    def refuse_tensors(self, name: str, folder: Path, lacking: Sequence[str], strange: Sequence[str]) -> None:
+        """Raise UserError if weights lack tensors that the configuration asks for, or have others."""
+        for keys, verb, clause in (
+            (lacking, "lacks", "which its configuration asks for"),
+            (strange, "has", "of which its configuration knows nothing"),
+        ):
+            if keys:
+                raise UserError(
+                    f"{self.option(name)}: {folder} {verb} {keys[0]} ({len(keys)} such), {clause}; "
+                    "fetch the model again, with its own config.json"
+                )
+
+
+def _is_hub_id(path: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return "/" in path
+
+
+def _shards(index: Path) -> list[Path]:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise UserError(f"model.path: {index} has no weight_map; fetch it again")
+    return [index.with_name(shard) for shard in sorted(set(listed.values()))]
+
+
+def _differences(module: nn.Module, shapes: Mapping[str, list[int]]) -> tuple[list[str], list[str]]:
+    """Tensors that a network asks for in vain, by name and shape, and those that it knows nothing of."""
+    state = module.state_dict(keep_vars=True)
+    found = {id(tensor) for key, tensor in state.items() if shapes.get(key) == list(tensor.shape)}
+    # A tied tensor is the same object under each of its names, and one of them is enough.
+    lacking = [
+        f"{key} of {tuple(tensor.shape)}"
+        for key, tensor in state.items()
+        if (key in shapes and shapes[key] != list(tensor.shape)) or id(tensor) not in found
+    ]
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    strange = [
+        key for key in shapes if key not in state and not any(re.search(pattern, key) for pattern in ignored)
+    ]
+    return lacking, strange
 
 
 def _has_configurations(folder: Path) -> bool:
@@ -166,7 +260,11 @@ def _classes(index: Path) -> dict[str, tuple[str, str]]:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"model.path: {file} is not JSON ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"model.path: {file} holds a {type(found).__name__} where an object belongs; fetch it again"
+        )
     return found

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..types import Batch, Bucket, Limits, Stage, Streams
+from ..types import Batch, Bucket, Limits, Stage, Streams, UserError
 
 
 @dataclass
@@ -81,6 +81,8 @@ class Family(ABC):
     """Dataclass of what `model.options` may say."""
     adapter_components: ClassVar[tuple[str, ...]]
     """Components whose LoRA the published pipeline can load."""
+    autoencoder: ClassVar[str | None] = None
+    """The component that `reconstruct` needs; None where pixels are not decoded."""
 
     components: nn.ModuleDict
     """The networks that are loaded, by name."""
@@ -118,14 +120,19 @@ class Family(ABC):
 
     @abstractmethod
     def check_weights(self, components: Sequence[str]) -> list[str]:
-        """Raise UserError for a weight file that a folder lacks; nothing is loaded, nothing fetched.
+        """Raise UserError for a file that a folder lacks or that does not fit its configuration.
 
-        Returns the components that loading would fetch from the hub.
+        Reads only the headers of weights and fetches nothing. Returns the components that loading would
+        fetch from the hub.
         """
 
     def cut_captions(self, captions: Sequence[str]) -> list[int]:
         """Places of captions longer than the text stage reads; the tokenizer alone tells. None by default."""
         return []
+
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Send pixels (B, 3, T, H, W) in [-1, 1] through the autoencoder and back, with nothing random."""
+        raise UserError(f"family {self.name} has no autoencoder to reconstruct pixels with")
 
     @property
     @abstractmethod

@@ -3,11 +3,16 @@
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 REPORTS = "OMNITUNE_REPORTS"
 """Environment variable: folder in which a worker leaves its exit code and message."""
@@ -59,7 +64,8 @@ def launch(words: Sequence[str], nproc: int, grace: int) -> tuple[int, str | Non
         try:
             elastic_launch(config, sys.executable)("-m", "omnitune.cli", *words)
         except (ChildFailedError, SignalException) as error:
-            found = _first_report(Path(reports))
+            failures = error.failures if isinstance(error, ChildFailedError) else {}
+            found = _lost_rank(failures.values()) or _first_report(Path(reports))
             return found or (
                 3,
                 f"a rank was lost: {str(error).splitlines()[0]}; the last checkpoint is intact",
@@ -67,6 +73,21 @@ def launch(words: Sequence[str], nproc: int, grace: int) -> tuple[int, str | Non
         finally:
             del os.environ[REPORTS]
     return 0, None
+
+
+def _lost_rank(failures: "Collection[ProcessFailure]") -> tuple[int, str] | None:
+    """Tell of a rank that a signal ended before the launcher stopped the others.
+
+    Those may report that they were stopped, or are killed 30 seconds later; SIGTERM and SIGINT stop a run.
+    """
+    for one in failures:
+        first = one.timestamp - min(other.timestamp for other in failures) <= 1  # whole seconds
+        if first and one.exitcode < 0 and -one.exitcode not in (signal.SIGTERM, signal.SIGINT):
+            return 3, (
+                f"a rank was lost (signal {-one.exitcode}, {signal.strsignal(-one.exitcode)}); the system's "
+                "log says why, if memory ran out for one; the last complete checkpoint is intact"
+            )
+    return None
 
 
 def _first_report(folder: Path) -> tuple[int, str] | None:

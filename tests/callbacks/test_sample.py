@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
-from omnitune.callbacks.sample import Validation, wanted, write_samples
-from omnitune.types import Bucket
+from omnitune.callbacks.sample import Validation, parse_bucket, wanted, write_samples
+from omnitune.types import Bucket, UserError
 
 
 def write(folder: Path, frames: int, *prompts: str) -> set[str]:
@@ -23,3 +24,9 @@ def test_samples_written_a_second_time_leave_none_of_the_first(tmp_path: Path) -
     (tmp_path / "mine.png").touch()
     assert write(tmp_path, 5, "a") == {"000.mp4", "samples.json", "mine.png"}
     assert write(tmp_path, 1, "c") == {"000.png", "samples.json", "mine.png"}
+
+
+@pytest.mark.parametrize("text", ["²x32", "٣x32", "0x32", "32", "-1x32", "x32"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not a size; write HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH"):
+        parse_bucket(text, "--size")

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omnitune import files, precompute, session
-from omnitune.cli import _work
+from omnitune.cli import STOPS, _work, main
 from omnitune.data import cache
 from omnitune.data.cache import Store, split_rows, stack_rows
 from omnitune.families._diffusers import DiffusersFamily
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from core_fixtures import Workplace
 
 pytest_plugins = ["core_fixtures"]
+
+ReadOnly = Callable[[Path], AbstractContextManager[None]]
 
 
 def entry(number: int) -> dict[str, Tensor]:
@@ -104,6 +108,50 @@ def test_the_index_is_built_again_from_the_shards(tmp_path: Path) -> None:
     store.refresh()
     assert same(store.read("key2"), entry(2))
     assert same(store.read("key3"), entry(3))
+
+
+def test_a_damaged_index_is_built_again_from_the_shards(tmp_path: Path) -> None:
+    stored(tmp_path, 1, 2)
+    (tmp_path / "index.sqlite").write_bytes(b"garbage " * 2000)
+    store = Store(tmp_path)
+    store.refresh()
+    assert same(store.read("key2"), entry(2))
+    assert Store(tmp_path).missing(["key1", "key2"]) == []
+
+
+def test_what_is_encoded_slowly_is_safe_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = Store(tmp_path)
+    store.add("key1", entry(1))
+    now += 59
+    store.add("key2", entry(2))
+    assert shards(tmp_path) == []
+    now += 1
+    store.add("key3", entry(3))
+    now += 59
+    store.add("key4", entry(4))
+    assert len(shards(tmp_path)) == 1
+    other = Store(tmp_path)
+    other.refresh()
+    assert other.missing([f"key{i}" for i in range(1, 5)]) == ["key4"]
+
+
+def test_an_interrupted_entry_is_not_stored_in_half(tmp_path: Path) -> None:
+    class Interrupting:
+        def detach(self) -> None:
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    store.add("key1", entry(1))
+    interrupted: Any = {**entry(2), "interrupting": Interrupting()}
+    with pytest.raises(KeyboardInterrupt):
+        store.add("key2", interrupted)
+    store.flush()
+    store.refresh()
+    assert store.missing(["key1", "key2"]) == ["key2"]
 
 
 def test_shards_of_another_process_are_found(tmp_path: Path) -> None:
@@ -367,6 +415,94 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
     assert len(closed) == 1
     monkeypatch.setattr(precompute, "_encode_group", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Commands set handlers of signals for the rest of their process."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 2])
+def test_a_signal_while_encoding_costs_nothing_that_is_encoded(
+    workplace: "Workplace",
+    mesh: Mesh,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    signals: list[signal.Signals],
+) -> None:
+    add, save, left = Store.add, cache.save_file, list(signals)
+
+    def signalled(*given: Any) -> None:
+        add(*given)
+        if len(given[0]._pending) >= 3:  # moments have one tensor an entry
+            os.kill(os.getpid(), left.pop(0))
+
+    def interrupted(*given: Any) -> None:
+        save(*given)
+        if left:
+            os.kill(os.getpid(), left.pop(0))
+
+    monkeypatch.setattr(Store, "add", signalled)
+    monkeypatch.setattr(cache, "save_file", interrupted)
+    assert main(["cache", "run.yaml"]) == 75
+    assert left == []
+    monkeypatch.setattr(Store, "add", add)
+    assert encoded(workplace, mesh) == {"moments": 2, "text": 6}
+
+
+def test_a_file_that_cannot_be_encoded_costs_nothing_else(
+    workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
+    encode, calls = precompute._encode_group, []
+
+    def failing(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise UserError("the fourth cannot be decoded")
+        encode(*arguments)
+
+    monkeypatch.setattr(precompute, "_encode_group", failing)
+    with pytest.raises(UserError, match="the fourth"):
+        encoded(workplace, mesh)
+    monkeypatch.setattr(precompute, "_encode_group", encode)
+    assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
+
+
+# A cache that cannot be written to
+
+
+def test_commands_go_on_with_a_cache_that_cannot_be_written_to(
+    workplace: "Workplace", mesh: Mesh, read_only: ReadOnly, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = encoded(workplace, mesh)
+    next(Path(".cache").glob("text-*/index.sqlite")).unlink()
+    with read_only(Path(".cache")):
+        assert main(["check", "run.yaml"]) == 0
+        assert main(["plan", "run.yaml"]) == 0
+        assert encoded(workplace, mesh) == dict.fromkeys(before, 0)
+        session.train(workplace.run("schedule.steps=1", "data.num_workers=1"), mesh)
+        capsys.readouterr()
+        workplace.add("apple.png", seed=77)
+        assert main(["check", "run.yaml"]) == 0
+        with pytest.raises(
+            UserError, match=r"moments-\w+ cannot be written to, and lacks 1 entries of moments"
+        ):
+            encoded(workplace, mesh)
+
+
+def test_a_cache_that_cannot_be_made_is_told(workplace: "Workplace", mesh: Mesh, read_only: ReadOnly) -> None:
+    Path("shelf").mkdir()
+    with read_only(Path("shelf")):
+        assert main(["check", "run.yaml", "data.cache=shelf/cache"]) == 0
+        with pytest.raises(
+            UserError, match=r"shelf/cache/moments-.* cannot be written to, and lacks 5 entries"
+        ):
+            encoded(workplace, mesh, "data.cache=shelf/cache")
 
 
 # What training reads

@@ -327,3 +327,16 @@ def test_nothing_heavy_is_imported_before_media_are_opened():
     code = "import sys, omnitune.data.sources, omnitune.data.buckets, omnitune.data.views\n"
     code += "assert not {'torch', 'av', 'PIL', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+@pytest.mark.parametrize("key_every", [1, 3, 12])
+def test_frames_of_one_time_are_read_each(make, shown, codec, key_every):
+    # 15 frames at 30 a second in a file of milliseconds, of which the seventh comes as early as the sixth.
+    path = make.clip("twin.webm", frames=15, fps=10000, codec=codec, key_every=key_every,
+                     times=lambda i: (i - 1 if i == 6 else i) * 333 + (4 if i == 6 else 0))  # fmt: skip
+    assert len({packet.pts for packet in packets_of(path)}) == 14
+    assert probe(path).num_frames == 15
+    assert shown(read_frames(path, list(range(15)))) == list(range(15))
+    for one in range(15):
+        assert shown(read_frames(path, [one])) == [one]

@@ -55,7 +55,7 @@ def test_a_published_hub_id_that_is_not_at_hand_is_known_by_its_shipped_configur
 
 
 def test_a_path_that_is_no_folder_and_no_hub_id_is_refused():
-    for path in ("/nowhere/model", "./model", "model"):
+    for path in ("/nowhere/model", "./model", "model", "gone/", "my models/wan", "a/b/c"):
         with pytest.raises(UserError, match="is no folder"):
             _ = ModelFiles(path).folder
 
@@ -111,6 +111,62 @@ def test_a_weight_file_that_lacks_a_tensor_is_refused_by_its_name(model, tmp_pat
         Wan.load(str(copy), "cpu", torch.float32, only=["transformer"])
 
 
+def renamed(model, folder, component, name, to):
+    """A copy of the model in which a tensor has another name, or two."""
+    copy = shutil.copytree(model, folder)
+    (file,) = (copy / component).glob("*.safetensors")
+    tensors = load_file(file)
+    tensors |= {key: tensors[name].clone() for key in to}
+    if name not in to:
+        del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    return str(copy)
+
+
+def test_what_does_not_fit_its_configuration_is_refused_when_it_is_loaded(model, tmp_path):
+    few = changed(model, tmp_path / "few", "transformer", num_layers=1)
+    with pytest.raises(UserError, match=r"few/transformer has blocks\.1\..* its configuration knows nothing"):
+        Wan.load(str(few), "cpu", torch.float32, only=["transformer"])
+    wide = changed(model, tmp_path / "wide", "text_encoder", d_ff=40)
+    with pytest.raises(
+        UserError, match=r"lacks encoder\.block\.0.*DenseReluDense\.wi_0\.weight of \(40, 32\)"
+    ):
+        Wan.load(str(wide), "cpu", torch.float32, only=["text_encoder"])
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "to"),
+    [
+        ("text_encoder", "shared.weight", ["encoder.embed_tokens.weight"]),
+        ("text_encoder", "shared.weight", ["shared.weight", "encoder.embed_tokens.weight"]),
+        (
+            "transformer",
+            "blocks.0.attn1.norm_q.weight",
+            ["blocks.0.attn1.norm_q.weight", "blocks.0.attn1.norm_added_q.weight"],
+        ),
+    ],
+)
+def test_a_tied_tensor_may_have_either_name_and_what_the_class_ignores_may_be_there(
+    model, tmp_path, component, name, to
+):
+    copy = renamed(model, tmp_path / "copy", component, name, to)
+    meta = Wan.load(copy, "meta", torch.float32)
+    assert meta.check_weights([component]) == []
+    Wan.load(copy, "cpu", torch.float32, only=[component])
+
+
+def test_weights_are_checked_by_their_headers_alone(model, monkeypatch):
+    meta = Wan.load(str(model), "meta", torch.float32)
+
+    def read(*args, **kwargs):
+        raise AssertionError(args)
+
+    monkeypatch.setattr(Wan, "_load", read)
+    monkeypatch.setattr("safetensors.torch.load_file", read)
+    assert meta.check_weights(Wan.networks) == []
+    assert all(p.is_meta for p in meta.components.parameters())
+
+
 @pytest.fixture
 def partly(hub):
     """The hub's cache when only configurations were fetched."""
@@ -131,9 +187,7 @@ def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, mon
 
 def test_check_says_which_weights_it_did_not_see(partly, workplace, capsys):
     check_run(workplace.run("model.path=org/tiny"))
-    line = (
-        "weights of transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
-    )
+    line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
     assert line in capsys.readouterr().out
 
 

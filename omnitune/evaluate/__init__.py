@@ -1,0 +1,43 @@
+"""Numbers for what a model generates, made offline; `omnitune evaluate` makes them for a run.
+
+Every function takes pictures (H, W, 3) or clips (T, H, W, 3) in uint8, wherever those come from.
+"""
+
+from .asked import Asked
+from .command import Evaluation
+from .distances import Distance, Lpips, Motion, kid, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
+from .features import Clip, FeatureNetwork, load_features
+from .loss import HeldOutLoss, Level, Step, held_out_loss
+from .table import Measure, table
+from .text_image import ClipScorer, Scorer, Share, TextImageScorer, auc, clip_score, minilm, recall
+
+__all__ = [
+    "Asked",
+    "Clip",
+    "ClipScorer",
+    "Distance",
+    "Evaluation",
+    "FeatureNetwork",
+    "HeldOutLoss",
+    "Level",
+    "Lpips",
+    "Measure",
+    "Motion",
+    "Scorer",
+    "Share",
+    "Step",
+    "TextImageScorer",
+    "auc",
+    "clip_score",
+    "held_out_loss",
+    "kid",
+    "kid_of_features",
+    "kid_of_pairs",
+    "load_features",
+    "load_lpips",
+    "minilm",
+    "motion",
+    "psnr",
+    "recall",
+    "table",
+]

