@@ -26,7 +26,7 @@ from torch import Tensor
 from omnitune import config, session
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
-from omnitune.trainer import Trainer
+from omnitune.trainer import Trainer, encode
 from omnitune.types import Batch
 
 BOUND = 1.03
@@ -54,7 +54,7 @@ class BareStep:
         self.model = model
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=1e-4, fused=True)
-        encoded = trainer.encode(batch, Draw(0, batch["position"]))
+        encoded = encode(batch, Draw(0, batch["position"]), trainer.stages, trainer.mesh.device)
         self.x_0: Tensor = encoded["x0"]["x"]  # (B, C, T, H, W)
         length = trainer.family.options.text_length
         self.prompt_embeds = torch.stack(
