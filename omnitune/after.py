@@ -1,9 +1,10 @@
 """What is done with a run after training: sample, export."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint, session
 from .callbacks.sample import parse_bucket, wanted, write_samples
@@ -14,6 +15,7 @@ from .types import Bucket, UserError
 from .weights import export, load_trained
 
 if TYPE_CHECKING:
+    from .callbacks.sample import Validation
     from .families.base import Family
     from .job import Job
 
@@ -48,6 +50,14 @@ def trained(job: "Job", mesh: Mesh, saved: checkpoint.Saved | None, average: boo
     return family
 
 
+def overridden(options: "Validation", given: Mapping[str, Any]) -> "Validation":
+    """A run's sampling options with those of the command line that are not None."""
+    try:
+        return replace(options, **{k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+
+
 def sample_run(arguments: argparse.Namespace) -> None:
     """Generate with a run's weights and write the samples."""
     folder: Path = arguments.folder
@@ -56,10 +66,7 @@ def sample_run(arguments: argparse.Namespace) -> None:
         "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
         "seed": arguments.seed, "size": arguments.size,
     }  # fmt: skip
-    try:
-        options = replace(run.validation, **{k: v for k, v in given.items() if v is not None})
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
+    options = overridden(run.validation, given)
     if not options.prompts:
         raise UserError(
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"

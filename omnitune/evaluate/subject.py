@@ -30,7 +30,7 @@ class Subject:
         self.asked = asked
         self.run = session.read_run(asked.folder)
         given = {name: getattr(asked, name) for name in ("steps", "guidance", "seed")}
-        self.options = replace(self.run.validation, **{k: v for k, v in given.items() if v is not None})
+        self.options = after.overridden(self.run.validation, given)
         self.saved = None if asked.base else after.find_checkpoint(asked.folder, asked.checkpoint)
         self.mesh = Mesh(Parallel())
         self.job = session.make_job(deterministic(self.run))

@@ -98,6 +98,11 @@ def test_what_does_not_apply_is_left_out_with_a_reason_before_anything_is_genera
     assert "text_image: left out, it needs captioned pictures to fit the scorer on" in err
 
 
+def test_sampling_options_out_of_range_are_refused(home, capsys):
+    assert evaluate(home, "--data", "held", "--steps", "0") == 2
+    assert capsys.readouterr().err == "--steps must be 1 or more, not 0\n"
+
+
 def test_training_lowers_the_loss_on_what_is_trained_and_base_is_the_model_before(home, network):
     words = ("--data", "held", "--metrics", "loss")
     assert evaluate(home, *words, "--base") == 0
