@@ -108,7 +108,14 @@ def _build() -> None:
     arguments.add_argument("folder", type=Path)
     for name in ("layers", "heads", "head_dim"):
         arguments.add_argument(name, type=int)
-    build_tiny(**vars(arguments.parse_args()))
+    given = arguments.parse_args()
+    sizes = {
+        "num_layers": given.layers,
+        "num_attention_heads": given.heads,
+        "attention_head_dim": given.head_dim,
+        "ffn_dim": 2 * given.heads * given.head_dim,
+    }
+    build_tiny(given.folder, transformer=sizes)
 
 
 if __name__ == "__main__":

@@ -44,5 +44,7 @@ def _faults(samples: Samples, i: int) -> list[UserError]:
     mistakes = Mistakes()
     with mistakes.noted():
         for variant in range(samples.data.variants):
-            samples.pixels(samples.inputs(i, variant))
+            samples.load("pixels", samples.inputs(i, variant))
+            if samples.index.items[i].image is not None:
+                samples.load("first_frame", samples.inputs(i, variant))
     return mistakes.errors

@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     _run_commands(commands)
     init = commands.add_parser("init", help="write a commented run.yaml for a family to stdout")
     init.add_argument("family")
+    init.add_argument("--variant", help="of its checkpoints, as `omnitune models` lists them")
     init.set_defaults(command=write_init)
     commands.add_parser("models", help="list families and what they can do").set_defaults(command=models)
     demo = commands.add_parser("demo", help="fine-tune a tiny model on bundled clips, in minutes on a laptop")
@@ -333,7 +334,7 @@ def write_init(arguments: argparse.Namespace) -> None:
     from .families import resolve
     from .init import text
 
-    print(text(resolve(arguments.family)), end="")
+    print(text(resolve(arguments.family), arguments.variant), end="")
 
 
 def models(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Extra inputs to a denoiser, written once for all families."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .random import Draw
@@ -31,7 +32,7 @@ class Condition:
         """Itself with nothing random in it, as evaluation needs it; None where nothing of it is left."""
         return self
 
-    def before(self, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
+    def before(self, family: Any, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
         """Edit levels, masks, weights and extra inputs before noise is mixed in."""
         return noisy
 
@@ -65,6 +66,40 @@ class CaptionDropout(Condition):
 
     def deterministic(self) -> Self | None:
         return None
+
+
+@option
+class FrameConditioning(Condition):
+    """Give the model the first frame of a clip, the last, or both: image-to-video.
+
+    What a model is given of them, and where, is its family's: further channels, clean frames, image tokens.
+    """
+
+    name: Literal["frame_conditioning"] = "frame_conditioning"
+    frames: Literal["first", "last", "both"] = "first"
+    probability: float = 1.0
+    """Of each sample, that its frames are given; the others train text-to-video. 0 to 1, and 1 for a
+    checkpoint that is always given frames."""
+    dropout: float = 0.0
+    """Of each given frame set, that an empty picture takes its place, 0 to 1: for guidance by the picture."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability must be above 0 and at most 1, not {self.probability}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, not {self.dropout}")
+
+    def prepare(self, family: "Family") -> None:
+        family.give_frames(self.frames, optional=self.probability < 1, dropout=self.dropout > 0)
+
+    def deterministic(self) -> Self | None:
+        return replace(self, probability=1.0, dropout=0.0)
+
+    def before(self, family: Any, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
+        given = draw.uniform("frames") < self.probability  # (B,)
+        kept = draw.uniform("frames_dropout") >= self.dropout
+        edited: Noisy = family.with_frames(noisy, batch, given, kept)
+        return edited
 
 
 def all_variants(conditions: Sequence[Condition], inputs: Inputs) -> list[Inputs]:

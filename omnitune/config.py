@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from .callbacks.ema import Ema
 from .callbacks.sample import Validation
 from .checkpoint import Checkpoints
-from .conditions import CaptionDropout
+from .conditions import CaptionDropout, FrameConditioning
 from .data.options import Data
 from .data.views import Clips
 from .objectives.diffusion import Epsilon, FlowMatching, VPrediction
 from .optim import Adam, AdamW, Schedule
 from .parallel.mesh import Parallel
 from .trainable import LoraEverywhere, Rule
-from .types import UserError, option
+from .types import ByName, UserError, option
 
 NOT_LEARNED = (
     "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "checkpoint",
@@ -80,23 +80,9 @@ def _kind(value: Any) -> str:
     return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
-def _name_or(default: str) -> Discriminator:
-    """Tell the member of a union by its `name`; a mapping without one is the default."""
-    return Discriminator(
-        lambda v: str(v.get("name", default)) if isinstance(v, dict) else getattr(v, "name", default)
-    )
-
-
-AnyObjective = Annotated[
-    Annotated[FlowMatching, Tag("flow_matching")]
-    | Annotated[Epsilon, Tag("epsilon")]
-    | Annotated[VPrediction, Tag("v_prediction")],
-    _name_or("flow_matching"),
-]
-AnyOptimizer = Annotated[
-    Annotated[AdamW, Tag("adamw")] | Annotated[Adam, Tag("adam")],
-    _name_or("adamw"),
-]
+AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction, ByName("flow_matching")]
+AnyCondition = Annotated[CaptionDropout | FrameConditioning, ByName("caption_dropout")]
+AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
     | Annotated[Literal["full"], Tag("full")]
@@ -116,7 +102,7 @@ class Run:
     """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
     data: Data
     objective: AnyObjective = FlowMatching()
-    conditions: list[Annotated[CaptionDropout, Field()]] = field(default_factory=list)
+    conditions: list[AnyCondition] = field(default_factory=list)
     optimizer: AnyOptimizer = AdamW()
     schedule: Schedule = Schedule()
     seed: int = 0

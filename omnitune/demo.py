@@ -27,7 +27,8 @@ def demo() -> None:
                 f"building a tiny Wan model in {model}: random weights, a tokenizer trained on the captions"
             )
             words = [caption for source in sources for caption in captions(source)]
-            build_tiny(model, captions=words, layers=4, heads=4, head_dim=16, text_dim=64, vae_dim=8)
+            wider = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 16, "ffn_dim": 128}
+            build_tiny(model, captions=words, transformer=wider, vae={"base_dim": 8})
         overrides = [f"model.path={model}", *(f"data.sources.{i}.path={s}" for i, s in enumerate(sources))]
         run, _ = config.load(assets / "demo.yaml", overrides)
         session.train(run, Mesh(run.parallel))

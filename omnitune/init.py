@@ -1,28 +1,43 @@
 """A first run.yaml for a family, and the table of families."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from .families import REGISTRY, resolve
+from .types import UserError
 
 if TYPE_CHECKING:
-    from .families.base import Family
+    from .families.base import Family, Variant
 
 
-def text(family: "type[Family]") -> str:
-    """A commented run.yaml with the family's published defaults."""
-    d = family.defaults
+def text(family: "type[Family]", name: str | None = None) -> str:
+    """A commented run.yaml with the published defaults of a variant, by default the family's first."""
+    variant = find_variant(family, name)
+    d = replace(family.defaults, **variant.published)
+    given = (
+        f"  - {{name: frame_conditioning, frames: {variant.frames}}}    # what the model is shown of a clip\n"
+        if variant.frames
+        else ""
+    )
+    levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
+    clip = d.size.count("x") == 2
+    images = "  images: [fox.png]    # the first frame of each sample\n" if variant.frames else ""
+    last = "  last_images: [fox_later.png]\n" if variant.frames == "both" else ""
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
   family: {family.name}
-  path: {d.path}    # a folder in the diffusers layout, or a hub id
+  path: {variant.path}    # a folder in the diffusers layout, or a hub id
   dtype: bfloat16    # float32 on a CPU
 
-# What is learned: a straight path from data to noise; shift above 1 moves training towards high noise.
-objective: {{name: flow_matching, timesteps: {d.timesteps}, shift: {d.shift:g}}}
+# What is learned; a shift above 1 moves training towards high noise.
+objective: {{name: {d.objective}{levels}}}
 conditions:
   - {{name: caption_dropout, probability: 0.1}}    # keeps guidance working
-
+{given}
 # First matching rule wins, the rest stays frozen. Instead of rules: `full`, or {{lora: {{rank: 32}}}}.
 trainable:
   - params: [{", ".join(f'"{target}"' for target in family.lora_targets)}]
@@ -33,9 +48,9 @@ schedule: {{steps: 2000, warmup: 100, decay: cosine}}
 
 data:
   sources:
-    - {{path: clips}}    # media with a .txt beside each, or metadata.jsonl / metadata.csv
+    - {{path: {"clips" if clip else "pictures"}}}    # with a .txt beside each, or metadata.jsonl
   buckets: {{frames: {list(d.frames)}, area: {d.area}}}    # 1 frame is a picture
-  fps: {d.fps:g}    # clips are resampled to the rate the model was trained at
+{f"  fps: {d.fps:g}    # clips are resampled to the rate the model was trained at" if clip else ""}
   batch_size: 4    # what the optimizer sees, over all devices
   cache: .cache    # encoded latents and texts, shared between runs
 
@@ -43,26 +58,46 @@ checkpoint: {{every: 500, keep: 3}}
 validation:
   every: 500
   prompts: [a fox runs through snow]
-  size: {d.size}
+{images}{last}  size: {d.size}
   guidance: {d.guidance:g}
-  fps: {d.fps:g}
+{f"  fps: {d.fps:g}" if clip else ""}
 parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same
-"""
+""".replace("\n\n  batch_size", "\n  batch_size").replace("\n\nparallel", "\nparallel")
+
+
+def find_variant(family: "type[Family]", name: str | None) -> "Variant":
+    if name is None:
+        return next(iter(family.variants.values()))
+    if name not in family.variants:
+        raise UserError(
+            f"--variant: {name!r} is not one of {family.name}; choose from {', '.join(family.variants)}"
+        )
+    return family.variants[name]
 
 
 def table() -> str:
     """What each family can do, one block each."""
-    blocks = []
-    for name in REGISTRY:
-        family = resolve(name)
-        shown = {
-            "tasks": ", ".join(family.tasks),
-            "methods": f"lora ({', '.join(family.adapter_components)}), full",
-            "sizes": family.defaults.rule,
-            "lora targets": ", ".join(family.lora_targets),
-            "options": ", ".join(family.Options.__dataclass_fields__) or "none",
-            "published": family.defaults.path,
-            "licence": family.licence,
-        }
-        blocks.append(name + "\n" + "".join(f"  {key}: {value}\n" for key, value in shown.items()))
-    return "\n".join(blocks)
+    return "\n".join("\n".join([name, *_block(resolve(name))]) + "\n" for name in REGISTRY)
+
+
+def _block(family: "type[Family]") -> Iterator[str]:
+    shown = {
+        "tasks": ", ".join(family.tasks),
+        "methods": f"lora ({', '.join(family.adapter_components)}), full",
+        "lora targets": ", ".join(family.lora_targets),
+        "options": ", ".join(family.Options.__dataclass_fields__) or "none",
+        "licence": family.licence,
+    }
+    for key, value in shown.items():
+        yield f"  {key}: {value}"
+    for name, variant in family.variants.items():
+        yield f"  {name}: {variant.path}; {sizes(family, variant)}"
+
+
+def sizes(family: "type[Family]", variant: "Variant") -> str:
+    """Which sizes a published checkpoint takes, and the smallest of them."""
+    shape = family.load(variant.path, "meta", torch.float32, only=[])
+    if variant.frames and shape.lacking():
+        shape.give_frames(variant.frames, optional=False, dropout=False)
+    limits = shape.limits
+    return f"{limits.rule}; the smallest {limits.smallest}"

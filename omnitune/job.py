@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .callbacks.sample import parse_bucket
+from .callbacks.sample import check_frames, parse_bucket
 from .data import buckets
 from .data.cache import Store
 from .data.index import Dealt, Index, Samples, deal
@@ -21,7 +21,7 @@ from .families import resolve
 from .families.base import Family
 from .files import Hashes, digest
 from .trainable import Claims, Rule, apply_claims, claim, expand
-from .types import Bucket, Mistakes, Stage, UserError, split_stages
+from .types import MEDIA, Bucket, Mistakes, Stage, UserError, split_stages
 from .weights import component_folders, init_adapters, lora_file
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Job:
             with noted():  # the rest is looked at as the family's defaults make it
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
             self.shape: Family = self.load_family("meta")
+            if lack := self.shape.lacking():
+                self.mistakes.errors.append(UserError(lack))
             self._match()
 
     def _match(self) -> None:
@@ -65,10 +67,9 @@ class Job:
             self.sizes = buckets.resolve(run.data.buckets, self.shape.limits)
         with noted():
             self.sample_size()
-        for condition in run.conditions:
-            condition.prepare(self.shape)
-        cls = self.family_class
-        rules = expand(run.trainable, cls.core, cls.lora_targets)
+        with noted():
+            check_frames(run.validation, self.shape)
+        rules = expand(run.trainable, self.shape.cores, self.family_class.lora_targets)
         with noted():
             self._check_adapters(rules)
         self.claims: Claims = claim(self.shape.components, rules)
@@ -80,7 +81,7 @@ class Job:
     def load_family(self, device: str, only: Sequence[str] | None = None) -> Family:
         dtype: torch.dtype = getattr(torch, self.run.model.dtype)
         model = self.run.model
-        return self.family_class.load(
+        family = self.family_class.load(
             model.path,
             device,
             dtype,
@@ -89,6 +90,9 @@ class Job:
             revision=model.revision,
             replaced=self.replaced,
         )
+        for condition in self.run.conditions:
+            condition.prepare(family)
+        return family
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
         cls = self.family_class
@@ -97,9 +101,10 @@ class Job:
             for name, _ in self.shape.components.named_parameters()
             for number in [i for i, rule in enumerate(rules) if rule.matches(name)][:1]
         }
+        able = [name for name in cls.adapter_components if name in self.shape.components]
         mistakes = [
             f"trainable.{number}.lora: the published pipeline of {cls.name} loads no LoRA for {component}, "
-            f"only for {', '.join(cls.adapter_components)}; train that part without lora"
+            f"only for {', '.join(able)}; train that part without lora"
             for number, component in sorted(claimed)
             if rules[number].lora and component not in cls.adapter_components
         ]
@@ -139,7 +144,9 @@ class Job:
     def train_components(self) -> list[str]:
         """What a step needs in memory: what trains, the core, and what live stages use."""
         used = {use.split(".")[0] for stage in self.live for use in stage.uses}
-        wanted = {self.family_class.core, *self.claims.components, *used}
+        trained = self.claims.components
+        cores = self.shape.cores if trained.isdisjoint(self.shape.cores) else ()
+        wanted = {*cores, *trained, *used}
         return [name for name in self.shape.components if name in wanted]
 
     @property
@@ -227,14 +234,12 @@ class Job:
     def num_workers(self) -> int:
         """Reading cached tensors costs less than sending them between processes."""
         given = self.run.data.num_workers
-        decodes = any("pixels" in stage.needs for stage in self.live)
+        decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
         return (2 if decodes else 0) if given is None else given
 
     def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
         """The family with what a step needs and its adapters; the dtype in which each parameter computes."""
         family = self.load_family(device, self.train_components)
-        for condition in self.run.conditions:
-            condition.prepare(family)
         compute = apply_claims(family.components, self.claims, self.run.seed)
         if self.run.init_from is not None:
             init_adapters(family, self.run.init_from, self.claims)

@@ -15,7 +15,7 @@ from .data.index import Index, Inputs, Samples
 from .families.base import Family
 from .files import writable
 from .random import Draw
-from .types import Bucket, Stage, UserError
+from .types import MEDIA, Bucket, Stage, UserError
 
 if TYPE_CHECKING:
     from .job import Job
@@ -105,7 +105,7 @@ def _entries(job: "Job", samples: Samples, stage: Stage) -> Iterator[Wanted]:
 def _encode(
     job: "Job", samples: Samples, stage: Stage, store: Store, wanted: Sequence[Wanted], mesh: "Mesh"
 ) -> None:
-    groups = _groups(wanted, "pixels" in stage.needs)
+    groups = _groups(wanted, needs_files(stage, job.cached))
     mine = groups[mesh.dp_rank :: mesh.dp_size]
     progress = _Progress(stage.name, sum(len(g) for g in mine)) if mesh.main else None
 
@@ -132,18 +132,22 @@ def _encode_group(job: "Job", samples: Samples, stage: Stage, store: Store, grou
     for entry in group:
         row: dict[str, Any] = {}
         for need in stage.needs:
-            if need == "pixels":
-                row[need] = samples.pixels(entry.inputs)
-            elif source := next((s for s in made.values() if need in s.gives), None):
+            if source := next((s for s in made.values() if need in s.gives), None):
                 row[need] = job.stores[source.name].read(entry.keys[source.name])[need]
             else:
-                row[need] = entry.inputs[need]
+                row[need] = samples.load(need, entry.inputs)
         rows.append(row)
     ragged = [name for s in made.values() for name in s.ragged]
     draw = Draw(job.run.seed, [entry.key for entry in group])
     given = stage.run(stack_rows(rows, ragged), draw)
     for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
         store.add(entry.key, tensors)
+
+
+def needs_files(stage: Stage, stages: Sequence[Stage]) -> bool:
+    """Whether what a stage is given has the size of its sample's bucket."""
+    above = [s for s in stages if set(s.gives) & set(stage.needs)]
+    return not set(stage.needs).isdisjoint(MEDIA) or any(needs_files(s, stages) for s in above)
 
 
 def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:

@@ -36,8 +36,14 @@ def generator(*parts: Key) -> "torch.Generator":
 class Draw:
     """Draws for the rows of one batch; row i is keyed by (seed, keys[i], purpose)."""
 
-    def __init__(self, seed: int, keys: Sequence[Key], device: "torch.device | str" = "cpu"):
-        self.seed, self.keys, self.device = seed, list(keys), device
+    def __init__(
+        self,
+        seed: int,
+        keys: Sequence[Key],
+        device: "torch.device | str" = "cpu",
+        step: int | None = None,
+    ):
+        self.seed, self.keys, self.device, self.step = seed, list(keys), device, step
         self.hashes: dict[str, list[str]] | None = None
         """Set to {} to record a hash of every row that is drawn, by purpose."""
 
@@ -58,6 +64,15 @@ class Draw:
     def row(self, purpose: str, i: int = 0) -> float:
         """One number in [0, 1) for row i, without torch: for decisions made while data are read."""
         return uniform_of(self.seed, self.keys[i], purpose)
+
+    def within(self, purpose: str, edges: Sequence[float]) -> "tuple[int, Tensor]":
+        """One cell of [0, 1) for the whole global batch, and numbers in it for its rows.
+
+        `edges` ascend from 0 to 1; cell i, from edges[i] to edges[i + 1], comes up as often as it is wide.
+        """
+        chosen = uniform_of(self.seed, f"step {self.step}", purpose)
+        cell = next(i for i, edge in enumerate(edges[1:]) if chosen < edge)
+        return cell, edges[cell] + self.uniform(purpose) * (edges[cell + 1] - edges[cell])
 
     def _finish(self, purpose: str, rows: "list[Tensor]") -> "Tensor":
         import torch

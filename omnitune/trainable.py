@@ -91,13 +91,13 @@ Trainable = list[Rule] | Literal["full"] | LoraEverywhere
 """A list of rules, `full` (all of the core network), or `{lora: {...}}` (the family's default layers)."""
 
 
-def expand(trainable: Trainable, core: str, lora_targets: Sequence[str]) -> list[Rule]:
+def expand(trainable: Trainable, cores: Sequence[str], lora_targets: Sequence[str]) -> list[Rule]:
     """Spell the short forms of `trainable` as rules."""
     if isinstance(trainable, list):
         return trainable
     if isinstance(trainable, LoraEverywhere):
         return [Rule(params=list(lora_targets), lr=trainable.lr, lora=trainable.lora)]
-    return [Rule(params=core)]
+    return [Rule(params=list(cores))]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
-            draw = Draw(self.seed, batch["position"], self.mesh.device)
+            draw = Draw(self.seed, batch["position"], self.mesh.device, self.step)
             draw.hashes = {} if self.record_draws else None
             # What draws from torch's own generator (adapter dropout) is exact at resume too.
             torch.manual_seed(seed_of(self.seed, "torch", self.step, self.mesh.dp_rank, i) % 2**63)

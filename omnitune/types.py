@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,24 @@ def option(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
+@dataclass(frozen=True)
+class ByName:
+    """Annotates a union of options: `name` tells the member, a mapping without one is the default.
+
+    As of `option`, pydantic reads it; its core schemas are plain dicts, so nothing of it is imported here.
+    """
+
+    default: str
+
+    def __get_pydantic_core_schema__(self, union: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
+        members = {member.name: schema_of(member) for member in get_args(union)}
+        return {"type": "tagged-union", "choices": members, "discriminator": self.tell}
+
+    def tell(self, value: Any) -> str:
+        """Name the member that a mapping, or an instance, is of."""
+        return str(value.get("name", self.default) if isinstance(value, dict) else value.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One captioned picture or clip of a source, as found on disk and probed; nothing of it is decoded."""
@@ -97,6 +115,8 @@ class Item:
     """Where the item is stated (`clips/metadata.jsonl:12`), for messages."""
     times: tuple[float, ...] = ()
     """Seconds from the first frame to each, for a clip of variable rate; else frame k is at k / fps."""
+    image: Path | None = None
+    """Picture that image-to-video training is conditioned on, if another than the clip's first frame."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,24 @@ class Limits:
 
     spatial: int
     temporal: int
+    least_frames: int = 1
+    most_frames: int | None = None
+    """1 where a family takes pictures alone."""
+
+    @property
+    def smallest(self) -> str:
+        side = self.spatial
+        return f"{side}x{side}" if self.most_frames == 1 else f"{self.least_frames}x{side}x{side}"
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        sides = f"height and width multiples of {self.spatial}"
+        if self.most_frames == 1:
+            return f"{sides}, pictures alone"
+        least = f", at least {self.least_frames}" if self.least_frames > 1 else ""
+        most = f", at most {self.most_frames}" if self.most_frames else ""
+        return f"{sides}, frames {self.temporal} * k + 1{least}{most}"
 
 
 @dataclass(frozen=True, order=True)
@@ -153,17 +191,25 @@ class LossSum:
     """Scalar sums over rows, averaged over the global batch for the log."""
 
 
+MEDIA = ("pixels", "first_frame", "last_frame")
+"""What stages may need of an item's files: (3, T, H, W) in [-1, 1], T = 1 for a single frame of it."""
+
+
 def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage], list[Stage]]:
     """Split stages into (cacheable, live), given the names of trainable parameters.
 
-    Downstream of a live output is live too.
+    Downstream of a live output is live too. If one stage reads files anew all that read files do, for a
+    sample is shown through one window and one crop.
     """
-    cacheable: list[Stage] = []
-    live: list[Stage] = []
     live_keys: set[str] = set()
     for stage in stages:
         trains = any(name == use or name.startswith(use + ".") for use in stage.uses for name in trainable)
-        if trains or stage.draws or live_keys.intersection(stage.needs):
+        if trains or stage.draws:
+            live_keys.update(stage.gives, MEDIA if set(stage.needs) & set(MEDIA) else ())
+    cacheable: list[Stage] = []
+    live: list[Stage] = []
+    for stage in stages:
+        if stage.draws or live_keys.intersection((*stage.needs, *stage.gives)):
             live.append(stage)
             live_keys.update(stage.gives)
         else:

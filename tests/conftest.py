@@ -24,7 +24,10 @@ def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough that an adapter takes more than a megabyte."""
     from omnitune.testing.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("wide-wan"), heads=4, head_dim=64)
+    return build_tiny(
+        tmp_path_factory.mktemp("wide-wan"),
+        transformer={"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512},
+    )
 
 
 @pytest.fixture(scope="session")

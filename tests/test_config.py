@@ -519,6 +519,7 @@ FREE = {
     "init_from": "elsewhere", "schedule.steps": 20, "parallel.replicate": 2,
     "parallel.shard": 2, "parallel.micro_batch_size": 2, "parallel.timeout": 5, "checkpoint.every": 5,
     "checkpoint.keep": None, "validation.every": 5, "validation.prompts": ["a"],
+    "validation.images": ["a.png"], "validation.last_images": ["b.png"],
     "validation.negative_prompt": "b", "validation.size": "32x32", "validation.steps": 5,
     "validation.guidance": 1, "validation.seed": 5, "validation.fps": 5, "tracking.draws": True,
 }  # fmt: skip

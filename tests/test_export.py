@@ -315,7 +315,7 @@ def test_a_folder_of_init_from_that_is_no_network_of_the_family_is_refused(
     source = run.model / ("transformer" if name == "unet" else name)
     shutil.copytree(source, tmp_path / "weights" / name)
     message = refused(run, tmp_path / "weights", KINDS["full"]["trainable"], capsys)
-    assert f"{name}: not a network of family wan (transformer, vae, text_encoder); remove it" in message
+    assert f"{name}: not a network of family wan (" in message
 
 
 def test_an_incomplete_weights_folder_is_refused_by_its_missing_file(

@@ -73,7 +73,7 @@ def test_dropout_stays_on_after_a_sample_so_that_resume_is_exact(tiny_wan, cache
 def test_adapters_see_and_compute_the_dtype_of_the_layer_they_are_on(tiny_wan):
     family = Wan.load(str(tiny_wan), "cpu", torch.bfloat16, only=["transformer"])
     claims = claim(
-        family.components, expand(LoraEverywhere(lora=Lora(rank=2)), "transformer", Wan.lora_targets)
+        family.components, expand(LoraEverywhere(lora=Lora(rank=2)), ["transformer"], Wan.lora_targets)
     )
     place(family, apply_claims(family.components, claims, 0), Mesh(Parallel()))
     seen = set()

@@ -112,12 +112,12 @@ def test_names_are_those_of_the_model_before_adapters() -> None:
 
 def test_short_forms_spell_rules() -> None:
     lora = Lora(rank=3)
-    assert expand("full", "transformer", ["a"]) == [Rule(params="transformer")]
-    assert expand(LoraEverywhere(lora=lora, lr=1e-3), "transformer", ["a", "b"]) == [
+    assert expand("full", ["high", "low"], ["a"]) == [Rule(params=["high", "low"])]
+    assert expand(LoraEverywhere(lora=lora, lr=1e-3), ["transformer"], ["a", "b"]) == [
         Rule(params=["a", "b"], lr=1e-3, lora=lora)
     ]
     rules = [Rule(params="x")]
-    assert expand(rules, "transformer", []) == rules
+    assert expand(rules, ["transformer"], []) == rules
 
 
 # Mistakes

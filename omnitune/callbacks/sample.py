@@ -23,6 +23,10 @@ class Validation:
     """Steps between samples; absent: before the first step and after the last."""
     prompts: list[str] = field(default_factory=list)
     """One sample each."""
+    images: list[Path] = field(default_factory=list)
+    """The first frame of each sample, for image-to-video; one for each prompt, cut to the size."""
+    last_images: list[Path] = field(default_factory=list)
+    """The last frame of each sample, for models that are given it."""
     negative_prompt: str = ""
     size: str | None = None
     """`480x832` for pictures, `49x480x832` for clips; absent: the largest bucket of the data."""
@@ -44,6 +48,9 @@ class Validation:
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
         if self.fps <= 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
+        for name in ("images", "last_images"):
+            if (number := len(getattr(self, name))) not in (0, len(self.prompts)):
+                raise ValueError(f"{name} are {number} and prompts {len(self.prompts)}; give one for each")
 
 
 def parse_bucket(text: str, where: str) -> Bucket:
@@ -58,9 +65,38 @@ def wanted(options: Validation, bucket: Bucket) -> "list[Sampling]":
     from ..families.base import Sampling
 
     return [
-        Sampling(prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed)
-        for prompt in options.prompts
-    ]
+        Sampling(
+            prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed,
+            options.fps, given_frames(options, i, bucket),
+        )
+        for i, prompt in enumerate(options.prompts)
+    ]  # fmt: skip
+
+
+def given_frames(options: Validation, i: int, bucket: Bucket) -> dict[str, Any]:
+    """The frames that sample i is given, (H, W, 3) each."""
+    from ..data import views
+
+    files = {"first_frame": options.images, "last_frame": options.last_images}
+    return {name: views.covering_picture(paths[i], bucket)[0] for name, paths in files.items() if paths}
+
+
+def check_frames(options: Validation, family: "Family") -> None:
+    """Raise UserError if samples lack frames that the model is given, or have some that it is not."""
+    if not options.prompts:
+        return
+    for name, key in (("first_frame", "images"), ("last_frame", "last_images")):
+        given, asked = bool(getattr(options, key)), name in family.pictures
+        if given and not asked:
+            raise UserError(
+                f"validation.{key}: the model is not given them; add the condition frame_conditioning, or "
+                f"leave {key} out"
+            )
+        if asked and not given and not family.frames_optional:
+            raise UserError(f"validation.{key}: image-to-video samples need one for each prompt; name them")
+        for path in getattr(options, key):
+            if not path.is_file():
+                raise UserError(f"validation.{key}: {path} is not there")
 
 
 def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:

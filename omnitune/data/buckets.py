@@ -100,15 +100,16 @@ def _wrong_frames(frames: Sequence[int], limits: Limits, where: str) -> list[str
     for count in frames:
         legal = nearest_frames(count, limits)
         if count != legal:
-            mistakes.append(
-                f"{where}.frames: {count} is not {limits.temporal} * k + 1; the nearest is {legal}"
-            )
+            rule = limits.rule.partition(", ")[2].removeprefix("frames ")
+            mistakes.append(f"{where}.frames: {count} is not {rule}; the nearest is {legal}")
     return mistakes
 
 
 def nearest_frames(count: int, limits: Limits) -> int:
     """The legal frame count that is nearest to `count`."""
-    return max(round((count - 1) / limits.temporal), 0) * limits.temporal + 1
+    least, step = limits.least_frames, limits.temporal
+    legal = max(least, max(round((count - 1) / step), 0) * step + 1)
+    return legal if limits.most_frames is None else min(legal, limits.most_frames)
 
 
 def _wrong_sizes(sizes: Sequence[str], limits: Limits, where: str) -> list[str]:

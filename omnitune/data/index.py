@@ -1,13 +1,13 @@
 """The data of a run: its items, where each is dealt to, and what stages and conditions are given of them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ..files import Hashes, digest
 from ..random import Draw
-from ..types import Bucket, Item, UserError
+from ..types import MEDIA, Bucket, Item, UserError
 from . import views
 from .options import Data
 from .sources import Scan, listed
@@ -24,6 +24,8 @@ class Index:
     """Of each item."""
     hashes: Sequence[str]
     """Of each item's file."""
+    image_hashes: Mapping[int, str]
+    """Of the pictures that items state beside their clips."""
     notes: Sequence[str]
     """What the user should know, one line each."""
 
@@ -37,7 +39,12 @@ class Index:
     def fingerprints(self) -> dict[str, str]:
         """Item id -> hash of its file, caption and bucket: what a run is trained on."""
         rows = zip(self.items, self.hashes, self.buckets, strict=True)
-        return {item.id: digest(file_hash, item.caption, str(bucket)) for item, file_hash, bucket in rows}
+        return {
+            item.id: digest(
+                file_hash, item.caption, str(bucket), *([self.image_hashes[i]] if item.image else [])
+            )
+            for i, (item, file_hash, bucket) in enumerate(rows)
+        }
 
     def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
         """Name the items of which a family does not read the whole caption."""
@@ -61,6 +68,7 @@ class Dealt:
             [item for item, _ in self.placed],
             [bucket for _, bucket in self.placed],
             hashes.of_all(item.path for item, _ in self.placed),
+            {i: hashes.of(item.image) for i, (item, _) in enumerate(self.placed) if item.image},
             self.notes,
         )
 
@@ -92,11 +100,30 @@ class Samples:
 
     def roots(self, inputs: Inputs) -> dict[str, str]:
         """A key for everything that a sample brings before stages run."""
-        return {
-            "pixels": digest(self.index.hashes[inputs["index"]], inputs["view"].key()),
-            "caption": digest("caption", inputs["caption"]),
-        }
+        i, view = inputs["index"], inputs["view"]
+        found = {"caption": digest("caption", inputs["caption"])}
+        for name, shown in _shown(view).items():
+            found[name] = digest(self.index.hashes[i], shown.key())
+        if i in self.index.image_hashes:
+            found["first_frame"] = digest(self.index.image_hashes[i], str(self.index.buckets[i]))
+        return found
 
-    def pixels(self, inputs: Inputs) -> Any:
-        """(3, T, H, W) in [-1, 1]."""
-        return views.load_pixels(self.index.items[inputs["index"]], inputs["view"])
+    def load(self, name: str, inputs: Inputs) -> Any:
+        """What a stage needs of a sample: its caption, or one of MEDIA, read and decoded."""
+        if name not in MEDIA:
+            return inputs[name]
+        item, bucket = self.index.items[inputs["index"]], self.index.buckets[inputs["index"]]
+        if name == "first_frame" and item.image is not None:
+            return views.to_pixels(views.covering_picture(item.image, bucket))
+        return views.load_pixels(item, _shown(inputs["view"])[name])
+
+    def fps(self, i: int) -> float:
+        """Frames per second at which a clip is shown; 1 for a picture, whose only frame is at 0 seconds."""
+        item = self.index.items[i]
+        return 1.0 if item.kind == "image" else self.data.fps or item.fps
+
+
+def _shown(view: views.View) -> dict[str, views.View]:
+    """The view of each of MEDIA: all frames, or one of them."""
+    ends = {"first_frame": view.indices[:1], "last_frame": view.indices[-1:]}
+    return {"pixels": view, **{name: replace(view, indices=indices) for name, indices in ends.items()}}

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..random import Draw
-from ..types import Batch, Stage, UserError
+from ..types import MEDIA, Batch, Stage, UserError
 from .cache import Store, stack_rows
 from .index import Samples
 from .order import Order, Row, slices
@@ -56,7 +56,7 @@ class MicroBatches(Dataset[Batch | UserError]):
     @property
     def decodes(self) -> bool:
         """Whether pixels are read anew, so that a rank may meet a broken file in any step."""
-        return "pixels" in self.live_needs
+        return not self.live_needs.isdisjoint(MEDIA)
 
     def rows(self, step: int) -> list[list[Row]]:
         rank, ranks, size = self.cut
@@ -84,8 +84,9 @@ class MicroBatches(Dataset[Batch | UserError]):
         for condition in self.conditions:
             inputs = condition.inputs(inputs, draw)
         made = {"id": self.samples.index.items[row.index].id, "caption": inputs["caption"]}
-        if self.decodes:
-            made["pixels"] = self.samples.pixels(inputs)
+        made["fps"] = torch.tensor(self.samples.fps(row.index))
+        for name in self.live_needs.intersection(MEDIA):
+            made[name] = self.samples.load(name, inputs)
         for name, key in self.keys.of(self.samples.roots(inputs)).items():
             made.update(self.stores[name].read(key))
         return made

@@ -1,10 +1,11 @@
 """What is trained on, as a run states it."""
 
 from pathlib import Path
+from typing import Annotated
 
-from ..types import option
+from ..types import ByName, option
 from .buckets import Buckets
-from .sources import Folder
+from .sources import Source
 from .views import Clips
 
 
@@ -12,7 +13,7 @@ from .views import Clips
 class Data(Clips):
     """What is trained on."""
 
-    sources: list[Folder]
+    sources: list[Annotated[Source, ByName("folder")]]
     """Where captioned pictures and clips lie; all of them are mixed."""
     buckets: Buckets
     """Sizes that samples are brought to."""

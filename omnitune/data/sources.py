@@ -5,21 +5,30 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from ..files import Hashes, Version
+from ..files import Hashes
 from ..types import Item, UserError, option
-from . import media
+from . import line_lists
+from .entries import (
+    Entry,
+    Findings,
+    broken_link,
+    folder_name,
+    is_media,
+    is_text,
+    kinds,
+    probed,
+    readable,
+    wrong_file,
+)
 
 CAPTIONS = ("caption", "text", "prompt")
 """What the column of captions may be called."""
 METADATA = ("metadata.jsonl", "metadata.csv")
-PROBE = "probe 1"
-"""The name by which probes are remembered; another number when probing comes to find something else."""
 
 
 @option
@@ -39,43 +48,34 @@ class Scan:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A file, relative to its folder, and its caption, as stated."""
-
-    file: str
-    caption: str
-    where: str
+Source = Folder | line_lists.LineLists
 
 
-@dataclass
-class _Findings:
-    """Fills up while a source is read, so that all its mistakes are told at once."""
-
-    mistakes: list[str]
-    notes: list[str]
-
-
-def scan(sources: Sequence[Folder], base: Path, memo: Hashes) -> Scan:
+def scan(sources: Sequence[Source], base: Path, memo: Hashes) -> Scan:
     """Read all sources in order; every mistake in any of them is in the one error.
 
     `memo` remembers what files hold: one that did not change is not opened again.
     """
-    findings = _Findings([], [])
+    findings = Findings([], [])
     items: list[Item] = []
     for source in sources:
-        items += _scan_folder(source, base / source.path, findings, memo)
+        root = base / source.path
+        if root.is_dir():
+            if isinstance(source, Folder):
+                entries = _read_folder(source, root, findings)
+            else:
+                entries = line_lists.read(source, root, findings)
+            items += probed(root, entries, findings, memo)
+        else:
+            problem = "is a file, not a folder" if root.is_file() else "does not exist"
+            findings.mistakes.append(f"data.sources: {source.path}: {problem} (looked for {root})")
     findings.mistakes += _shared_ids(sources, base, items)
     if findings.mistakes:
         raise UserError("\n".join(findings.mistakes))
     return Scan(items, findings.notes)
 
 
-def _scan_folder(source: Folder, root: Path, findings: _Findings, memo: Hashes) -> list[Item]:
-    if not root.is_dir():
-        problem = "is a file, not a folder" if root.is_file() else "does not exist"
-        findings.mistakes.append(f"data.sources: {source.path}: {problem} (looked for {root})")
-        return []
+def _read_folder(source: Folder, root: Path, findings: Findings) -> list[Entry]:
     files = _files(root)
     tables = [name for name in METADATA if (root / name).is_file()]
     if len(tables) == 2:
@@ -84,10 +84,8 @@ def _scan_folder(source: Folder, root: Path, findings: _Findings, memo: Hashes) 
         )
         return []
     if tables:
-        entries = _from_table(source.path, root, tables[0], files, findings)
-    else:
-        entries = _from_side_cars(source.path, root, files, findings)
-    return _items(root, entries, findings, memo)
+        return _from_table(source.path, root, tables[0], files, findings)
+    return _from_side_cars(source.path, root, files, findings)
 
 
 def _files(root: Path) -> list[str]:
@@ -109,31 +107,10 @@ def _walked(folder: str, above: frozenset[str]) -> Iterator[str]:
             yield entry.path
 
 
-def _broken_link(path: Path) -> str | None:
-    """What is wrong with a link that leads nowhere."""
-    if path.exists() or not path.is_symlink():
-        return None
-    return f"is a link to {os.readlink(path)!r}, which is not there; mend the link or remove it"
-
-
-def _is_text(text: str) -> bool:
-    """Whether text can be written: a surrogate stands for half a character, or a byte that is none."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _readable(path: Path | str) -> str:
-    """A path with its bytes that are no text spelt out."""
-    return str(path).encode(errors="backslashreplace").decode()
-
-
-def _is_media(file: str) -> bool:
-    return PurePosixPath(file).suffix.lower() in media.EXTENSIONS
-
-
 # metadata.jsonl and metadata.csv
 
 
-def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: _Findings) -> list[_Entry]:
+def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: Findings) -> list[Entry]:
     stated = len(findings.mistakes)
     rows = _json_rows if name.endswith("jsonl") else _csv_rows
     try:
@@ -147,13 +124,13 @@ def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: 
     if not entries and len(findings.mistakes) == stated:
         findings.mistakes.append(f"{shown / name}: has no rows; add one a file, with file_name and caption")
     known = {entry.file for entry in entries}
-    unnamed = [file for file in files if _is_media(file) and file not in known]
+    unnamed = [file for file in files if is_media(file) and file not in known]
     if unnamed and len(findings.mistakes) == stated:
         findings.notes.append(f"{shown}: not named by {name} and left out: {listed(unnamed)}")
     return entries
 
 
-def _json_rows(shown: Path, path: Path, findings: _Findings) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -175,7 +152,7 @@ def _json_rows(shown: Path, path: Path, findings: _Findings) -> Iterator[tuple[i
                 )
 
 
-def _csv_rows(shown: Path, path: Path, findings: _Findings) -> Iterator[tuple[int, dict[str, object]]]:
+def _csv_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
         columns = next(reader, [])
@@ -213,8 +190,8 @@ def _wrong_columns(columns: Sequence[str]) -> list[str]:
 
 
 def _entries(
-    shown: Path, root: Path, rows: Iterator[tuple[int, dict[str, object]]], findings: _Findings
-) -> Iterator[_Entry]:
+    shown: Path, root: Path, rows: Iterator[tuple[int, dict[str, object]]], findings: Findings
+) -> Iterator[Entry]:
     lines: dict[str, int] = {}
     for number, row in rows:
         mistakes = _wrong_columns(list(row)) or _wrong_values(root, row)
@@ -228,7 +205,7 @@ def _entries(
             )
             continue
         lines[file] = number
-        yield _Entry(file, _caption(row).strip(), f"{shown.as_posix()}:{number}")
+        yield Entry(file, _caption(row).strip(), f"{shown.as_posix()}:{number}")
 
 
 def _caption(row: dict[str, object]) -> str:
@@ -243,17 +220,13 @@ def _wrong_values(root: Path, row: dict[str, object]) -> list[str]:
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
         mistakes.append(f"file_name {file!r} leaves the folder; move the file into it")
-    elif os.path.islink(root / path) and (problem := _broken_link(root / path)):
+    elif problem := wrong_file(root, file):
         mistakes.append(f"file_name {file!r} {problem}")
-    elif not os.path.isfile(root / path):  # unlike Path.is_file, takes names of any length
-        mistakes.append(f"file_name {file!r} does not exist in {root}; correct the name or remove the line")
-    elif not _is_media(file):
-        mistakes.append(f"file_name {file!r} is not one of {_kinds()}; convert it")
     caption = _caption(row)
     if not caption.strip():
         mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
-    if not _is_text(caption):
-        half = next(character for character in caption if not _is_text(character))
+    if not is_text(caption):
+        half = next(character for character in caption if not is_text(character))
         mistakes.append(f"the caption of {file!r} holds {half!r}, half a character; write the whole one")
     return mistakes
 
@@ -261,14 +234,14 @@ def _wrong_values(root: Path, row: dict[str, object]) -> list[str]:
 # Side-car .txt files
 
 
-def _from_side_cars(shown: Path, root: Path, files: list[str], findings: _Findings) -> list[_Entry]:
-    found = [file for file in files if _is_media(file)]
+def _from_side_cars(shown: Path, root: Path, files: list[str], findings: Findings) -> list[Entry]:
+    found = [file for file in files if is_media(file)]
     if not found:
-        findings.mistakes.append(f"{shown}: holds no pictures or clips; put {_kinds()} files there")
+        findings.mistakes.append(f"{shown}: holds no pictures or clips; put {kinds()} files there")
         return []
     entries = [entry for file in found if (entry := _side_car(shown, root, file, findings))]
     cars = {_beside(file) for file in found}
-    if unread := [file for file in files if not _is_media(file) and file not in cars]:
+    if unread := [file for file in files if not is_media(file) and file not in cars]:
         findings.notes.append(f"{shown}: neither media nor their captions, left out: {listed(unread)}")
     return entries
 
@@ -277,14 +250,14 @@ def _beside(file: str) -> str:
     return PurePosixPath(file).with_suffix(".txt").as_posix()
 
 
-def _side_car(shown: Path, root: Path, file: str, findings: _Findings) -> _Entry | None:
+def _side_car(shown: Path, root: Path, file: str, findings: Findings) -> Entry | None:
     car = _beside(file)
-    where = _readable((shown / car).as_posix())
-    problem = _broken_link(root / file)
+    where = readable((shown / car).as_posix())
+    problem = broken_link(root / file)
     if problem is None and not (root / car).is_file():
         problem = f"has no caption; write one to {where} or name the file in metadata.jsonl"
     if problem:
-        findings.mistakes.append(f"{_readable(shown / file)}: {problem}")
+        findings.mistakes.append(f"{readable(shown / file)}: {problem}")
         return None
     try:
         caption = (root / car).read_text(encoding="utf-8-sig").strip()
@@ -294,78 +267,12 @@ def _side_car(shown: Path, root: Path, file: str, findings: _Findings) -> _Entry
     if not caption:
         findings.mistakes.append(f"{where}:1: the caption of {file!r} is blank; write one")
         return None
-    return _Entry(file, caption, where)
+    return Entry(file, caption, where)
 
 
-# Items
-
-
-def _items(root: Path, entries: Sequence[_Entry], findings: _Findings, memo: Hashes) -> list[Item]:
-    """What entries and their files say; results and mistakes keep the order of the entries."""
-    folder = _folder_name(root)
-    items = []
-    for entry, found in zip(entries, _probes([root / entry.file for entry in entries], memo), strict=True):
-        if isinstance(found, UserError):
-            findings.mistakes.append(f"{entry.where}: {found}")
-            continue
-        items.append(
-            Item(
-                id=f"{folder}/{entry.file}",
-                path=root / entry.file,
-                kind=found.kind,
-                caption=entry.caption,
-                width=found.width,
-                height=found.height,
-                num_frames=found.num_frames,
-                fps=found.fps,
-                where=entry.where,
-                times=found.times,
-            )
-        )
-    return items
-
-
-def _probes(paths: Sequence[Path], memo: Hashes) -> list[media.Probe | UserError]:
-    """Probe in parallel what is not remembered; what cannot be probed is not remembered either."""
-
-    def probe(path: Path) -> media.Probe | UserError:
-        try:
-            _check_name(path)
-            return media.probe(path)
-        except UserError as error:
-            return error
-
-    versions = [Version.of(path) for path in paths]
-    known = [memo.recall(PROBE, version) if _is_text(version.path) else None for version in versions]
-    with ThreadPoolExecutor() as pool:
-        opened = pool.map(probe, [path for path, text in zip(paths, known, strict=True) if text is None])
-        found: list[media.Probe | UserError] = []
-        for version, text in zip(versions, known, strict=True):
-            one = next(opened) if text is None else media.Probe.parse(text)
-            if text is None and isinstance(one, media.Probe):
-                memo.remember(PROBE, version, one.text())
-            found.append(one)
-    return found
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a file whose own name, or that of a folder above it, is not UTF-8: ids and the memo are text."""
-    for name in (path, path.resolve()):
-        if not _is_text(str(name)):
-            raise UserError(
-                f"{os.fsencode(name)!r} is a name that is not UTF-8; rename it, say with "
-                "`convmv -f latin1 -t utf8 --notest`"
-            )
-
-
-def _folder_name(root: Path) -> str:
-    """The name a source's ids begin with; `path: .` and `path: x/..` have one too."""
-    return Path(os.path.abspath(root)).name
-
-
-def _shared_ids(sources: Sequence[Folder], base: Path, items: list[Item]) -> list[str]:
+def _shared_ids(sources: Sequence[Source], base: Path, items: list[Item]) -> list[str]:
     """Name the sources that give the same ids: the cache could not tell their items apart."""
-    names = [_folder_name(base / source.path) for source in sources]
+    names = [folder_name(base / source.path) for source in sources]
     shared = Counter(item.id for item in items)
     mistakes = []
     for name in dict.fromkeys(names):
@@ -381,8 +288,4 @@ def _shared_ids(sources: Sequence[Folder], base: Path, items: list[Item]) -> lis
 def listed(names: Sequence[str]) -> str:
     """Up to three names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return _readable(", ".join(names[:3])) + more
-
-
-def _kinds() -> str:
-    return " ".join(sorted(extension[1:] for extension in media.EXTENSIONS))
+    return readable(", ".join(names[:3])) + more

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil, floor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..types import Bucket, Item, UserError, option
@@ -116,7 +117,7 @@ def num_frames_at(item: Item, fps: float | None) -> int:
 
 def view(item: Item, bucket: Bucket, clips: Clips, draw: Chance) -> View:
     """Choose frames and crop of an item; only `random` windows and crops draw."""
-    height, width = _covering(item, bucket)
+    height, width = _covering(item.width, item.height, bucket)
     if clips.crop == "random":
         top = _pick(draw("crop_top"), height - bucket.height)
         left = _pick(draw("crop_left"), width - bucket.width)
@@ -129,12 +130,25 @@ def view(item: Item, bucket: Bucket, clips: Clips, draw: Chance) -> View:
 def load_pixels(item: Item, view: View) -> "Tensor":
     """Read a view as (3, T, H, W) in [-1, 1], one source frame in memory at a time."""
     import numpy as np
-    import torch
 
     shown = {index: _shown(frame, view) for index, frame in media.iter_frames(item.path, view.indices)}
-    pixels = torch.from_numpy(np.stack([shown[index] for index in view.indices]))  # (T, H, W, 3)
+    return to_pixels(np.stack([shown[index] for index in view.indices]))
+
+
+def to_pixels(frames: "media.Pixels") -> "Tensor":
+    """Frames (T, H, W, 3) in uint8 as (3, T, H, W) in [-1, 1]."""
+    import torch
+
     # The arithmetic of diffusers' processors, so that equal pixels give equal bits.
-    return (pixels.float() / 255 * 2 - 1).permute(3, 0, 1, 2).contiguous()
+    return (torch.from_numpy(frames).float() / 255 * 2 - 1).permute(3, 0, 1, 2).contiguous()
+
+
+def covering_picture(path: Path, bucket: Bucket) -> "media.Pixels":
+    """A picture scaled to cover a bucket, its centre cut out: (1, H, W, 3) in uint8."""
+    frame = media.read_image(path)[0]
+    height, width = _covering(frame.shape[1], frame.shape[0], bucket)
+    crop = Crop((height - bucket.height) // 2, (width - bucket.width) // 2, bucket.height, bucket.width)
+    return _shown(frame, View((0,), (height, width), crop))[None]
 
 
 def _shown(frame: "media.Pixels", view: View) -> "media.Pixels":
@@ -198,11 +212,11 @@ def _pick(uniform: float, slack: int) -> int:
     return int(uniform * (slack + 1))
 
 
-def _covering(item: Item, bucket: Bucket) -> tuple[int, int]:
-    """The smallest (height, width) of the item's shape that covers the bucket."""
-    if item.width * bucket.height >= item.height * bucket.width:
-        return bucket.height, max(bucket.width, round(item.width * bucket.height / item.height))
-    return max(bucket.height, round(item.height * bucket.width / item.width)), bucket.width
+def _covering(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
+    """The smallest (height, width) of a frame's shape that covers the bucket."""
+    if width * bucket.height >= height * bucket.width:
+        return bucket.height, max(bucket.width, round(width * bucket.height / height))
+    return max(bucket.height, round(height * bucket.width / width)), bucket.width
 
 
 # Placing

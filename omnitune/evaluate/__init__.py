@@ -6,7 +6,7 @@ Every function takes pictures (H, W, 3) or clips (T, H, W, 3) in uint8, wherever
 from .asked import Asked
 from .command import Evaluation
 from .distances import Distance, Lpips, Motion, kid, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
-from .features import Clip, FeatureNetwork, load_features
+from .features import Clip, FeatureNetwork, is_installed, load_features
 from .loss import HeldOutLoss, Level, Step, held_out_loss
 from .table import Measure, table
 from .text_image import ClipScorer, Scorer, Share, TextImageScorer, auc, clip_score, minilm, recall
@@ -30,6 +30,7 @@ __all__ = [
     "auc",
     "clip_score",
     "held_out_loss",
+    "is_installed",
     "kid",
     "kid_of_features",
     "kid_of_pairs",

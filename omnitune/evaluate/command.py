@@ -141,7 +141,8 @@ class Evaluation(Subject):
         run = self.job.run
         step = Step(self.family, run.objective, run.conditions, stages, batches, self.mesh.device)
         size = run.parallel.micro_batch_size or run.data.batch_size
-        return rows.of_loss(held_out_loss(step, batch_size=min(size, QUANTILES)))
+        together = 1 if getattr(self.family, "experts", None) else min(size, QUANTILES)
+        return rows.of_loss(held_out_loss(step, batch_size=together))
 
     @cached_property
     def lpips(self) -> Lpips | None:

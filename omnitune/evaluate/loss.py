@@ -42,6 +42,11 @@ class QuantileDraw(Draw):
         found: Tensor = torch.special.ndtri(self._levels(shape))
         return found
 
+    def within(self, purpose: str, edges: Sequence[float]) -> tuple[int, Tensor]:
+        cells = {sum(level >= edge for edge in edges[1:]) for level in self.quantiles.tolist()}
+        assert len(cells) == 1, f"levels of {len(cells)} experts in one batch"
+        return cells.pop(), self._levels(())
+
     def _levels(self, shape: Sequence[int]) -> Tensor:
         levels = self.quantiles.view(-1, *[1] * len(shape)).expand(-1, *shape)
         return levels.to(self.device)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import after, session
+from ..callbacks.sample import given_frames
 from ..families.base import Sampling
 from ..job import Job
 from ..parallel.mesh import Mesh, Parallel
 from ..random import permuted
-from ..types import UserError
+from ..types import Bucket, UserError
 from .asked import Asked
-from .data import deterministic, held_out, num_trained, shown
+from .data import deterministic, held_out, num_trained, shown, to_8bit
 from .loss import QUANTILES
 from .text_image import candidates_of
 
@@ -100,10 +101,27 @@ class Subject:
             raise UserError("--data: none is given, and the run's validation.prompts is empty; name a folder")
         return [
             Sampling(
-                prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed + i
+                prompt,
+                options.negative_prompt,
+                bucket,
+                options.steps,
+                options.guidance,
+                options.seed + i,
+                options.fps,
+                self._given(i, bucket),
             )
             for i, (prompt, bucket) in enumerate(stated)
         ]
+
+    def _given(self, i: int, bucket: Bucket) -> dict[str, "Pixels"]:
+        """The frames that sample i is given, (H, W, 3) each: those of the item whose caption it has."""
+        if self.index is None:
+            return given_frames(self.options, i % len(self.options.prompts), bucket)
+        if bucket.frames == 1:
+            return {}
+        samples = self.job.samples(self.index)
+        inputs = samples.inputs(self.chosen[i])
+        return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
 
     @cached_property
     def samples(self) -> "list[Pixels]":

@@ -1,9 +1,8 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..random import Draw
-from ..types import Bucket, Mistakes, UserError
-from ._files import ModelFiles, read_json
+from ..types import Mistakes, UserError
+from ._files import ModelFiles, check_vocabulary
 from .base import Denoiser, Sampling
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class DiffusersFamily(Denoiser):
@@ -26,6 +26,10 @@ class DiffusersFamily(Denoiser):
     """Components that are networks, in the order in which `plan` lists them."""
     others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     """Components that the family needs and that are no networks."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Those of both that some checkpoints have and some have not."""
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "t5"}
+    """Tokenizer -> its kind, as `omnitune.testing.tiny` trains small ones."""
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
     """Components that compute in fp32 whatever `model.dtype` says, as the published pipeline advises."""
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
@@ -35,6 +39,7 @@ class DiffusersFamily(Denoiser):
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any):
         self.files, self.device, self.dtype, self.options = files, torch.device(device), dtype, options
         self.components = nn.ModuleDict()
+        self._processors: dict[str, Any] = {}
 
     @staticmethod
     def quiet() -> None:
@@ -45,11 +50,6 @@ class DiffusersFamily(Denoiser):
         for logging in (diffusers_logging, transformers_logging):
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-
-    @classmethod
-    @abstractmethod
-    def tiny(cls, vocab_size: int, **sizes: int) -> dict[str, Any]:
-        """Random networks and the scheduler of a small pipeline in which no constant is neutral."""
 
     @classmethod
     def load(
@@ -68,11 +68,17 @@ class DiffusersFamily(Denoiser):
         if device != "meta":
             ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
         family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
-        missing = [n for n in (*cls.networks, *cls.others) if n not in family.files.classes]
+        asked = [n for n in (*cls.networks, *cls.others) if n not in cls.optional]
+        missing = [n for n in asked if n not in family.files.classes]
         if missing:
             raise UserError(f"model.path: {path!r} has no {', '.join(missing)}; family {cls.name} needs it")
-        family.fetch(cls.networks if only is None else only)
+        family.fetch(family.parts if only is None else only)
         return family
+
+    @property
+    def parts(self) -> list[str]:
+        """The networks that this checkpoint has."""
+        return [name for name in self.networks if name in self.files.classes]
 
     @classmethod
     def _check_replaced(cls, replaced: Mapping[str, Path]) -> None:
@@ -137,12 +143,13 @@ class DiffusersFamily(Denoiser):
                     absent.append(name)
                 else:
                     self.files.check_tensors(name, folder, self.components[name])
-        with mistakes.noted():
-            folder = self.files.found("tokenizer")
-            if folder is None:
-                absent.append("tokenizer")
-            else:
-                self._check_vocabulary(folder)
+        for name in self.processors:
+            with mistakes.noted():
+                folder = self.files.found(name)
+                if folder is None:
+                    absent.append(name)
+                elif name in self.tokenizers:
+                    self._check_vocabulary(name, folder)
         with mistakes.noted():
             self.scheduler()
         mistakes.raise_all()
@@ -161,46 +168,38 @@ class DiffusersFamily(Denoiser):
         return [m for m in module.modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
-        beside = component.replace("text_encoder", "tokenizer")
-        names = [component, beside] if beside in self.files.classes else [component]
+        beside = [component.replace("text_encoder", "tokenizer"), component.replace("encoder", "processor")]
+        names = [component, *(n for n in beside if n != component and n in self.files.classes)]
         return sorted(p for name in names for p in self.files.component(name).rglob("*") if p.is_file())
 
-    @cached_property
+    @property
+    def processors(self) -> list[str]:
+        """Tokenizers and image processors."""
+        return [name for name in self.others if name in self.files.classes and name != "scheduler"]
+
+    def processor(self, name: str) -> Any:
+        """A tokenizer or an image processor, loaded once."""
+        if name not in self._processors:
+            folder = self.files.found(name) or self.files.weights(name)
+            if name in self.tokenizers:
+                self._check_vocabulary(name, folder)
+            try:
+                self._processors[name] = self.files.find_class(name).from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"model.path: {folder} cannot be loaded: {error}; fetch the model again"
+                ) from error
+        return self._processors[name]
+
+    @property
     def tokenizer(self) -> Any:
-        folder = self.files.found("tokenizer") or self.files.weights("tokenizer")
-        self._check_vocabulary(folder)
-        try:
-            return self.files.find_class("tokenizer").from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"model.path: {folder} cannot be loaded: {error}; fetch the model again"
-            ) from error
+        """The one whose text may be cut."""
+        return self.processor("tokenizer")
 
-    def _check_vocabulary(self, folder: Path) -> None:
-        """Refuse a tokenizer.json that is all but empty, or larger than what the text encoder embeds.
-
-        Read as JSON, since transformers takes seconds to build a large tokenizer.
-        """
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            return
-        tokenizer = read_json(file)
-        added = tokenizer.get("added_tokens", [])
-        tokens = len(tokenizer.get("model", {}).get("vocab", []))
-        ordinary = tokens - sum(token["special"] for token in added)
-        if ordinary <= 1:  # transformers saves a lost vocabulary as the special tokens and the word mark
-            raise UserError(
-                f"model.path: {file} has {tokens} tokens, all but {max(ordinary, 0)} of them special; "
-                "fetch the model again"
-            )
-        size = max(tokens, *(token["id"] + 1 for token in added), 0)
-        config = self.files.config("text_encoder")
-        rows = self.files.find_class("text_encoder").config_class.from_dict(config).vocab_size
-        if size > rows:
-            raise UserError(
-                f"model.path: {file} has {size} tokens and the text encoder embeds {rows}; copy the "
-                "tokenizer of this model there"
-            )
+    def _check_vocabulary(self, name: str, folder: Path) -> None:
+        encoder = name.replace("tokenizer", "text_encoder")
+        config = self.files.find_class(encoder).config_class.from_dict(self.files.config(encoder))
+        check_vocabulary(folder, config.get_text_config().vocab_size)
 
     @staticmethod
     def clean_caption(caption: str) -> str:
@@ -214,23 +213,38 @@ class DiffusersFamily(Denoiser):
     def scheduler(self) -> Any:
         return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
 
+    @property
+    def pipeline_type(self) -> Any:
+        """The published pipeline that generates with these weights and conditions."""
+        return self.pipeline_class
+
+    def pipeline(self, kind: Any = None) -> Any:
+        """The published pipeline around what is loaded; None takes the place of the rest."""
+        cls = kind or self.pipeline_type
+        taken = signature(cls.__init__).parameters
+        processors = {name: self.processor(name) for name in self.processors if name in taken}
+        settings = {k: v for k, v in self.files.pipeline_config.items() if k in taken}
+        parts: dict[str, Any] = {name: None for name in (*self.networks, *self.others) if name in taken}
+        parts.update(self.components.items())
+        return cls(**{**parts, **processors, **settings, "scheduler": self.scheduler()})
+
     @contextmanager
     def complete(self) -> Iterator[Any]:
         """All networks loaded and in evaluation mode for a while; what was not there before goes again."""
         before = list(self.components)
         modes = {module: module.training for module in self.components.modules()}
-        self.fetch(self.networks)
+        self.fetch(self.parts)
         self.components.eval()
         # The pipeline asks the core for its dtype and meets fp32 masters: its inputs are cast back.
-        hook = self.components[self.core].register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
+        hooks = [
+            self.components[core].register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
+            for core in self.cores
+        ]
         try:
-            yield self.pipeline_class(
-                **{n: self.components[n] for n in self.networks},
-                tokenizer=self.tokenizer,
-                scheduler=self.scheduler(),
-            )
+            yield self.pipeline()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             self.drop([n for n in self.components if n not in before])
             for module, training in modes.items():
                 module.training = training
@@ -238,45 +252,58 @@ class DiffusersFamily(Denoiser):
     def _cast_inputs(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Cast latents and embeddings, (B, C, ...) and (B, L, D), but no timesteps, (B,) or (B, S)."""
+        """Cast latents and embeddings, (B, C, ...), (B, L, D), (B, D), but no timesteps, (B,) or (B, S)."""
         dtype = self.component_dtype(self.core)
         wide = {
-            k: v for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 2
+            k: v
+            for k, v in kwargs.items()
+            if isinstance(v, Tensor) and v.is_floating_point() and (v.ndim > 2 or k == "pooled_projections")
         }
         return args, {**kwargs, **{k: v.to(dtype) for k, v in wide.items()}}
 
-    def reconstruct(self, pixels: Tensor) -> Tensor:
-        """Send pixels (B, 3, T, H, W) in [-1, 1] through the VAE and back, by the mean of the posterior."""
-        vae: Any = self.components["vae"]
-        stage = next(stage for stage in self.stages if "pixels" in stage.needs)
-        moments = stage.run({"pixels": pixels}, Draw(0, range(len(pixels))))["moments"]
-        mean, _ = moments.chunk(2, dim=1)
-        decoded: Tensor = vae.decode(mean.to(vae.dtype)).sample.float().clamp(-1, 1)
-        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)  # VAEs of pictures know no time
-
     def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
         with self.complete() as pipe, torch.no_grad():
-            pipe.set_progress_bar_config(disable=not progress)
-            return [self._frames(self.generate(pipe, one)) for one in wanted]
+            # Where frames are optional, samples without any are of the pipeline that takes none.
+            pipes = {True: pipe, False: self.pipeline(self.pipeline_class) if self.frames_optional else pipe}
+            for each in pipes.values():
+                each.set_progress_bar_config(disable=not progress)
+            return [self._frames(self.generate(pipes[bool(one.frames)], one)) for one in wanted]
 
     def generate(self, pipe: Any, wanted: Sampling) -> Any:
         """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
-        size: Bucket = wanted.bucket
-        return pipe(
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            height=size.height,
-            width=size.width,
-            num_frames=size.frames,
-            num_inference_steps=wanted.steps,
-            guidance_scale=wanted.guidance,
-            generator=torch.Generator().manual_seed(wanted.seed),
-            output_type="np",
-        ).frames
+        taken = signature(pipe.__call__).parameters
+        asked = {name: value for name, value in self.call(wanted).items() if name in taken}
+        made = pipe(**asked, generator=self.generator(wanted), output_type="np")
+        return made.frames if hasattr(made, "frames") else made.images[:, None]
+
+    def generator(self, wanted: Sampling) -> torch.Generator:
+        """Of a sample's noise: on the CPU, the same numbers for every device."""
+        return torch.Generator().manual_seed(wanted.seed)
+
+    def call(self, wanted: Sampling) -> dict[str, Any]:
+        """Keywords of the pipeline's call; those that it does not take are left out."""
+        from PIL import Image
+
+        names = {"first_frame": "image", "last_frame": "last_image"}
+        return {
+            "prompt": wanted.prompt,
+            "negative_prompt": wanted.negative_prompt,
+            "height": wanted.bucket.height,
+            "width": wanted.bucket.width,
+            "num_frames": wanted.bucket.frames,
+            "num_inference_steps": wanted.steps,
+            "guidance_scale": wanted.guidance,
+            "max_sequence_length": self.options.text_length,
+            **{names[name]: Image.fromarray(frame) for name, frame in wanted.frames.items()},
+        }
 
     @staticmethod
     def _frames(video: Any) -> Tensor:
         return torch.from_numpy(video[0]).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+    def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
+        return {LORA_FILE: {name: name for name in names}} if names else {}
 
     def adapter_config(self, component: str) -> Any:
         module: Any = self.components[component]
@@ -289,12 +316,13 @@ class DiffusersFamily(Denoiser):
         full: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         """Write adapters (component -> peft state) as one LoRA file and whole components as their folders."""
-        if adapters:
-            states = {f"{name}_lora_layers": dict(state) for name, state in adapters.items()}
+        for file, names in self.adapter_files(list(adapters)).items():
+            states = {f"{part}_lora_layers": dict(adapters[name]) for part, name in names.items()}
             notes = {
-                f"{name}_lora_adapter_metadata": self.adapter_config(name).to_dict() for name in adapters
+                f"{part}_lora_adapter_metadata": self.adapter_config(name).to_dict()
+                for part, name in names.items()
             }
-            self.pipeline_class.save_lora_weights(folder, **states, **notes)
+            self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
         for name, state in full.items():
             module: Any = self._meta(name)
             module.load_state_dict(dict(state), assign=True)

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ..types import UserError
 
@@ -81,9 +82,20 @@ class ModelFiles:
 
     @cached_property
     def published(self) -> dict[str, Any] | None:
-        """The configuration of a published model that ships with this package."""
-        shipped = files("omnitune.families") / "configs" / f"{self.path.replace('/', '--')}.json"
-        found: dict[str, Any] | None = json.loads(shipped.read_text()) if shipped.is_file() else None
+        """The configuration of a published model that ships with this package.
+
+        A part that another file has too is {"same_as": "FILE"}, or "FILE/COMPONENT" if the name differs.
+        """
+        configs = files("omnitune.families") / "configs"
+        shipped = configs / f"{self.path.replace('/', '--')}.json"
+        if not shipped.is_file():
+            return None
+        found: dict[str, Any] = json.loads(shipped.read_text())
+        for name, part in found["components"].items():
+            if "same_as" in part:
+                stem, _, other = part["same_as"].partition("/")
+                source = json.loads((configs / f"{stem}.json").read_text())
+                found["components"][name] = source["components"][other or name]
         return found
 
     @property
@@ -101,10 +113,24 @@ class ModelFiles:
         if self.folder is None:
             assert self.published is not None
             return {name: tuple(part["class"]) for name, part in self.published["components"].items()}
+        return _classes(self._index)
+
+    @property
+    def _index(self) -> Path:
+        assert self.folder is not None
         index = self.folder / "model_index.json"
         if not index.is_file():
             raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
-        return _classes(index)
+        return index
+
+    @cached_property
+    def pipeline_config(self) -> dict[str, Any]:
+        """What model_index.json says of the pipeline itself (Wan's `boundary_ratio`, ...)."""
+        if self.folder is None:
+            assert self.published is not None
+            return dict(self.published.get("pipeline", {}))
+        entries = read_json(self._index).items()
+        return {k: v for k, v in entries if not k.startswith("_") and not isinstance(v, list)}
 
     def component(self, name: str) -> Path:
         """The folder of a component, fetched from the hub where it is missing."""
@@ -151,7 +177,10 @@ class ModelFiles:
 
     def _missing(self, name: str, folder: Path) -> str | None:
         """Which file a folder lacks, and what to do."""
-        if name == "tokenizer":
+        if name.endswith(("processor", "extractor")):
+            lacking = folder / "preprocessor_config.json"
+            return None if lacking.is_file() else f"{lacking} is missing; fetch the model again"
+        if name.startswith("tokenizer"):
             if any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
                 return None
             return (
@@ -187,15 +216,31 @@ class ModelFiles:
             return
         shapes: dict[str, list[int]] = {}
         for path in paths:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{self.option(name)}: {path} cannot be loaded: {error}; fetch it again"
-                ) from error
+            with self._opened(name, path) as file:
+                shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
         lacking, strange = _differences(module, shapes)
         self.refuse_tensors(name, folder, lacking, strange)
+
+    def tensors(self, name: str, keys: Sequence[str]) -> list[Tensor]:
+        """A few tensors of a component's safetensors files; nothing else of it is read."""
+        folder = self.weights(name)
+        _, paths = self._weight_paths(name, folder)
+        found: dict[str, Tensor] = {}
+        for path in paths:
+            with self._opened(name, path) as file:
+                found.update({key: file.get_tensor(key) for key in set(keys).intersection(file.keys())})
+        self.refuse_tensors(name, folder, sorted(set(keys) - set(found)), [])
+        return [found[key] for key in keys]
+
+    @contextmanager
+    def _opened(self, name: str, path: Path) -> Iterator[Any]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.option(name)}: {path} cannot be loaded: {error}; fetch it again"
+            ) from error
 
     def refuse_tensors(self, name: str, folder: Path, lacking: Sequence[str], strange: Sequence[str]) -> None:
         """Raise UserError if weights lack tensors that the configuration asks for, or have others."""
@@ -268,3 +313,28 @@ def read_json(file: Path) -> dict[str, Any]:
             f"model.path: {file} holds a {type(found).__name__} where an object belongs; fetch it again"
         )
     return found
+
+
+def check_vocabulary(folder: Path, rows: int) -> None:
+    """Refuse a tokenizer.json that is all but empty, or larger than the `rows` that its text encoder embeds.
+
+    Read as JSON, since transformers takes seconds to build a large tokenizer.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    tokenizer = read_json(file)
+    added = tokenizer.get("added_tokens", [])
+    tokens = len(tokenizer.get("model", {}).get("vocab", []))
+    ordinary = tokens - sum(token["special"] for token in added)
+    if ordinary <= 1:  # transformers saves a lost vocabulary as the special tokens and the word mark
+        raise UserError(
+            f"model.path: {file} has {tokens} tokens, all but {max(ordinary, 0)} of them special; "
+            "fetch the model again"
+        )
+    size = max(tokens, *(token["id"] + 1 for token in added), 0)
+    if size > rows:
+        raise UserError(
+            f"model.path: {file} has {size} tokens and the text encoder embeds {rows}; copy the "
+            "tokenizer of this model there"
+        )

@@ -23,8 +23,11 @@ class Noisy:
     x0: Streams
     noise: Streams
     u: Tensor
+    expert: str | None = None
+    """The component that these levels belong to, where a family has one for high noise and one for low."""
     mask: Tensor | None = None
-    """1 where an element counts in the average, 0 where it leaves it; broadcastable to the stream."""
+    """1 where an element counts in the average, 0 where it leaves it; broadcastable to the stream. A stage
+    that pads x0 gives it as `mask`."""
     weight: Tensor | None = None
     """Factor of the error, (B,) or broadcastable like u; does not change the denominator."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -45,15 +48,18 @@ class Sampling:
     steps: int
     guidance: float
     seed: int
+    fps: float = 16.0
+    frames: Mapping[str, Any] = field(default_factory=dict)
+    """Given frames in the bucket's size, (H, W, 3) in uint8: `first_frame`, `last_frame`."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """A family's published settings: what `init` writes and `models` lists."""
+    """Published settings: what `init` writes and `models` lists."""
 
-    path: str
     timesteps: str
-    shift: float
+    shift: float | Mapping[str, float]
+    """Of the objective: a number, or the keys of a shift that depends on the number of tokens."""
     guidance: float
     frames: tuple[int, ...]
     area: str
@@ -61,8 +67,28 @@ class Defaults:
     size: str
     """Of samples, frames x height x width."""
     fps: float
-    rule: str
-    """Which sizes it takes, in words."""
+    objective: str = "flow_matching"
+
+    @property
+    def shift_text(self) -> str:
+        """As YAML."""
+        if isinstance(self.shift, Mapping):
+            return f"{{{', '.join(f'{key}: {value:g}' for key, value in self.shift.items())}}}"
+        return f"{self.shift:g}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way in which checkpoints of a family differ."""
+
+    path: str
+    """A published checkpoint whose configuration ships."""
+    frames: str | None = None
+    """Setting of `frame_conditioning` that it is trained with."""
+    small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Component -> settings of the small pipeline that tests build, beside those of the family."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What of the family's `defaults` differs."""
 
 
 class Family(ABC):
@@ -77,6 +103,10 @@ class Family(ABC):
     """Licence note of the published weights."""
 
     defaults: ClassVar[Defaults]
+    """Of its first variant."""
+    variants: ClassVar[Mapping[str, Variant]]
+    small: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Component -> settings that replace published ones in the small pipelines that tests build."""
     Options: ClassVar[Any]
     """Dataclass of what `model.options` may say."""
     adapter_components: ClassVar[tuple[str, ...]]
@@ -86,7 +116,38 @@ class Family(ABC):
 
     components: nn.ModuleDict
     """The networks that are loaded, by name."""
-    stages: list[Stage]
+
+    @property
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """From what a sample brings to what `denoise` or `logits` reads; conditions may add some."""
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Frames of a clip that the model is given: `first_frame`, `last_frame`."""
+        return ()
+
+    @property
+    def frames_optional(self) -> bool:
+        """Whether the model also generates from text alone."""
+        return True
+
+    @property
+    def cores(self) -> Sequence[str]:
+        """Components whose forward the objective trains: more than one where experts share the levels."""
+        return (self.core,)
+
+    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
+        """Take frames of a clip as a further input: its `first`, its `last` or `both`.
+
+        Raises UserError if these weights cannot; `optional` has samples without, `dropout` with an empty
+        picture in their place.
+        """
+        raise UserError(f"conditions: family {self.name} is given no frames; leave frame_conditioning out")
+
+    def lacking(self) -> str | None:
+        """What to say if these weights want a condition that was not prepared."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -170,6 +231,19 @@ class Denoiser(Family):
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
         return 1 - u, u, 1000 * u
+
+    @property
+    def experts(self) -> Mapping[str, tuple[float, float]]:
+        """The range of u of each loaded core; empty where one core takes all levels."""
+        return {}
+
+    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+        """Put given frames where the network expects them, before noise is mixed in.
+
+        Rows that are not `given` (B,) train text-to-video; of those that are and not `kept` (B,) an empty
+        picture stands in the place of frames.
+        """
+        raise NotImplementedError(f"{self.name} is given no frames")
 
     @abstractmethod
     def num_tokens(self, x0: Streams) -> int:

@@ -5,7 +5,7 @@ Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..types import Batch, LossSum, Streams, UserError, option
 if TYPE_CHECKING:
     from ..families.base import Family
 
+Level = TypeVar("Level", float, Tensor)
 Loss = Literal["mse", "huber", "smooth_l1"]
 
 
@@ -33,13 +34,21 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return expand(a, wider) * expand(b, wider)
 
 
+def shifted(u: Level, shift: float) -> Level:
+    """s u / (1 + (s - 1) u), of which a shift by 1 / s is the inverse."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 @option
 class DynamicShift:
-    """A shift that grows with the number of tokens, as FLUX and LTX are sampled with.
+    """A shift that grows with the number of tokens, as FLUX, LTX and CogView4 are sampled with.
 
     exp(mu), mu linear in the token count (`calculate_shift` of diffusers' pipelines).
     """
 
+    kind: Literal["exponential", "linear"] = "exponential"
+    """`time_shift_type` of the published scheduler: of `linear` the shift is max sqrt(tokens / base_tokens) +
+    base, as of CogView4."""
     base: float = 0.5
     max: float = 1.15
     base_tokens: int = 256
@@ -50,8 +59,12 @@ class DynamicShift:
             raise ValueError(
                 f"max_tokens must be above base_tokens ({self.base_tokens}), not {self.max_tokens}"
             )
+        if self.kind == "linear" and self.max_tokens != DynamicShift.max_tokens:
+            raise ValueError(f"max_tokens: {self.max_tokens} has no effect with kind linear; remove it")
 
     def value(self, tokens: int) -> float:
+        if self.kind == "linear":
+            return self.max * math.sqrt(tokens / self.base_tokens) + self.base
         slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base + slope * (tokens - self.base_tokens))
 
@@ -77,6 +90,10 @@ class Diffusion:
         """Draw u, (B,)."""
         return draw.uniform("timestep")
 
+    def expert_levels(self, family: Denoiser, x0: Streams, draw: Draw) -> tuple[Tensor, str]:
+        """Draw u, (B,), in the range of one of the family's experts, to which the whole global batch goes."""
+        raise NotImplementedError("experts share the levels of flow matching alone")
+
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha and sigma of x_t = alpha x_0 + sigma noise, and the timestep that is fed; each like u."""
         raise NotImplementedError
@@ -101,14 +118,17 @@ class Diffusion:
     def start(self, family: Denoiser, batch: Batch, draw: Draw) -> Noisy:
         x0: Streams = {name: value.float() for name, value in batch["x0"].items()}
         noise = {name: draw.normal(_purpose("noise", name), value.shape[1:]) for name, value in x0.items()}
-        return Noisy(x0, noise, self.levels(family, x0, draw))
+        mask = batch.get("mask")
+        if family.experts:
+            return Noisy(x0, noise, *self.expert_levels(family, x0, draw), mask=mask)
+        return Noisy(x0, noise, self.levels(family, x0, draw), mask=mask)
 
     def loss(
         self, family: Denoiser, batch: Batch, draw: Draw, conditions: Sequence[Condition] = ()
     ) -> LossSum:
         noisy = self.start(family, batch, draw)
         for condition in conditions:
-            noisy = condition.before(noisy, batch, draw)
+            noisy = condition.before(family, noisy, batch, draw)
         noisy = self.noised(family, noisy)
 
         def predict() -> Streams:
@@ -183,21 +203,48 @@ class FlowMatching(Diffusion):
             )
 
     def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
-        u = self.unshifted(draw)
-        shift = (
+        return shifted(self.unshifted(draw), self.shift_of(family, x0))
+
+    def shift_of(self, family: Denoiser, x0: Streams) -> float:
+        return (
             self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
         )
-        return shift * u / (1 + (shift - 1) * u)
+
+    def expert_levels(self, family: Denoiser, x0: Streams, draw: Draw) -> tuple[Tensor, str]:
+        shift = self.shift_of(family, x0)
+        names = sorted(family.experts, key=lambda name: family.experts[name])
+        ends = [[self.cumulative(shifted(u, 1 / shift)) for u in family.experts[name]] for name in names]
+        masses = torch.tensor([abs(high - low) for low, high in ends], dtype=torch.float64)
+        edges = [0.0, *(masses / masses.sum()).cumsum(0)[:-1].tolist(), 1.0]
+        cell, q = draw.within("timestep", edges)
+        low, high = ends[cell]
+        share = (q - edges[cell]) / (edges[cell + 1] - edges[cell])
+        return shifted(self.quantile(low + share * (high - low)), shift), names[cell]
 
     def unshifted(self, draw: Draw) -> Tensor:
         if self.timesteps == "logit_normal":
             return torch.sigmoid(self.logit_mean + self.logit_std * draw.normal("timestep"))
-        u = draw.uniform("timestep")
+        return self.quantile(draw.uniform("timestep"))
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """The level, before the shift, below which a share p of all lies; of `mode` above which."""
+        if self.timesteps == "logit_normal":
+            return torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(p))
         if self.timesteps == "mode":  # Eq. 20 of Esser et al. 2024
-            return 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+            return 1 - p - self.mode_scale * (torch.cos(math.pi / 2 * p) ** 2 - 1 + p)
         if self.timesteps == "cosmap":  # Eq. 21 of Esser et al. 2024
-            return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
-        return u
+            return 1 - 1 / (torch.tan(math.pi / 2 * p) + 1)
+        return p
+
+    def cumulative(self, u: float) -> float:
+        """The inverse of `quantile`, by bisection."""
+        low, high = 0.0, 1.0
+        falls = self.timesteps == "mode"
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = bool(self.quantile(torch.tensor(middle, dtype=torch.float64)) > u)
+            low, high = (low, middle) if above != falls else (middle, high)
+        return (low + high) / 2
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         return family.path(u, x0)

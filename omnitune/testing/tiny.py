@@ -1,17 +1,49 @@
-"""Tiny random pipelines in the published layout, with a real tokenizer trained on captions."""
+"""Tiny random pipelines in the published layout, with real tokenizers trained on captions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CAPTIONS = (
     "a fox runs through snow", "two boats on a lake", "smiling face with sunglasses", "a red apple",
     "an airplane flies over the sea, seen from below", "rocket", "a cat plays with a ball of wool", "tornado",
 )  # fmt: skip
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
+"""Special tokens of HunyuanVideo's prompt templates."""
+TEMPLATE_WORDS = """system
+
+user
+assistant
+Describe the video by detailing following aspects according to reference image main content and theme of color
+ shape size texture quantity text spatial relationships objects Actions events behaviors temporal physical
+ movement changes background environment light style atmosphere camera angles movements transitions used in
+ The
+"""
+"""Words of these templates. In Llama 3 each is one token, and the pipelines cut the templates off by a count
+of tokens: 95, or 103 with a picture."""
 
 
-def train_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 512) -> int:
-    """Train a unigram tokenizer in T5's layout, save it, return its vocabulary size."""
+def train_tokenizer(
+    captions: Sequence[str],
+    folder: Path,
+    vocab_size: int = 512,
+    kind: Literal["t5", "clip", "llama", "glm"] = "t5",
+) -> int:
+    """Train a tokenizer in the layout of a published text encoder, save it, return its vocabulary size.
+
+    `vocab_size` bounds what is learned of the captions. Beside that, `t5` (UMT5 too) has nothing; `clip`,
+    `llama` (Llama 3 as HunyuanVideo has it) and `glm` (GLM-4 as CogView4 has it) have their special tokens
+    and all bytes, so that they spell any text.
+    """
+    wrapped = {"t5": _t5, "clip": _clip, "llama": _llama, "glm": _glm}[kind](captions, vocab_size)
+    wrapped.save_pretrained(folder)
+    return len(wrapped)
+
+
+def _t5(captions: Sequence[str], vocab_size: int) -> Any:
+    """A unigram model."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import T5TokenizerFast
 
@@ -27,28 +59,182 @@ def train_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int = 512
     )
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    wrapped = T5TokenizerFast(
+    return T5TokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_ids=0
     )
-    wrapped.save_pretrained(folder)
-    return len(wrapped)
+
+
+def _clip(captions: Sequence[str], vocab_size: int) -> Any:
+    """Byte-level BPE in lower case; the end of text is the last id: CLIP pools at the largest."""
+    from transformers import CLIPTokenizer
+
+    layout = CLIPTokenizer().backend_tokenizer
+    pieces, merges = _learn(captions, vocab_size, layout.pre_tokenizer, layout.normalizer, "</w>")
+    vocab = _numbered(_byte_letters(), pieces, ["<|startoftext|>", "<|endoftext|>"])
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def _llama(captions: Sequence[str], vocab_size: int) -> Any:
+    """BPE with bytes for letters that it has not learned.
+
+    Llama 3 is byte-level, but LlamaTokenizerFast, which the pipelines name, reads no such file (transformers
+    5.23 gives it SentencePiece's spaces whatever the file says).
+    """
+    from tokenizers import Regex, pre_tokenizers
+    from transformers import LlamaTokenizerFast
+
+    words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n+|\s+"), "isolated")
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    cut = pre_tokenizers.Sequence([words, spaces])
+    template, first = _learn([TEMPLATE_WORDS], len(TEMPLATE_WORDS), cut)
+    pieces, then = _learn(captions, vocab_size, cut)
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<pad>"}
+    any_byte = [f"<0x{value:02X}>" for value in range(256)]
+    return LlamaTokenizerFast(
+        vocab=_numbered(any_byte, template, pieces, special.values(), HEADERS),
+        merges=list(dict.fromkeys([*first, *then])),
+        unk_token=None,
+        **special,
+        extra_special_tokens=list(HEADERS),
+        add_bos_token=True,
+        add_prefix_space=False,
+        padding_side="right",
+        model_max_length=8192,
+    )
+
+
+def _glm(captions: Sequence[str], vocab_size: int) -> Any:
+    """Byte-level BPE; every text begins with `[gMASK]<sop>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces, merges = _learn(captions, vocab_size, cut)
+    special = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
+    special += ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+    vocab = _numbered(_byte_letters(), pieces, special)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A", special_tokens=[(name, vocab[name]) for name in ("[gMASK]", "<sop>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=special[1:],
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=128000,
+    )
+
+
+def _byte_letters() -> list[str]:
+    """The letters by which byte-level BPE writes the 256 bytes."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _learn(
+    texts: Sequence[str], size: int, pre_tokenizer: Any, normalizer: Any = None, end: str = ""
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Up to `size` pieces of BPE, letters first, and the merges that make them.
+
+    With an `end` of words, all bytes that end one come before. Given so, they have an order: the trainer
+    numbers those it finds as it happens, and breaks ties by number.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=end))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    last = [letter + end for letter in _byte_letters()] if end else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(last) + size, special_tokens=last, end_of_word_suffix=end, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].get), [tuple(merge) for merge in model["merges"]]
+
+
+def _numbered(*groups: Iterable[str]) -> dict[str, int]:
+    """Ids of pieces in the order in which they first occur."""
+    return {piece: i for i, piece in enumerate(dict.fromkeys(chain(*groups)))}
 
 
 def build_tiny(
-    folder: Path, family: str = "wan", *, captions: Sequence[str] = CAPTIONS, seed: int = 0, **sizes: int
+    folder: Path,
+    family: str = "wan",
+    variant: str | None = None,
+    *,
+    captions: Sequence[str] = CAPTIONS,
+    seed: int = 0,
+    **settings: Mapping[str, Any],
 ) -> Path:
-    """Save a random pipeline of a family; `sizes` are keywords of the family's `tiny`."""
+    """Save a random pipeline of a family: a published configuration with the family's small sizes.
+
+    `variant` is one of the family's, by default its first; `settings` replace more of the configuration, by
+    component.
+    """
     import torch
-    from transformers import AutoTokenizer
 
     from ..families import resolve
+    from ..families._files import ModelFiles
 
     cls: Any = resolve(family)
     cls.quiet()
+    chosen = cls.variants[variant or next(iter(cls.variants))]
+    files = ModelFiles(chosen.path)
+    index = {"_class_name": cls.pipeline_class.__name__, **files.pipeline_config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vocab_size = train_tokenizer(captions, folder / "tokenizer")
-        parts = cls.tiny(vocab_size, **sizes)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    cls.pipeline_class(**parts, tokenizer=tokenizer).save_pretrained(folder)
+        sizes = {
+            name: train_tokenizer(captions, folder / name, kind=kind) for name, kind in cls.tokenizers.items()
+        }
+        for name, (library, kind) in files.classes.items():
+            index[name] = [library, kind]
+            if name in sizes:
+                continue
+            small = {
+                k: v for given in (cls.small, chosen.small, settings) for k, v in given.get(name, {}).items()
+            }
+            config = {**files.config(name), **small}
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            if tokenizer in sizes:
+                config = _embedding(config, sizes[tokenizer], folder / tokenizer)
+            made = _random(files.find_class(name), config)
+            made.save_pretrained(folder / name)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def _embedding(config: dict[str, Any], rows: int, tokenizer: Path) -> dict[str, Any]:
+    """A text encoder's configuration for a tokenizer of so many tokens; LLaVA's names two of them."""
+    if "text_config" not in config:
+        return {**config, "vocab_size": rows}
+    added = json.loads((tokenizer / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    return {
+        **config,
+        "text_config": {**config["text_config"], "vocab_size": rows},
+        "image_token_index": ids["<image>"],
+        "pad_token_id": ids["<pad>"],
+    }
+
+
+def _random(cls: Any, config: dict[str, Any]) -> Any:
+    """A network with random weights; a scheduler or an image processor as its configuration says."""
+    if hasattr(cls, "from_config"):
+        made = cls.from_config(config)
+    elif hasattr(cls, "config_class"):
+        made = cls(cls.config_class.from_dict(config))
+    else:
+        return cls(**config)
+    if not hasattr(made, "eval"):
+        return made
+    for name, buffer in made.named_buffers():
+        if name in ("latents_mean", "latents_std"):  # LTX-Video's autoencoder has them among its weights
+            buffer.uniform_(0.5, 1.5)
+    return made.eval()

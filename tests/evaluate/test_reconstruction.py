@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL
 
 from omnitune.evaluate import psnr
 from omnitune.evaluate.data import reconstructed, to_8bit
-from omnitune.families._diffusers import DiffusersFamily
+from omnitune.families._latents import LatentFamily
 from omnitune.families.base import Family
 from omnitune.families.wan import Wan
-from omnitune.types import Stage, UserError
+from omnitune.types import UserError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pocket" / "autoencoder.py"
 
@@ -41,13 +41,9 @@ def test_an_autoencoder_of_pictures_has_no_time(noise):
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2).eval()
 
-    def encode(batch, draw):
-        return {"moments": vae.encode(batch["pixels"][:, :, 0]).latent_dist.parameters}
-
-    family = SimpleNamespace(
-        components={"vae": vae}, stages=[Stage("moments", ("vae",), ("pixels",), ("moments",), encode)]
-    )
-    family.reconstruct = lambda x: DiffusersFamily.reconstruct(family, x)
+    family = SimpleNamespace(components={"vae": vae}, moments_per_frame=False)
+    family.posterior = lambda x: LatentFamily.posterior(family, x)
+    family.reconstruct = lambda x: LatentFamily.reconstruct(family, x)
     with torch.no_grad():
         expected = vae.decode(vae.encode(pixels(noise[:1])[:, :, 0]).latent_dist.mode()).sample.clamp(-1, 1)
     assert np.array_equal(reconstructed(family, noise[:1]), to_8bit(expected[0][:, None]))

@@ -36,7 +36,9 @@ def test_folded_padding_predicts_and_learns_what_full_padding_does(families, len
 
 
 def test_folded_padding_feeds_one_zero_for_all(families):
-    text, bias = families[1].pad_text([torch.ones(3, 32), torch.ones(5, 32)])
+    padding = families[1].padding
+    text = padding.pad([torch.ones(3, 32), torch.ones(5, 32)])
+    bias = padding.bias
     assert text.shape == (2, 6, 32)
     assert bias[0, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 61, 0, 0])
     assert bias[1, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 1, 1, 59])

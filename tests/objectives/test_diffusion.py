@@ -79,7 +79,7 @@ class Edit(Condition):
     def __init__(self, **fields: Any):
         self.fields = fields
 
-    def before(self, noisy: Noisy, batch: Batch, draw: Draw) -> Noisy:
+    def before(self, family: Any, noisy: Noisy, batch: Batch, draw: Draw) -> Noisy:
         for name, value in self.fields.items():
             setattr(noisy, name, value)
         return noisy

@@ -1,0 +1,151 @@
+"""Families with an autoencoder in latent space: pixels to moments to x0, and given frames."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..random import Draw
+from ..types import Batch, Stage, UserError
+from ._diffusers import DiffusersFamily
+from .base import Noisy
+
+PICTURES = {"first": ("first_frame",), "last": ("last_frame",), "both": ("first_frame", "last_frame")}
+"""What each setting of frame_conditioning needs of a clip."""
+
+
+class LatentFamily(DiffusersFamily):
+    """Stages `moments` (cacheable) and `latents` (draws the posterior), and the text stage of the family."""
+
+    takes: tuple[str, ...] = ()
+    """Settings of `frame_conditioning.frames` that the loaded checkpoint can train with."""
+    frames_required: bool = False
+    """Whether the checkpoint is always given frames."""
+    frames: str | None = None
+    """Which frames are given in this run."""
+    moments_per_frame: ClassVar[bool] = True
+    """Whether the autoencoder knows time: its latents are (B, C, T, h, w), else (B, C, h, w)."""
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("moments", ("vae",), ("pixels",), ("moments",), self.encode_pixels),
+            Stage("latents", (), ("moments",), ("x0",), self.draw_latents, draws=("posterior",)),
+            *self.text_stages(),
+            *(self.frame_stages() if self.frames else ()),
+        ]
+
+    @abstractmethod
+    def text_stages(self) -> list[Stage]:
+        """From captions to what the text encoders give."""
+
+    def frame_stages(self) -> list[Stage]:
+        """From given frames to what `with_frames` and `denoise` read."""
+        return []
+
+    @abstractmethod
+    def affine(self) -> tuple[Any, Any]:
+        """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel."""
+
+    # Latents
+
+    def encode_pixels(self, batch: Batch, draw: Draw) -> Batch:
+        """Pixels (B, 3, T, H, W) in [-1, 1] to the posterior's mean and log-variance, (B, 2C, [T',] h, w)."""
+        return {"moments": self.posterior(batch["pixels"]).parameters}
+
+    def posterior(self, pixels: Tensor) -> Any:
+        """The autoencoder's distribution of latents."""
+        vae: Any = self.components["vae"]
+        pixels = pixels.to(vae.device, vae.dtype)
+        return vae.encode(pixels if self.moments_per_frame else pixels.squeeze(2)).latent_dist
+
+    def draw_latents(self, batch: Batch, draw: Draw) -> Batch:
+        """Sample the posterior, then normalise: the deviation scales too."""
+        return {"x0": {"x": self.normalised(self.sampled(batch["moments"], draw, "posterior"))}}
+
+    @staticmethod
+    def sampled(moments: Tensor, draw: Draw, purpose: str) -> Tensor:
+        mean, logvar = moments.float().chunk(2, dim=1)
+        std = (0.5 * logvar.clamp(-30, 20)).exp()  # diffusers' DiagonalGaussianDistribution clamps alike
+        return mean + std * draw.normal(purpose, mean.shape[1:])
+
+    def normalised(self, z: Tensor) -> Tensor:
+        """Latents (B, C, ...) of the autoencoder as the denoiser knows them, in fp32."""
+        shift, scale = (
+            torch.as_tensor(value, dtype=torch.float32, device=z.device).view(-1, *[1] * (z.ndim - 2))
+            for value in self.affine()
+        )
+        return (z.float() - shift) * scale
+
+    def normalised_mode(self, pixels: Tensor) -> Tensor:
+        """Latents of pixels at the posterior's mode, as the pipelines take those of given frames."""
+        return self.normalised(self.posterior(pixels).mode())
+
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Send pixels (B, 3, T, H, W) in [-1, 1] through the VAE and back, by the mode of the posterior."""
+        decoded = self.decoded(self.posterior(pixels).mode()).float().clamp(-1, 1)
+        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Pixels of the autoencoder's latents (B, C, ...), without noise."""
+        vae: Any = self.components["vae"]
+        pixels: Tensor = vae.decode(z).sample
+        return pixels
+
+    # Given frames
+
+    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
+        if frames not in self.takes:
+            able = f"it takes {', '.join(self.takes)}" if self.takes else "it is given no frames"
+            raise UserError(f"conditions: frames: {frames!r} is not for {self.files.path}, {able}")
+        if optional and self.frames_required:
+            raise UserError(
+                f"conditions: {self.files.path} is always given frames; leave probability at 1, and use "
+                "dropout for an empty picture in their place"
+            )
+        if dropout and not self.frames_required:
+            raise UserError(
+                f"conditions: {self.files.path} knows no empty picture; use probability, the others train "
+                "text-to-video"
+            )
+        self.frames = frames
+
+    def lacking(self) -> str | None:
+        if not self.frames_required or self.frames:
+            return None
+        return (
+            f"conditions: {self.files.path} is an image-to-video checkpoint; add "
+            f"{{name: frame_conditioning, frames: {self.takes[0]}}}"
+        )
+
+    @staticmethod
+    def first_frame_clean(noisy: Noisy, given: Tensor) -> Noisy:
+        """Give rows their first latent frame without noise and leave it out of the average.
+
+        `given` (B,) is 1 for these rows. A picture is left as it is: all of it would be given.
+        """
+        x0 = noisy.x0["x"]  # (B, C, T, h, w)
+        if x0.shape[2] == 1:
+            return noisy
+        clean = x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1)
+        clean[:, :, 0] = given.view(-1, 1, 1, 1)
+        noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * (1 - clean)
+        noisy.mask = 1 - clean
+        return noisy
+
+    @staticmethod
+    def as_pictures(frame: Tensor) -> list[Any]:
+        """One frame of each clip, (B, 3, 1, H, W) in [-1, 1], as PIL pictures, for image processors."""
+        from PIL import Image
+
+        levels = ((frame.squeeze(2) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(picture.numpy()) for picture in levels.cpu()]
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return PICTURES[self.frames] if self.frames else ()
+
+    @property
+    def frames_optional(self) -> bool:
+        return not self.frames_required

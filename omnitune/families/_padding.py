@@ -1,0 +1,41 @@
+"""Texts with zeros behind them that a denoiser attends to unmasked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Padding:
+    """Pads texts to a length; or folds the zeros into one that weighs as much, by a bias of attention.
+
+    n equal keys weigh as one whose logit is higher by log n: the same result to rounding.
+    """
+
+    def __init__(self, length: int, fold: bool):
+        self.length, self.fold = length, fold
+        self.bias: Tensor | None = None
+        """Of the texts padded last, (B, 1, 1, M); None where they are padded in full."""
+
+    def pad(self, embeds: Sequence[Tensor]) -> Tensor:
+        """Texts (L, D) to (B, length, D), or (B, M, D) folded."""
+        lengths = torch.tensor([len(e) for e in embeds])
+        width = min(self.length, int(lengths.max()) + 1) if self.fold else self.length
+        text = torch.stack([torch.cat([e, e.new_zeros(width - len(e), e.shape[1])]) for e in embeds])
+        self.bias = None
+        if width < self.length:
+            bias = torch.zeros(len(embeds), width)
+            bias[torch.arange(width) > lengths[:, None]] = -torch.inf
+            bias[torch.arange(len(embeds)), lengths] = (self.length - lengths).float().log()
+            self.bias = bias[:, None, None].to(text)
+        return text
+
+    def attach(self, module: Any) -> None:
+        """Have the cross-attention of Wan's blocks weigh what was folded."""
+        for block in module.blocks:
+            block.attn2.register_forward_pre_hook(self._weigh)
+
+    def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, text, _, rotary = args
+        return hidden, text, self.bias, rotary
