@@ -24,6 +24,7 @@ def text(family: "type[Family]", name: str | None = None) -> str:
     )
     levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
     clip = d.size.count("x") == 2
+    size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
     images = "  images: [fox.png]    # the first frame of each sample\n" if variant.frames else ""
     last = "  last_images: [fox_later.png]\n" if variant.frames == "both" else ""
     return f"""\
@@ -49,7 +50,7 @@ schedule: {{steps: 2000, warmup: 100, decay: cosine}}
 data:
   sources:
     - {{path: {"clips" if clip else "pictures"}}}    # with a .txt beside each, or metadata.jsonl
-  buckets: {{frames: {list(d.frames)}, area: {d.area}}}    # 1 frame is a picture
+  buckets: {{frames: {list(d.frames)}, {size}}}    # 1 frame is a picture
 {f"  fps: {d.fps:g}    # clips are resampled to the rate the model was trained at" if clip else ""}
   batch_size: 4    # what the optimizer sees, over all devices
   cache: .cache    # encoded latents and texts, shared between runs

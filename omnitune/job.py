@@ -4,13 +4,14 @@ Every command starts here: the family on the meta device, what each rule claims,
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .callbacks.sample import check_frames, parse_bucket
+from .callbacks.sample import check_frames, check_pictures, parse_bucket
 from .data import buckets
 from .data.cache import Store
 from .data.index import Dealt, Index, Samples, deal
@@ -46,6 +47,7 @@ class Job:
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
         self.sizes: Sequence[Bucket] | None = None
+        self.notes: list[str] = []
         noted = self.mistakes.noted
         with noted():
             self.replaced = component_folders(run.init_from)
@@ -65,6 +67,7 @@ class Job:
             run.objective.prepare(self.shape)
         with noted():
             self.sizes = buckets.resolve(run.data.buckets, self.shape.limits)
+            self.notes += self.shape.fit_sizes(self.sizes)
         with noted():
             self.sample_size()
         with noted():
@@ -92,6 +95,8 @@ class Job:
         )
         for condition in self.run.conditions:
             condition.prepare(family)
+        if self.sizes is not None:
+            family.fit_sizes(self.sizes)
         return family
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
@@ -121,12 +126,13 @@ class Job:
         bucket, limits = parse_bucket(text, where), self.shape.limits
         nearest = Bucket(
             buckets.nearest_frames(bucket.frames, limits),
-            buckets.nearest_multiple(bucket.height, limits.spatial),
-            buckets.nearest_multiple(bucket.width, limits.spatial),
+            *buckets.nearest_sides((bucket.height, bucket.width), limits),
         )
         if nearest != bucket:
             name = self.family_class.name
             raise UserError(f"{where}: {bucket} is not a size that {name} takes; the nearest is {nearest}")
+        if limits.one_size and self.sizes and bucket not in self.sizes:
+            raise UserError(f"{where}: {bucket}, but this run's positions are of {self.sizes[0]}; use that")
         return bucket
 
     def stages(self, family: Family, names: Sequence[str]) -> list[Stage]:
@@ -163,8 +169,10 @@ class Job:
             found = scan(self.run.data.sources, Path.cwd(), Hashes(self.memo_folder, verify))
             if self.sizes is not None:
                 dealt = deal(found, self.sizes, self.run.data)
+        with self.mistakes.noted():
+            check_pictures(self.run.validation)
         self.mistakes.raise_all()
-        return dealt
+        return replace(dealt, notes=[*self.notes, *dealt.notes])
 
     def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
         """Hash over the files of each component."""

@@ -36,6 +36,7 @@ def lines(run: "Run") -> Iterator[str]:
     yield ""
     yield f"{run.schedule.steps} steps of {run.data.batch_size} samples"
     if index is None:
+        yield from job.notes
         yield f"data: {', '.join(missing)} is not here, so epochs and buckets are unknown"
     else:
         yield from _data(run, index)
@@ -145,7 +146,8 @@ def why(job: Job, stage: Stage) -> str:
     sources = [s.name for s in job.live if set(s.gives) & set(stage.needs)]
     if sources:
         return f"it needs the output of {', '.join(sources)}"
-    return f"{', '.join(stage.uses) or 'nothing'} stays frozen and it draws nothing"
+    frozen = f"{', '.join(stage.uses)} stays frozen and " if stage.uses else ""
+    return f"{frozen}it draws nothing"
 
 
 def _data(run: "Run", index: "Index") -> Iterator[str]:

@@ -128,6 +128,10 @@ class Limits:
     least_frames: int = 1
     most_frames: int | None = None
     """1 where a family takes pictures alone."""
+    largest: tuple[int, int] | None = None
+    """The most of height and of width, where positions reach no further."""
+    one_size: bool = False
+    """Whether a run trains at one size alone, where positions are learned."""
 
     @property
     def smallest(self) -> str:
@@ -135,9 +139,14 @@ class Limits:
         return f"{side}x{side}" if self.most_frames == 1 else f"{self.least_frames}x{side}x{side}"
 
     @property
+    def sides_rule(self) -> str:
+        most = f" up to {self.largest[0]}x{self.largest[1]}" if self.largest else ""
+        return f"multiples of {self.spatial}{most}"
+
+    @property
     def rule(self) -> str:
         """In words."""
-        sides = f"height and width multiples of {self.spatial}"
+        sides = f"height and width {self.sides_rule}{' (one size a run)' if self.one_size else ''}"
         if self.most_frames == 1:
             return f"{sides}, pictures alone"
         least = f", at least {self.least_frames}" if self.least_frames > 1 else ""

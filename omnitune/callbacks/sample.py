@@ -94,6 +94,11 @@ def check_frames(options: Validation, family: "Family") -> None:
             )
         if asked and not given and not family.frames_optional:
             raise UserError(f"validation.{key}: image-to-video samples need one for each prompt; name them")
+
+
+def check_pictures(options: Validation) -> None:
+    """Raise UserError if a picture that samples are given is not on this machine."""
+    for key in ("images", "last_images"):
         for path in getattr(options, key):
             if not path.is_file():
                 raise UserError(f"validation.{key}: {path} is not there")

@@ -28,7 +28,8 @@ def resolve(buckets: Buckets, limits: Limits, where: str = "data.buckets") -> li
     mistakes += _wrong_spelling(buckets, where)
     sizes: list[tuple[int, int]] = []
     if not mistakes and buckets.area is not None:
-        sizes = shapes(parse_size(buckets.area), limits.spatial)
+        made = shapes(parse_size(buckets.area), limits.spatial)
+        sizes = [size for size in made if nearest_sides(size, limits) == size]
         if not sizes:
             least = f"{limits.spatial}x{limits.spatial}"
             mistakes.append(f"{where}.area: {buckets.area} is less than the smallest legal size; use {least}")
@@ -37,7 +38,13 @@ def resolve(buckets: Buckets, limits: Limits, where: str = "data.buckets") -> li
     if mistakes:
         raise UserError("\n".join(mistakes))
     sizes = sizes or [parse_size(size) for size in buckets.sizes]
-    return sorted({Bucket(frames, height, width) for frames in buckets.frames for height, width in sizes})
+    found = sorted({Bucket(frames, height, width) for frames in buckets.frames for height, width in sizes})
+    if limits.one_size and len(found) > 1:
+        raise UserError(
+            f"{where}: {len(found)} sizes, but this model's positions are learned, of one size alone; give "
+            f"one, as frames: [{found[-1].frames}], sizes: [{found[-1].height}x{found[-1].width}]"
+        )
+    return found
 
 
 def shapes(area: tuple[int, int], spatial: int) -> list[tuple[int, int]]:
@@ -115,11 +122,19 @@ def nearest_frames(count: int, limits: Limits) -> int:
 def _wrong_sizes(sizes: Sequence[str], limits: Limits, where: str) -> list[str]:
     mistakes = []
     for size in filter(_is_size, sizes):
-        nearest = "x".join(str(nearest_multiple(side, limits.spatial)) for side in parse_size(size))
-        if parse_size(nearest) != parse_size(size):
-            rule = f"in multiples of {limits.spatial}"
-            mistakes.append(f"{where}.sizes: {size} is not {rule}; the nearest is {nearest}")
+        height, width = nearest_sides(parse_size(size), limits)
+        if (height, width) != parse_size(size):
+            mistakes.append(
+                f"{where}.sizes: {size} is not in {limits.sides_rule}; the nearest is {height}x{width}"
+            )
     return mistakes
+
+
+def nearest_sides(size: tuple[int, int], limits: Limits) -> tuple[int, int]:
+    """The legal (height, width) that is nearest to `size`."""
+    height, width = (nearest_multiple(side, limits.spatial) for side in size)
+    most_height, most_width = limits.largest or (height, width)
+    return min(height, most_height), min(width, most_width)
 
 
 def nearest_multiple(side: int, spatial: int) -> int:

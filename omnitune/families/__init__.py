@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from .base import Family
 
 REGISTRY = {
+    "hunyuan_video": "omnitune.families.hunyuan_video:HunyuanVideo",
+    "cogvideox": "omnitune.families.cogvideox:CogVideoX",
+    "cogview4": "omnitune.families.cogview4:CogView4",
+    "flux": "omnitune.families.flux:Flux",
     "wan": "omnitune.families.wan:Wan",
+    "ltx_video": "omnitune.families.ltx_video:LTXVideo",
 }
 
 

@@ -218,7 +218,8 @@ class ModelFiles:
         for path in paths:
             with self._opened(name, path) as file:
                 shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
-        lacking, strange = _differences(module, shapes)
+        names = _names_when_loaded(module, list(shapes))
+        lacking, strange = _differences(module, {names[key]: shape for key, shape in shapes.items()})
         self.refuse_tensors(name, folder, lacking, strange)
 
     def tensors(self, name: str, keys: Sequence[str]) -> list[Tensor]:
@@ -271,6 +272,20 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(listed, dict):
         raise UserError(f"model.path: {index} has no weight_map; fetch it again")
     return [index.with_name(shard) for shard in sorted(set(listed.values()))]
+
+
+def _names_when_loaded(module: nn.Module, keys: Sequence[str]) -> dict[str, str]:
+    """Key in a file -> name of the parameter that transformers loads it into: files keep older layouts."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return {key: key for key in keys}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    mapping = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
+    state = module.state_dict()
+    return {key: rename_source_key(key, mapping, [], module.base_model_prefix, state)[0] for key in keys}
 
 
 def _differences(module: nn.Module, shapes: Mapping[str, list[int]]) -> tuple[list[str], list[str]]:

@@ -58,7 +58,7 @@ class Defaults:
     """Published settings: what `init` writes and `models` lists."""
 
     timesteps: str
-    shift: float | Mapping[str, float]
+    shift: float | Mapping[str, float | str]
     """Of the objective: a number, or the keys of a shift that depends on the number of tokens."""
     guidance: float
     frames: tuple[int, ...]
@@ -68,12 +68,14 @@ class Defaults:
     """Of samples, frames x height x width."""
     fps: float
     objective: str = "flow_matching"
+    one_size: bool = False
+    """Whether a run trains at one size alone: its area is stated as that."""
 
     @property
     def shift_text(self) -> str:
         """As YAML."""
         if isinstance(self.shift, Mapping):
-            return f"{{{', '.join(f'{key}: {value:g}' for key, value in self.shift.items())}}}"
+            return f"{{{', '.join(f'{key}: {value}' for key, value in self.shift.items())}}}"
         return f"{self.shift:g}"
 
 
@@ -144,6 +146,10 @@ class Family(ABC):
         picture in their place.
         """
         raise UserError(f"conditions: family {self.name} is given no frames; leave frame_conditioning out")
+
+    def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
+        """Fit the weights, loaded now or later, to the sizes of a run; what the user should know of it."""
+        return []
 
     def lacking(self) -> str | None:
         """What to say if these weights want a condition that was not prepared."""

@@ -206,9 +206,7 @@ class FlowMatching(Diffusion):
         return shifted(self.unshifted(draw), self.shift_of(family, x0))
 
     def shift_of(self, family: Denoiser, x0: Streams) -> float:
-        return (
-            self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
-        )
+        return self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
 
     def expert_levels(self, family: Denoiser, x0: Streams, draw: Draw) -> tuple[Tensor, str]:
         shift = self.shift_of(family, x0)

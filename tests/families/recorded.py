@@ -29,7 +29,7 @@ from omnitune.types import Bucket
 SIDES, LATENT_FRAMES, FPS = 64, 3, 12
 CAPTIONS = ("rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool")
 EVEN_CAPTIONS = {"cogview4": ("rocket", "two boats on a lake")}
-"""Of families whose pipeline pads the captions of a batch together: equally long once each is padded alone."""
+"""Of families whose pipeline pads the captions of a batch together: as long as each other, padded alone."""
 GUIDANCE = 3.0
 IGNORED = {"attention_kwargs", "joint_attention_kwargs", "return_dict"}
 """Keywords that carry nothing to a denoiser without adapters."""
@@ -153,30 +153,30 @@ def _write_lossless(path: Path, clip: Any) -> None:
         container.mux(stream.encode(None))
 
 
-def run_of(case: Case, model: Path, folder: Path, **keys: Any) -> Path:
-    """A run on the clips, in the family's own objective, cached, without anything random but noise."""
+def run_of(
+    case: Case, model: Path, folder: Path, cached: bool = True, certain: bool = True, **keys: Any
+) -> Path:
+    """A run on the clips, in the family's own objective; of a `certain` one nothing but noise is random."""
     family: Any = resolve(case.family)
     shape = family.load(str(model), "meta", torch.float32)
     limits = shape.limits
     frames = 1 if limits.most_frames == 1 else (LATENT_FRAMES - 1) * limits.temporal + 1
     conditions = [{"name": "frame_conditioning", "frames": case.frames}] if case.frames else []
     clips = write_clips(folder / "clips", frames, EVEN_CAPTIONS.get(case.family, CAPTIONS))
-    described = small_run(
-        model,
-        folder / "cache",
-        objective={"name": family.defaults.objective},
-        conditions=conditions,
-        trainable={"lora": {}},
-        data={
+    given = {
+        "objective": {"name": family.defaults.objective},
+        "conditions": conditions,
+        "trainable": {"lora": {}},
+        "data": {
             "sources": [{"path": str(clips)}],
             "batch_size": 2,
             "buckets": {"frames": [frames], "sizes": [f"{SIDES}x{SIDES}"]},
-            "cache": str(folder / "cache"),
+            "cache": str(folder / "cache") if cached else None,
         },
-        **keys,
-    )
+    }
+    described = small_run(model, folder / "cache", **{**given, **keys})
     described["model"]["family"] = case.family
-    if case.frames:
+    if case.frames and certain:
         described["model"]["options"] = WITHOUT_CHANCE.get(case.family, {})
     if getattr(shape, "guided", False):  # told to the network, which is distilled
         described["model"].setdefault("options", {})["guidance"] = GUIDANCE

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 from torch.distributions import Normal
@@ -358,6 +360,20 @@ def test_the_dynamic_shift_is_that_of_flux() -> None:
     assert DynamicShift().value(256) == pytest.approx(math.exp(0.5))
     assert DynamicShift().value(4096) == pytest.approx(math.exp(1.15))
     assert DynamicShift().value((256 + 4096) // 2) == pytest.approx(math.exp((0.5 + 1.15) / 2))
+
+
+@pytest.mark.parametrize("tokens", [15, 256, 4096, 8192])
+def test_the_linear_dynamic_shift_is_that_of_cogview4(tokens: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    scheduler.set_timesteps(sigmas=[0.9, 0.3], mu=calculate_shift(tokens, 256, 0.2, 0.7))
+    dynamic = FlowMatching(timesteps="uniform", shift=DynamicShift(kind="linear", base=0.2, max=0.7))
+    found = levels(dynamic, torch.tensor([0.9, 0.3]), tokens)
+    torch.testing.assert_close(found, scheduler.sigmas[:2], rtol=1e-6, atol=0)
+
+
+def test_a_linear_shift_has_no_most_tokens() -> None:
+    with pytest.raises(ValueError, match="max_tokens: 900 has no effect with kind linear"):
+        DynamicShift(kind="linear", max_tokens=900)
 
 
 def test_the_dynamic_shift_follows_the_number_of_tokens() -> None:

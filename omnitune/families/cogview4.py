@@ -1,0 +1,175 @@
+"""CogView4: text to image."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers import CogView4Pipeline
+from diffusers.models.transformers.transformer_cogview4 import (
+    CogView4AttnProcessor,
+    CogView4TrainingAttnProcessor,
+)
+from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..random import Draw
+from ..types import Batch, Limits, Stage, Streams, option
+from ._files import ModelFiles
+from ._latents import LatentFamily
+from .base import Defaults, Noisy, Variant
+
+
+@option
+class CogView4Options:
+    text_length: int = 1024
+    """Tokens the text is cut to, before padding to a multiple of 16; the published pipeline uses 1024."""
+
+    def __post_init__(self) -> None:
+        if self.text_length < 1:
+            raise ValueError(f"text_length must be 1 or more, not {self.text_length}")
+
+
+class MaskedTexts:
+    """Attention of a block: the published one for training where texts are masked, else the plain one."""
+
+    def __init__(self) -> None:
+        self.plain, self.masked = CogView4AttnProcessor(), CogView4TrainingAttnProcessor()
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        image_rotary_emb: Any = None,
+        text_attn_mask: Tensor | None = None,
+    ) -> Any:
+        given = (attn, hidden_states, encoder_hidden_states)
+        if text_attn_mask is None:
+            return self.plain(*given, image_rotary_emb=image_rotary_emb)
+        return self.masked(*given, text_attn_mask=text_attn_mask, image_rotary_emb=image_rotary_emb)
+
+
+class CogView4(LatentFamily):
+    name = "cogview4"
+    tasks = ("text-to-image",)
+    networks = ("transformer", "vae", "text_encoder")
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "glm"}
+    moments_per_frame = False
+    lora_targets = ("transformer.transformer_blocks.*.attn1.to_*",)
+    licence = "Apache-2.0"
+    pipeline_class = CogView4Pipeline
+    Options = CogView4Options
+    defaults = Defaults(
+        timesteps="uniform",  # before the shift, as its authors' trainer draws them
+        shift={"kind": "linear", "base": 0.25, "max": 0.75},
+        guidance=5.0,
+        frames=(1,),
+        area="1024x1024",
+        size="1024x1024",
+        fps=0.0,
+    )
+    variants: ClassVar[Mapping[str, Variant]] = {"t2i": Variant("zai-org/CogView4-6B")}
+    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "transformer": {
+            "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "text_embed_dim": 32,
+            "time_embed_dim": 16, "condition_dim": 8,
+        },
+        "vae": {
+            "block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2,
+            "scaling_factor": 0.7, "shift_factor": 0.3,
+        },
+        "text_encoder": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "head_dim": 8, "pad_token_id": None,
+        },
+    }  # fmt: skip
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options or CogView4Options())
+        self.vae_config = files.config("vae")
+        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.patch = files.config("transformer")["patch_size"]
+        scheduler = files.config("scheduler")
+        self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.vae_scale * self.patch, 1, most_frames=1)
+
+    def affine(self) -> tuple[Any, Any]:
+        """The published pipelines know no shift, whatever the VAE's configuration says of one."""
+        return 0.0, self.vae_config["scaling_factor"]
+
+    def text_stages(self) -> list[Stage]:
+        return [
+            Stage(
+                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
+                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
+            )
+        ]  # fmt: skip
+
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to embeddings, (L, D) each, with the padding on the left that the denoiser attends to.
+
+        Each alone: in a batch the pipeline pads to its longest caption, and GLM reads padding as text.
+        """
+        encoder: Any = self.components["text_encoder"]
+        pipe = self.pipeline()
+        embeds = [
+            pipe.encode_prompt(
+                [caption],
+                do_classifier_free_guidance=False,
+                device=encoder.device,
+                max_sequence_length=self.options.text_length,
+            )[0][0]
+            for caption in batch["caption"]
+        ]
+        return {"prompt_embeds": embeds}
+
+    def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma, and the timestep before the shift s, of which u = s t / (1 + (s - 1) t) is the level.
+
+        s is that of the published schedule at this resolution, whichever levels training draws.
+        """
+        s = calculate_shift(self.num_tokens(x0), *self.shift_config)
+        return 1 - u, u, 1000 * u / (s + (1 - s) * u)
+
+    def num_tokens(self, x0: Streams) -> int:
+        h, w = x0["x"].shape[-2:]
+        return int((h // self.patch) * (w // self.patch))
+
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        x = noisy.x["x"]  # (B, C, h, w)
+        texts = [e.to(x.device, self.dtype) for e in batch["prompt_embeds"]]
+        size = torch.tensor([x.shape[-2:]], dtype=self.dtype, device=x.device) * self.vae_scale
+        size = size.repeat(len(x), 1)  # (B, 2), height and width in pixels
+        mask = self.text_mask(texts)
+        velocity: Tensor = self.components[self.core](
+            hidden_states=x.to(self.dtype),
+            encoder_hidden_states=pad_sequence(texts, batch_first=True),
+            timestep=noisy.fed,
+            original_size=size,
+            target_size=size,
+            crop_coords=torch.zeros_like(size),
+            attention_kwargs=None if mask is None else {"text_attn_mask": mask},
+            return_dict=False,
+        )[0]
+        return {"x": velocity}
+
+    @staticmethod
+    def text_mask(texts: list[Tensor]) -> Tensor | None:
+        """(B, L) of 1 where a row has text, 0 beyond; None where all are as long."""
+        lengths = torch.tensor([len(e) for e in texts])
+        if bool((lengths == lengths[0]).all()):
+            return None
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return mask.to(texts[0].device, torch.int32)
+
+    def _load(self, name: str) -> nn.Module:
+        module: Any = super()._load(name)
+        if name == self.core:
+            for block in module.transformer_blocks:
+                block.attn1.set_processor(MaskedTexts())
+        return module  # type: ignore[no-any-return]

@@ -1,0 +1,154 @@
+"""FLUX.1: text to image."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from ..random import Draw
+from ..types import Batch, Limits, Stage, Streams, UserError, option
+from ._files import ModelFiles
+from ._latents import LatentFamily
+from .base import Defaults, Noisy, Variant
+
+
+@option
+class FluxOptions:
+    text_length: int = 512
+    """Tokens T5's text is cut and padded to, at most 512; the published pipeline uses 512 for FLUX.1-dev."""
+    guidance: float = 3.5
+    """Scale that a guidance-distilled model is told in training; the published pipeline samples at 3.5."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.text_length <= 512:
+            raise ValueError(f"text_length must be from 1 to 512, not {self.text_length}")
+
+
+class Flux(LatentFamily):
+    name = "flux"
+    tasks = ("text-to-image",)
+    networks = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    others = ("tokenizer", "tokenizer_2", "scheduler")
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "clip", "tokenizer_2": "t5"}
+    adapter_components = ("transformer", "text_encoder")
+    moments_per_frame = False
+    lora_targets = (
+        "transformer.*transformer_blocks.*.attn.to_*",
+        "transformer.transformer_blocks.*.attn.add_*_proj",
+        "transformer.transformer_blocks.*.ff*",
+    )
+    licence = "FLUX.1 [dev] Non-Commercial License"
+    pipeline_class = FluxPipeline
+    Options = FluxOptions
+    defaults = Defaults(
+        timesteps="logit_normal",
+        shift={"base": 0.5, "max": 1.15, "base_tokens": 256, "max_tokens": 4096},
+        guidance=3.5,
+        frames=(1,),
+        area="1024x1024",
+        size="1024x1024",
+        fps=0.0,
+    )
+    variants: ClassVar[Mapping[str, Variant]] = {"dev": Variant("black-forest-labs/FLUX.1-dev")}
+    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "transformer": {
+            "num_attention_heads": 2, "attention_head_dim": 12, "axes_dims_rope": [4, 4, 4], "num_layers": 2,
+            "num_single_layers": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16,
+        },
+        "vae": {"block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2},
+        "text_encoder": {
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "projection_dim": 16,
+        },
+        "text_encoder_2": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    }  # fmt: skip
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options or FluxOptions())
+        self.vae_config = files.config("vae")
+        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.guided = bool(files.config("transformer")["guidance_embeds"])
+        """Whether the model is distilled to take the scale of guidance as an input."""
+        if not self.guided and self.options.guidance != FluxOptions().guidance:
+            raise UserError(
+                f"model.options.guidance: {self.options.guidance:g} has no effect, {files.path} takes no "
+                "guidance; remove it"
+            )
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor("tokenizer_2")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(2 * self.vae_scale, 1, most_frames=1)
+
+    def affine(self) -> tuple[Any, Any]:
+        return self.vae_config["shift_factor"], self.vae_config["scaling_factor"]
+
+    def text_stages(self) -> list[Stage]:
+        return [
+            Stage(
+                "text", ("text_encoder_2",), ("caption",), ("prompt_embeds",), self.encode_text,
+                options={"text_length": self.options.text_length},
+            ),
+            Stage("pooled", ("text_encoder",), ("caption",), ("pooled_embeds",), self.encode_pooled),
+        ]  # fmt: skip
+
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to T5's embeddings, (B, L, D), with those of the padding: the denoiser attends to them."""
+        encoder: Any = self.components["text_encoder_2"]
+        embeds = self.pipeline()._get_t5_prompt_embeds(
+            [str(caption) for caption in batch["caption"]],
+            max_sequence_length=self.options.text_length,
+            device=encoder.device,
+            dtype=encoder.dtype,
+        )
+        return {"prompt_embeds": embeds}
+
+    def encode_pooled(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to CLIP's pooled embeddings, (B, D)."""
+        encoder: Any = self.components["text_encoder"]
+        captions = [str(caption) for caption in batch["caption"]]
+        return {"pooled_embeds": self.pipeline()._get_clip_prompt_embeds(captions, device=encoder.device)}
+
+    def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """As all flows, but the network multiplies its timestep by 1000 itself."""
+        return 1 - u, u, u
+
+    def num_tokens(self, x0: Streams) -> int:
+        h, w = x0["x"].shape[-2:]
+        return int((h // 2) * (w // 2))
+
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        x = noisy.x["x"]  # (B, C, h, w)
+        b, c, h, w = x.shape
+        text = batch["prompt_embeds"].to(x.device, self.dtype)  # (B, L, D)
+        guidance = torch.full((b,), self.options.guidance, device=x.device) if self.guided else None
+        packed: Tensor = self.components[self.core](
+            hidden_states=FluxPipeline._pack_latents(x, b, c, h, w).to(self.dtype),  # (B, h/2 w/2, 4C)
+            timestep=noisy.fed,
+            guidance=guidance,
+            pooled_projections=batch["pooled_embeds"].to(x.device, self.dtype),
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, self.dtype),
+            return_dict=False,
+        )[0]
+        scale = self.vae_scale
+        return {"x": FluxPipeline._unpack_latents(packed, h * scale, w * scale, scale)}
+
+    @contextmanager
+    def complete(self) -> Iterator[Any]:
+        """As of all families, and the decoder's input in its own dtype: the pipeline passes the text's on."""
+        with super().complete() as pipe:
+            hook = pipe.vae.decoder.register_forward_pre_hook(
+                lambda decoder, args: (args[0].to(pipe.vae.dtype), *args[1:])
+            )
+            try:
+                yield pipe
+            finally:
+                hook.remove()

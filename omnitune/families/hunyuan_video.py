@@ -1,0 +1,268 @@
+"""HunyuanVideo: text to video, text to image (one frame), and first frame to video."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
+from torch import Tensor, nn
+
+from ..random import Draw
+from ..types import Batch, Limits, Stage, Streams, UserError, option
+from ._files import ModelFiles
+from ._latents import LatentFamily
+from .base import Defaults, Noisy, Sampling, Variant
+
+INTERLEAVE = {"latent_concat": 2, "token_replace": 4}
+"""Of the picture's tokens in the prompt, the pipeline keeps one in so many."""
+IMAGE_TOKENS = 576
+ASSISTANT_TOKENS = 4
+"""Tokens of the answer's header, which the image-to-video pipeline cuts out behind the caption."""
+
+LLAMA = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8,
+}  # fmt: skip
+LLAVA = {
+    "text_encoder": {
+        "text_config": {
+            "model_type": "llama", "max_position_embeddings": 8192, "rope_theta": 500000.0, **LLAMA,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 48, "patch_size": 2,
+        },
+    }
+}  # fmt: skip
+
+
+@option
+class HunyuanVideoOptions:
+    text_length: int = 256
+    """Tokens the text is cut and padded to; the published pipelines use 256."""
+    guidance: float = 6.0
+    """Guidance scale that is fed to a checkpoint distilled for it; sample with the same."""
+
+
+class HunyuanVideo(LatentFamily):
+    name = "hunyuan_video"
+    tasks = ("text-to-video", "text-to-image", "image-to-video")
+    networks = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    others = ("tokenizer", "tokenizer_2", "image_processor", "scheduler")
+    optional = ("image_processor",)
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "llama", "tokenizer_2": "clip"}
+    lora_targets = (
+        "transformer.*transformer_blocks.*.attn.to_[qkv]",
+        "transformer.*transformer_blocks.*.attn.to_out.0",
+    )
+    licence = "Tencent Hunyuan Community License: not for use in the EU, the UK and South Korea"
+    pipeline_class = HunyuanVideoPipeline
+    Options = HunyuanVideoOptions
+    defaults = Defaults(
+        timesteps="logit_normal",
+        shift=7.0,
+        guidance=6.0,
+        frames=(1, 49),
+        area="544x960",
+        size="49x544x960",
+        fps=24.0,
+    )
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "t2v": Variant("hunyuanvideo-community/HunyuanVideo", small={"text_encoder": LLAMA}),
+        "i2v": Variant("hunyuanvideo-community/HunyuanVideo-I2V", "first", LLAVA, {"frames": (49,)}),
+        "i2v-33ch": Variant(
+            "hunyuanvideo-community/HunyuanVideo-I2V-33ch", "first", LLAVA,
+            {"frames": (49,), "guidance": 1.0},
+        ),
+    }  # fmt: skip
+    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "transformer": {
+            "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "num_single_layers": 2,
+            "num_refiner_layers": 2, "rope_axes_dim": [4, 4, 4], "mlp_ratio": 2.0, "text_embed_dim": 16,
+            "pooled_projection_dim": 24,
+        },
+        "vae": {"block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2},
+        "text_encoder_2": {
+            "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "projection_dim": 8,
+        },
+        "image_processor": {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}},
+    }  # fmt: skip
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options or HunyuanVideoOptions())
+        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        self.condition: str | None = self.transformer_config.get("image_condition_type")
+        """How the transformer is given a first frame: `latent_concat`, `token_replace`, or not at all."""
+        self.interleave = INTERLEAVE[self.condition] if self.condition else 0
+        self.guided = bool(self.transformer_config["guidance_embeds"])
+        """Whether the model is distilled to take the scale of guidance as an input."""
+        if not self.guided and self.options.guidance != HunyuanVideoOptions().guidance:
+            raise UserError(
+                f"model.options.guidance: {self.options.guidance:g} has no effect, {files.path} takes no "
+                "guidance; remove it"
+            )
+        self.frames_required = self.condition is not None
+        self.takes = ("first",) if self.condition else ()
+        self.drops_pictures = False
+
+    @property
+    def pipeline_type(self) -> Any:
+        return HunyuanVideoImageToVideoPipeline if self.condition else HunyuanVideoPipeline
+
+    @property
+    def limits(self) -> Limits:
+        spatial = self.vae_config["spatial_compression_ratio"] * self.transformer_config["patch_size"]
+        temporal = self.vae_config["temporal_compression_ratio"]
+        return Limits(spatial, temporal, least_frames=1 + temporal if self.frames_required else 1)
+
+    def affine(self) -> tuple[Any, Any]:
+        return 0.0, self.vae_config["scaling_factor"]
+
+    def blocks(self, component: str) -> list[nn.Module]:
+        """Of a token_replace transformer too, whose blocks diffusers does not list as repeated."""
+        if component != self.core:
+            return super().blocks(component)
+        module: Any = self.components[component]
+        return [*module.transformer_blocks, *module.single_transformer_blocks]
+
+    def weight_files(self, component: str) -> list[Path]:
+        """The text encoder sees through the image processor, so what it computes depends on that too."""
+        found = super().weight_files(component)
+        if component == "text_encoder" and "image_processor" in self.files.classes:
+            found += [p for p in self.files.component("image_processor").rglob("*") if p.is_file()]
+        return sorted(found)
+
+    # Text
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the padded prompt: the picture's tokens, then the caption's."""
+        length = int(self.options.text_length)
+        return IMAGE_TOKENS // self.interleave + length - ASSISTANT_TOKENS if self.interleave else length
+
+    def cut_captions(self, captions: Sequence[str]) -> list[int]:
+        kept = self.options.text_length - (ASSISTANT_TOKENS if self.condition else 0)
+        tokens = self.tokenizer(list(captions), add_special_tokens=False).input_ids
+        return [i for i, ids in enumerate(tokens) if len(ids) > kept]
+
+    def text_stages(self) -> list[Stage]:
+        options = {"text_length": self.options.text_length, "condition": self.condition}
+        stages = [
+            Stage(
+                "text", ("text_encoder",), ("caption", *self.pictures), ("prompt_embeds",), self.encode_text,
+                ragged=("prompt_embeds",), options=options,
+            ),
+            Stage("pooled", ("text_encoder_2",), ("caption",), ("pooled_embeds",), self.encode_pooled),
+        ]  # fmt: skip
+        if self.drops_pictures:
+            stages.append(
+                Stage(
+                    "text_black", ("text_encoder",), ("caption",), ("black_embeds",), self.encode_black,
+                    ragged=("black_embeds",), options=options,
+                )
+            )  # fmt: skip
+        return stages
+
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions, each with its first frame in the prompt, to (L, D) each."""
+        pictures = self.as_pictures(batch["first_frame"]) if self.condition else []
+        return {"prompt_embeds": self.prompts(batch["caption"], pictures)}
+
+    def encode_black(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions with a black picture in the prompt, as the pipeline has a negative one."""
+        from PIL import Image
+
+        black = Image.new("RGB", (64, 64))
+        return {"black_embeds": self.prompts(batch["caption"], [black] * len(batch["caption"]))}
+
+    def prompts(self, captions: Sequence[str], pictures: Sequence[Any]) -> list[Tensor]:
+        """Embeddings without padding, (L, D) each: the transformer masks what is behind them.
+
+        One at a time: of captions that are cut, the image-to-video pipeline crops a batch elsewhere.
+        """
+        encoder: Any = self.components["text_encoder"]
+        pipe, found = self.pipeline(), []
+        for i, caption in enumerate(captions):
+            shown = {"image": pictures[i], "image_embed_interleave": self.interleave} if pictures else {}
+            embeds, _, mask = pipe.encode_prompt(
+                prompt=[caption],
+                pooled_prompt_embeds=torch.empty(0),  # of another stage
+                device=encoder.device,
+                max_sequence_length=self.options.text_length,
+                **shown,
+            )  # (1, N, D), (1, N)
+            found.append(embeds[0][mask[0].bool()])
+        return found
+
+    def encode_pooled(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to CLIP's embedding, (B, D); it reads the first 77 tokens."""
+        encoder: Any = self.components["text_encoder_2"]
+        embeds = self.pipeline()._get_clip_prompt_embeds(list(batch["caption"]), device=encoder.device)
+        return {"pooled_embeds": embeds}
+
+    # Given frames
+
+    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
+        super().give_frames(frames, optional=optional, dropout=dropout)
+        self.drops_pictures = dropout
+
+    def frame_stages(self) -> list[Stage]:
+        return [Stage("condition", ("vae",), self.pictures, ("image_latents",), self.encode_frames)]
+
+    def encode_frames(self, batch: Batch, draw: Draw) -> Batch:
+        """The first frame encoded alone, (B, C, 1, h, w): this VAE is not causal, a clip's own differs."""
+        return {"image_latents": self.normalised_mode(batch["first_frame"])}
+
+    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+        """The latents of the picture are always given; of rows not `kept` the prompt has a black one."""
+        x0 = noisy.x0["x"]  # (B, C, T, h, w)
+        image = batch["image_latents"].to(x0)
+        if self.condition == "latent_concat":
+            channels = x0.new_zeros(len(x0), x0.shape[1] + 1, *x0.shape[2:])  # latents, then their mask
+            channels[:, :-1, :1], channels[:, -1, 0] = image, 1
+            noisy.extra["channels"] = channels
+        else:
+            noisy.x0["x"] = torch.cat([image, x0[:, :, 1:]], dim=2)
+            later = torch.ones(1, 1, x0.shape[2], 1, 1, device=x0.device)
+            later[:, :, 0] = 0
+            noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * later
+            noisy.mask = later
+        if self.drops_pictures:
+            pairs = zip(batch["prompt_embeds"], batch["black_embeds"], kept.tolist(), strict=True)
+            noisy.extra["prompt_embeds"] = [own if keep else black for own, black, keep in pairs]
+        return noisy
+
+    # Denoiser
+
+    def num_tokens(self, x0: Streams) -> int:
+        _, _, t, h, w = x0["x"].shape
+        patch = self.transformer_config["patch_size"]
+        return int(t // self.transformer_config["patch_size_t"] * (h // patch) * (w // patch))
+
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        x = noisy.x["x"]  # (B, C, T, h, w)
+        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
+        embeds: list[Tensor] = noisy.extra.get("prompt_embeds") or batch["prompt_embeds"]
+        text = x.new_zeros(len(x), self.prompt_tokens, embeds[0].shape[1], dtype=self.dtype)
+        mask = torch.zeros(text.shape[:2], device=x.device, dtype=self.dtype)
+        for i, e in enumerate(embeds):
+            text[i, : len(e)], mask[i, : len(e)] = e.to(text), 1
+        guidance = torch.full((len(x),), self.options.guidance, device=x.device, dtype=self.dtype) * 1000
+        velocity: Tensor = self.components[self.core](
+            hidden_states=torch.cat([x, *channels], dim=1).to(self.dtype),
+            timestep=noisy.fed.view(len(x), -1)[:, -1],  # the first frame's is 0 inside the transformer
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            pooled_projections=batch["pooled_embeds"].to(x.device, self.dtype),
+            guidance=guidance if self.guided else None,
+            return_dict=False,
+        )[0]
+        return {"x": velocity}
+
+    def call(self, wanted: Sampling) -> dict[str, Any]:
+        asked = super().call(wanted)
+        if not self.guided:  # then guidance takes a second call, with the negative prompt
+            asked["true_cfg_scale"] = asked.pop("guidance_scale")
+        return asked

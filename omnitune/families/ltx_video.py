@@ -1,0 +1,197 @@
+"""LTX-Video 0.9: text, or text and a first frame, to video, and text to image (one frame)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import LTXImageToVideoPipeline, LTXPipeline
+from torch import Tensor
+
+from ..random import Draw
+from ..types import Batch, Limits, Stage, Streams, option
+from ._files import ModelFiles
+from ._latents import LatentFamily
+from .base import Defaults, Noisy, Sampling, Variant
+
+DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+"""Level and noise of latents that are decoded, as diffusers' documentation advises for 0.9.5."""
+TIMED = {
+    "decoder_block_out_channels": [4, 8, 16], "decoder_layers_per_block": [1, 1, 1, 1],
+    "upsample_residual": [False, False, False],
+}  # fmt: skip
+
+
+@option
+class LTXVideoOptions:
+    text_length: int = 128
+    """Tokens the text is cut and padded to; the published pipeline uses 128. T5 reads the padding too."""
+
+
+class LTXVideo(LatentFamily):
+    name = "ltx_video"
+    tasks = ("text-to-video", "text-to-image", "image-to-video")
+    networks = ("transformer", "vae", "text_encoder")
+    fp32 = ()  # the image-to-video pipeline hands the autoencoder pictures and latents in the text's dtype
+    takes = ("first",)
+    lora_targets = ("transformer.transformer_blocks.*.attn?.to_*",)
+    licence = "Lightricks RAIL-M: 0.9.0 and 0.9.1 for research, 0.9.5 (OpenRail-M) for commercial use too"
+    pipeline_class = LTXPipeline
+    Options = LTXVideoOptions
+    defaults = Defaults(
+        timesteps="logit_normal",
+        # Of Lightricks' trainer, for every version; the schedulers of 0.9.0 and 0.9.1 shift alike.
+        shift={"base": 0.95, "max": 2.05, "base_tokens": 1024, "max_tokens": 4096},
+        guidance=3.0,
+        frames=(1, 49),
+        area="512x704",
+        size="49x512x704",
+        fps=25.0,
+    )
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "0.9.0": Variant("Lightricks/LTX-Video"),
+        "0.9.1": Variant("a-r-r-o-w/LTX-Video-0.9.1-diffusers", small={"vae": TIMED}),
+        "0.9.5": Variant(
+            "Lightricks/LTX-Video-0.9.5", small={"vae": {**TIMED, "block_out_channels": [4, 4, 8, 8, 8]}}
+        ),
+    }
+    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # 20 channels leave a remainder for the rotary embedding, which has 6 to a frequency, as 2048 do.
+        "transformer": {
+            "num_attention_heads": 2, "attention_head_dim": 10, "cross_attention_dim": 20, "num_layers": 2,
+            "in_channels": 8, "out_channels": 8, "caption_channels": 32,
+        },
+        "vae": {
+            "latent_channels": 8, "block_out_channels": [4, 4, 8, 8], "layers_per_block": [1, 1, 1, 1, 1],
+            "decoder_block_out_channels": [4, 4, 8, 8], "decoder_layers_per_block": [1, 1, 1, 1, 1],
+        },
+        "text_encoder": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    }  # fmt: skip
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options or LTXVideoOptions())
+        self.vae_config = files.config("vae")
+
+    @property
+    def pipeline_type(self) -> Any:
+        return LTXImageToVideoPipeline if self.frames else LTXPipeline
+
+    @property
+    def limits(self) -> Limits:
+        config = self.vae_config
+        scale = 2 ** sum(config["spatio_temporal_scaling"])
+        return Limits(
+            config.get("spatial_compression_ratio") or config["patch_size"] * scale,
+            config.get("temporal_compression_ratio") or config["patch_size_t"] * scale,
+        )
+
+    def affine(self) -> tuple[Any, Any]:
+        mean, std = self.statistics
+        return mean, self.vae_config["scaling_factor"] / std
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of latents, (C,) each: buffers of an autoencoder that need not be loaded."""
+        mean, std = self.files.tensors("vae", ("latents_mean", "latents_std"))
+        return mean.float(), std.float()
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Pixels (B, 3, T, H, W) of latents without noise: at level 0, where the decoder takes a level."""
+        vae: Any = self.components["vae"]
+        level = z.new_zeros(len(z)) if self.vae_config.get("timestep_conditioning") else None
+        with self.seeded(0):
+            pixels: Tensor = vae.decode(z, level).sample
+        return pixels
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Seed the global generator for a while: the decoder of 0.9.1 draws noise of its own from it."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    def text_stages(self) -> list[Stage]:
+        return [
+            Stage(
+                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
+                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
+            )
+        ]  # fmt: skip
+
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to embeddings without padding, (L, D) each: the denoiser masks what is behind them.
+
+        T5 itself is given no mask: the embeddings depend on the number of padding tokens.
+        """
+        encoder: Any = self.components["text_encoder"]
+        embeds, mask, _, _ = self.pipeline().encode_prompt(
+            batch["caption"],
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.options.text_length,
+            device=encoder.device,
+        )
+        return {"prompt_embeds": [e[:n] for e, n in zip(embeds, mask.sum(1).tolist(), strict=True)]}
+
+    def padded(self, embeds: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Texts (L, D) with zeros behind them, (B, text_length, D), and which are tokens, (B, text_length).
+
+        The pipeline has embeddings of padding there; their weight in attention is exp(-10000), which is 0.
+        """
+        length = self.options.text_length
+        text = torch.stack([F.pad(e.to(device, self.dtype), (0, 0, 0, length - len(e))) for e in embeds])
+        lengths = torch.tensor([len(e) for e in embeds], device=device)
+        return text, torch.arange(length, device=device) < lengths[:, None]
+
+    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+        return self.first_frame_clean(noisy, given)
+
+    def num_tokens(self, x0: Streams) -> int:
+        return x0["x"][0, 0].numel()
+
+    def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
+        x = noisy.x["x"]  # (B, C, T, h, w)
+        text, mask = self.padded(batch["prompt_embeds"], x.device)
+        velocity: Tensor = self.components[self.core](
+            hidden_states=x.flatten(2).mT.to(self.dtype),  # (B, S, C): one token a latent pixel
+            encoder_hidden_states=text,
+            timestep=self.token_timesteps(noisy.fed, x),
+            encoder_attention_mask=mask,
+            **self.positions(batch["fps"], x),
+            return_dict=False,
+        )[0]
+        return {"x": velocity.mT.reshape(x.shape)}
+
+    @staticmethod
+    def token_timesteps(fed: Tensor, x: Tensor) -> Tensor:
+        """Timesteps in 0..1000, (B,) as they are, (B, 1, T, 1, 1) as one for each token, (B, S)."""
+        return fed if fed.ndim == 1 else fed.expand(-1, 1, *x.shape[2:]).flatten(1)
+
+    def positions(self, fps: Tensor, x: Tensor) -> dict[str, Any]:
+        """Where tokens are, in seconds and pixels, by the rate (B,) of each row.
+
+        One grid and its scale, as the pipeline has it; if rates differ, coordinates (B, 3, S) of each row.
+        """
+        seconds, side = [self.limits.temporal / rate for rate in fps.tolist()], self.limits.spatial
+        if len(set(seconds)) == 1:
+            frames, height, width = x.shape[2:]
+            scale = (seconds[0], side, side)
+            return {"num_frames": frames, "height": height, "width": width, "rope_interpolation_scale": scale}
+        axes = [torch.arange(n, dtype=torch.float32, device=x.device) for n in x.shape[2:]]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, S)
+        scales = torch.tensor([[step, side, side] for step in seconds], device=x.device)
+        return {"video_coords": grid * scales[..., None]}
+
+    def call(self, wanted: Sampling) -> dict[str, Any]:
+        length = {"max_sequence_length": self.options.text_length}
+        return {**super().call(wanted), "frame_rate": wanted.fps, **length, **DECODING}
+
+    def generator(self, wanted: Sampling) -> torch.Generator:
+        """On the device for given frames: that pipeline draws there (`torch.randn` where others copy)."""
+        device = self.device if wanted.frames else "cpu"
+        return torch.Generator(device).manual_seed(wanted.seed)
+
+    def generate(self, pipe: Any, wanted: Sampling) -> Any:
+        with self.seeded(wanted.seed):
+            return super().generate(pipe, wanted)
