@@ -84,14 +84,9 @@ class LatentFamily(DiffusersFamily):
 
     def reconstruct(self, pixels: Tensor) -> Tensor:
         """Send pixels (B, 3, T, H, W) in [-1, 1] through the VAE and back, by the mode of the posterior."""
-        decoded = self.decoded(self.posterior(pixels).mode()).float().clamp(-1, 1)
-        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)
-
-    def decoded(self, z: Tensor) -> Tensor:
-        """Pixels of the autoencoder's latents (B, C, ...), without noise."""
         vae: Any = self.components["vae"]
-        pixels: Tensor = vae.decode(z).sample
-        return pixels
+        decoded: Tensor = vae.decode(self.posterior(pixels).mode()).sample.float().clamp(-1, 1)
+        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)
 
     # Given frames
 

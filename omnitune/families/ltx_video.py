@@ -97,13 +97,14 @@ class LTXVideo(LatentFamily):
         mean, std = self.files.tensors("vae", ("latents_mean", "latents_std"))
         return mean.float(), std.float()
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """Pixels (B, 3, T, H, W) of latents without noise: at level 0, where the decoder takes a level."""
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Send pixels (B, 3, T, H, W) through the VAE and back: at level 0, where its decoder takes one."""
         vae: Any = self.components["vae"]
+        z = self.posterior(pixels).mode()
         level = z.new_zeros(len(z)) if self.vae_config.get("timestep_conditioning") else None
         with self.seeded(0):
-            pixels: Tensor = vae.decode(z, level).sample
-        return pixels
+            decoded: Tensor = vae.decode(z, level).sample
+        return decoded.float().clamp(-1, 1)
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

@@ -113,12 +113,20 @@ class Both:
 
 
 @contextmanager
-def certain_posteriors() -> Iterator[None]:
-    """Every autoencoder's posterior is a point: its log-variance is -30."""
-    init = DiagonalGaussianDistribution.__init__
+def certain_posteriors(size: float | None = None) -> Iterator[None]:
+    """Every autoencoder's posterior is a point: its log-variance is -30.
+
+    With a `size`, latents are shifted and scaled so that those first seen have mean 0 in each channel and
+    that deviation: what an autoencoder with random weights gives hardly depends on the picture.
+    """
+    init, affine = DiagonalGaussianDistribution.__init__, list[tuple[Tensor, Tensor]]()
 
     def certain(self: Any, parameters: Tensor, deterministic: bool = False) -> None:
         mean, logvar = parameters.chunk(2, dim=1)
+        if size is not None:
+            centre = mean.transpose(0, 1).flatten(1).mean(1).view(1, -1, *[1] * (mean.ndim - 2))
+            affine.append((centre, size / (mean - centre).std()))
+            mean = (mean - affine[0][0]) * affine[0][1]
         init(self, torch.cat([mean, torch.full_like(logvar, -30)], dim=1), deterministic)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -126,13 +134,15 @@ def certain_posteriors() -> Iterator[None]:
         yield
 
 
-def write_clips(folder: Path, frames: int, captions: Sequence[str] = CAPTIONS) -> Path:
-    """Two lossless clips of coarse noise whose first frames are the same, and last; or two pictures."""
+def write_clips(
+    folder: Path, frames: int, captions: Sequence[str] = CAPTIONS, seed: int = 0, top: int = 256
+) -> Path:
+    """Lossless clips of coarse noise, below `top`, whose first frames are the same, and last; or pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, caption in enumerate(captions):
+    for number, caption in enumerate(captions, seed):
         random = np.random.default_rng(number)
-        ends = np.random.default_rng(7).integers(0, 256, (2, 8, 8, 3))
-        coarse = [ends[0], *random.integers(0, 256, (max(frames - 2, 0), 8, 8, 3)), ends[1]][:frames]
+        ends = np.random.default_rng(7).integers(0, top, (2, 8, 8, 3))
+        coarse = [ends[0], *random.integers(0, top, (max(frames - 2, 0), 8, 8, 3)), ends[1]][:frames]
         clip = np.stack(coarse).repeat(SIDES // 8, 1).repeat(SIDES // 8, 2).astype(np.uint8)
         name = f"{number}.png" if frames == 1 else f"{number}.mkv"
         if frames == 1:
@@ -154,15 +164,24 @@ def _write_lossless(path: Path, clip: Any) -> None:
 
 
 def run_of(
-    case: Case, model: Path, folder: Path, cached: bool = True, certain: bool = True, **keys: Any
+    case: Case,
+    model: Path,
+    folder: Path,
+    cached: bool = True,
+    certain: bool = True,
+    captions: Sequence[str] | None = None,
+    seed: int = 0,
+    top: int = 256,
+    **keys: Any,
 ) -> Path:
-    """A run on the clips, in the family's own objective; of a `certain` one nothing but noise is random."""
+    """A run on clips in the family's own objective; of a `certain` one nothing but noise is random."""
     family: Any = resolve(case.family)
     shape = family.load(str(model), "meta", torch.float32)
     limits = shape.limits
     frames = 1 if limits.most_frames == 1 else (LATENT_FRAMES - 1) * limits.temporal + 1
     conditions = [{"name": "frame_conditioning", "frames": case.frames}] if case.frames else []
-    clips = write_clips(folder / "clips", frames, EVEN_CAPTIONS.get(case.family, CAPTIONS))
+    captions = captions or EVEN_CAPTIONS.get(case.family, CAPTIONS)
+    clips = write_clips(folder / "clips", frames, captions, seed, top)
     given = {
         "objective": {"name": family.defaults.objective},
         "conditions": conditions,

@@ -1,0 +1,107 @@
+"""Whole runs of every family: they learn, they go on bit for bit, and ranks learn what one process does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import Case, cases, certain_posteriors, run_of
+
+from omnitune import config, session
+from omnitune.evaluate import Step, held_out_loss
+from omnitune.parallel.mesh import Mesh
+from omnitune.testing import runs
+from omnitune.trainer import Trainer
+from omnitune.weights import export
+
+pytestmark = pytest.mark.slow
+EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
+Model = Callable[[Case], Path]
+STEPS = 300
+THREE = ("rocket", "a cat plays with a ball of wool", "two boats on a lake")
+
+
+def learn(case: Case, model: Path, folder: Path, **keys: Any) -> tuple[list[float], Trainer]:
+    """Train on three clips; their loss at fixed noise before and after, and where every answer is 0."""
+    from omnitune.precompute import fill
+
+    keys = {"schedule": {"steps": STEPS}, "optimizer": {"name": "adamw", "lr": 5e-3}, **keys}
+    run = config.validate(config.read(run_of(case, model, folder, captions=THREE, **keys)))
+    job, mesh = session.make_job(run), Mesh(run.parallel)
+    index = job.index()
+    fill(job, index, mesh)
+    trainer, family = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
+    step = Step(family, run.objective, run.conditions, trainer.stages, trainer.batches, mesh.device)
+    size = 1 if getattr(family, "experts", None) else 8
+    losses = [held_out_loss(step, batch_size=size).mean]
+    for batches in trainer.read():
+        trainer.train_step(batches)
+        trainer.step += 1
+    losses.append(held_out_loss(step, batch_size=size).mean)
+    with pytest.MonkeyPatch.context() as patch:
+        for core in family.cores:
+            forward = family.components[core].forward
+            patch.setattr(
+                family.components[core],
+                "forward",
+                lambda *a, f=forward, **k: (torch.zeros_like(f(*a, **k)[0]),),
+            )
+        losses.append(held_out_loss(step, batch_size=size).mean)
+    return losses, trainer
+
+
+def nothing(forward: Any) -> Any:
+    """A forward that answers 0."""
+    return lambda *args, **kwargs: (torch.zeros_like(forward(*args, **kwargs)[0]),)
+
+
+@EVERY
+def test_full_fine_tuning_and_then_an_adapter_learn_three_clips(
+    case: Case, model: Model, tmp_path: Path
+) -> None:
+    with certain_posteriors(size=3.0):
+        (before, after, zero), _ = learn(case, model(case), tmp_path / "full", trainable="full")
+        assert after < 0.8 * min(before, zero)
+        _, trainer = learn(case, model(case), tmp_path / "base", trainable="full", seed=20, top=64)
+        run = config.validate(config.read(tmp_path / "base" / "run.yaml"))
+        export(trainer.family, session.make_job(run).claims, trainer.mesh, tmp_path / "weights")
+        started = {"init_from": str(tmp_path / "weights"), "trainable": {"lora": {"rank": 8}}}
+        (first, last, _), _ = learn(case, model(case), tmp_path / "lora", **started)
+    print(f"{case}: full {before:.3f} -> {after:.3f}, of zeros {zero:.3f}; adapter {first:.3f} -> {last:.3f}")
+    assert last < 0.8 * first
+
+
+@EVERY
+def test_a_stopped_run_goes_on_bit_for_bit(case: Case, model: Model, tmp_path: Path) -> None:
+    keys = {"trainable": {"lora": {"rank": 2}}, "certain": False}
+    found = []
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        file = run_of(case, model(case), tmp_path / name, **keys)
+        for number in steps:
+            ended = runs.run("train", file, f"schedule.steps={number}", cwd=tmp_path / name)
+            assert ended.code == 0, ended.err
+        found.append(tmp_path / name / "runs" / "run")
+    whole, parts = (runs.metrics(folder) for folder in found)
+    assert whole == parts
+    files = [sorted((folder / "weights").rglob("*.safetensors")) for folder in found]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replicas_and_shards_learn_what_one_process_learns(
+    case: Case, model: Model, tmp_path: Path, dtype: str
+) -> None:
+    losses = {}
+    for name, ranks, words in (
+        ("one", 1, []), ("replicas", 2, ["parallel.replicate=2"]), ("shards", 2, ["parallel.shard=2"]),
+    ):  # fmt: skip
+        file = run_of(case, model(case), tmp_path / name, trainable="full")
+        more = [f"model.dtype={dtype}", "schedule.steps=5", *words]
+        ended = runs.run("train", file, *more, cwd=tmp_path / name, ranks=ranks)
+        assert ended.code == 0, ended.err
+        losses[name] = [record["loss"] for record in runs.metrics(tmp_path / name / "runs" / "run")]
+    close = 1e-5 if dtype == "float32" else 1e-3
+    for name in ("replicas", "shards"):
+        assert losses[name] == pytest.approx(losses["one"], rel=close)
