@@ -1,7 +1,6 @@
 """A first run.yaml for a family, and the table of families."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,13 +9,13 @@ from .families import REGISTRY, resolve
 from .types import UserError
 
 if TYPE_CHECKING:
-    from .families.base import Family, Variant
+    from .families.base import Checkpoint, Family
 
 
 def text(family: "type[Family]", name: str | None = None) -> str:
     """A commented run.yaml with the published defaults of a variant, by default the family's first."""
     variant = find_variant(family, name)
-    d = replace(family.defaults, **variant.published)
+    d = variant.defaults
     given = (
         f"  - {{name: frame_conditioning, frames: {variant.frames}}}    # what the model is shown of a clip\n"
         if variant.frames
@@ -66,14 +65,12 @@ parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the 
 """.replace("\n\n  batch_size", "\n  batch_size").replace("\n\nparallel", "\nparallel")
 
 
-def find_variant(family: "type[Family]", name: str | None) -> "Variant":
-    if name is None:
-        return next(iter(family.variants.values()))
-    if name not in family.variants:
+def find_variant(family: "type[Family]", name: str | None) -> "Checkpoint":
+    if name is not None and name not in family.variants:
         raise UserError(
             f"--variant: {name!r} is not one of {family.name}; choose from {', '.join(family.variants)}"
         )
-    return family.variants[name]
+    return family.checkpoint(name)
 
 
 def table() -> str:
@@ -91,11 +88,12 @@ def _block(family: "type[Family]") -> Iterator[str]:
     }
     for key, value in shown.items():
         yield f"  {key}: {value}"
-    for name, variant in family.variants.items():
+    for name in family.variants:
+        variant = family.checkpoint(name)
         yield f"  {name}: {variant.path}; {sizes(family, variant)}"
 
 
-def sizes(family: "type[Family]", variant: "Variant") -> str:
+def sizes(family: "type[Family]", variant: "Checkpoint") -> str:
     """Which sizes a published checkpoint takes, and the smallest of them."""
     shape = family.load(variant.path, "meta", torch.float32, only=[])
     if variant.frames and shape.lacking():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..types import Mistakes, UserError
 from ._files import ModelFiles, check_vocabulary
-from .base import Denoiser, Sampling
+from .base import Checkpoint, Defaults, Denoiser, Sampling
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -36,8 +36,9 @@ class DiffusersFamily(Denoiser):
     """Components whose LoRA the published pipeline can load."""
     pipeline_class: ClassVar[Any]
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any):
-        self.files, self.device, self.dtype, self.options = files, torch.device(device), dtype, options
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        self.files, self.device, self.dtype = files, torch.device(device), dtype
+        self.options = self.Options() if options is None else options
         self.components = nn.ModuleDict()
         self._processors: dict[str, Any] = {}
 
@@ -50,6 +51,13 @@ class DiffusersFamily(Denoiser):
         for logging in (diffusers_logging, transformers_logging):
             logging.set_verbosity_error()
             logging.disable_progress_bar()
+
+    @classmethod
+    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
+        path = cls.variants[variant or next(iter(cls.variants))]
+        found = ModelFiles(path).published
+        assert found is not None, path
+        return Checkpoint(path, found.get("frame_conditioning"), Defaults(**found["defaults"]))
 
     @classmethod
     def load(

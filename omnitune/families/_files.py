@@ -95,7 +95,7 @@ class ModelFiles:
             if "same_as" in part:
                 stem, _, other = part["same_as"].partition("/")
                 source = json.loads((configs / f"{stem}.json").read_text())
-                found["components"][name] = source["components"][other or name]
+                found["components"][name] = source["components"][other or name] | part
         return found
 
     @property

@@ -1,14 +1,16 @@
 """Families with an autoencoder in latent space: pixels to moments to x0, and given frames."""
 
 from abc import abstractmethod
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..random import Draw
-from ..types import Batch, Stage, UserError
+from ..types import Batch, Stage, Streams, UserError
 from ._diffusers import DiffusersFamily
+from ._files import ModelFiles
 from .base import Noisy
 
 PICTURES = {"first": ("first_frame",), "last": ("last_frame",), "both": ("first_frame", "last_frame")}
@@ -24,8 +26,34 @@ class LatentFamily(DiffusersFamily):
     """Whether the checkpoint is always given frames."""
     frames: str | None = None
     """Which frames are given in this run."""
+    drops_frames: bool = False
+    """Whether an empty picture stands in their place at times."""
     moments_per_frame: ClassVar[bool] = True
     """Whether the autoencoder knows time: its latents are (B, C, T, h, w), else (B, C, h, w)."""
+
+    ragged_text: ClassVar[bool] = True
+    """Whether texts are stored without padding: the denoiser is fed zeros or a mask behind them."""
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options)
+        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        self.guided = bool(self.transformer_config.get("guidance_embeds"))
+        """Whether the model is distilled to take the scale of guidance as an input."""
+        stated, default = (getattr(given, "guidance", None) for given in (self.options, self.Options()))
+        if not self.guided and stated != default:
+            raise UserError(
+                f"model.options.guidance: {stated:g} has no effect, {files.path} takes no guidance; remove it"
+            )
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns that make one token."""
+        side = self.transformer_config["patch_size"]
+        return self.transformer_config.get("patch_size_t") or 1, side, side
+
+    def num_tokens(self, x0: Streams) -> int:
+        sizes = x0["x"].shape[2:]
+        return prod(size // patch for size, patch in zip(sizes, self.patch[-len(sizes) :], strict=True))
 
     @property
     def stages(self) -> list[Stage]:
@@ -36,9 +64,20 @@ class LatentFamily(DiffusersFamily):
             *(self.frame_stages() if self.frames else ()),
         ]
 
-    @abstractmethod
     def text_stages(self) -> list[Stage]:
         """From captions to what the text encoders give."""
+        return [self.text_stage("text_encoder", "caption")]
+
+    def text_stage(self, encoder: str, *needs: str) -> Stage:
+        return Stage(
+            "text", (encoder,), needs, ("prompt_embeds",), self.encode_text,
+            ragged=("prompt_embeds",) if self.ragged_text else (),
+            options={"text_length": self.options.text_length},
+        )  # fmt: skip
+
+    @abstractmethod
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to embeddings as the denoiser is fed them, without padding where it is ragged."""
 
     def frame_stages(self) -> list[Stage]:
         """From given frames to what `with_frames` and `denoise` read."""
@@ -104,7 +143,7 @@ class LatentFamily(DiffusersFamily):
                 f"conditions: {self.files.path} knows no empty picture; use probability, the others train "
                 "text-to-video"
             )
-        self.frames = frames
+        self.frames, self.drops_frames = frames, dropout
 
     def lacking(self) -> str | None:
         if not self.frames_required or self.frames:

@@ -55,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Published settings: what `init` writes and `models` lists."""
+    """Published settings: what `init` writes."""
 
     timesteps: str
     shift: float | Mapping[str, float | str]
@@ -80,17 +80,13 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A way in which checkpoints of a family differ."""
+class Checkpoint:
+    """A published checkpoint whose configuration ships."""
 
     path: str
-    """A published checkpoint whose configuration ships."""
-    frames: str | None = None
+    frames: str | None
     """Setting of `frame_conditioning` that it is trained with."""
-    small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Component -> settings of the small pipeline that tests build, beside those of the family."""
-    published: Mapping[str, Any] = field(default_factory=dict)
-    """What of the family's `defaults` differs."""
+    defaults: Defaults
 
 
 class Family(ABC):
@@ -104,11 +100,8 @@ class Family(ABC):
     licence: ClassVar[str]
     """Licence note of the published weights."""
 
-    defaults: ClassVar[Defaults]
-    """Of its first variant."""
-    variants: ClassVar[Mapping[str, Variant]]
-    small: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Component -> settings that replace published ones in the small pipelines that tests build."""
+    variants: ClassVar[Mapping[str, str]]
+    """Ways in which checkpoints differ, each with a published one whose configuration ships."""
     Options: ClassVar[Any]
     """Dataclass of what `model.options` may say."""
     adapter_components: ClassVar[tuple[str, ...]]
@@ -118,6 +111,11 @@ class Family(ABC):
 
     components: nn.ModuleDict
     """The networks that are loaded, by name."""
+
+    @classmethod
+    @abstractmethod
+    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
+        """The published checkpoint of a variant, by default of the first, and its published settings."""
 
     @property
     @abstractmethod

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from torch import Tensor, nn
 
@@ -13,32 +12,11 @@ from ..random import Draw
 from ..types import Batch, Bucket, Limits, Stage, Streams, UserError, option
 from ._files import ModelFiles
 from ._latents import LatentFamily
-from .base import Defaults, Noisy, Sampling, Variant
+from ._positions import resize_positions
+from .base import Noisy
 
-IMAGE_SIGMA = (-3.0, 0.5)
-"""Mean and deviation of log sigma, the strength of noise on a given frame, as CogVideo trains."""
-OFS = 2.0
-"""What the pipeline feeds 1.5 image-to-video beside the timestep."""
-PUBLISHED_1_5 = {"frames": (81,), "area": "768x1360", "size": "81x768x1360", "fps": 16.0}
-
-
-def resize_positions(transformer: Any, frames: int, height: int, width: int) -> None:
-    """Interpolate learned positions to a size in pixel frames, latent rows and latent columns.
-
-    The configuration states the size from then on, so that the pipeline takes it, and no other.
-    """
-    embed, config = transformer.patch_embed, transformer.config
-    side, ratio = config.patch_size, config.temporal_compression_ratio
-    old = (config.sample_frames - 1) // ratio + 1, config.sample_height // side, config.sample_width // side
-    new = (frames - 1) // ratio + 1, height // side, width // side
-    text = embed.pos_embedding[:, : config.max_text_seq_length]
-    grid = embed.pos_embedding[:, config.max_text_seq_length :].mT.unflatten(2, old)  # (1, D, T, h, w)
-    resized = F.interpolate(grid.float(), size=new, mode="trilinear").flatten(2).mT.to(text)
-    embed.pos_embedding = torch.cat([text, resized], dim=1)
-    sizes = {"sample_frames": frames, "sample_height": height, "sample_width": width}
-    transformer.register_to_config(**sizes)
-    for name, value in sizes.items():
-        setattr(embed, name, value)
+IMAGE_SIGMA = (-3.0, 0.5)  # mean and deviation of log sigma of the noise on a given frame, as CogVideo has it
+OFS = 2.0  # what the pipeline feeds 1.5 image-to-video beside the timestep
 
 
 @option
@@ -60,45 +38,19 @@ class CogVideoX(LatentFamily):
     licence = "2B: Apache-2.0; all others: CogVideoX licence, commercial use by registration"
     pipeline_class = CogVideoXPipeline
     Options = CogVideoXOptions
-    defaults = Defaults(
-        timesteps="uniform",
-        shift=1.0,
-        guidance=6.0,
-        frames=(49,),
-        area="480x720",
-        size="49x480x720",
-        fps=8.0,
-        objective="v_prediction",
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {
-        "2b": Variant("THUDM/CogVideoX-2b"),
-        "5b": Variant("THUDM/CogVideoX-5b"),
-        "5b-i2v": Variant(
-            "THUDM/CogVideoX-5b-I2V", "first",
-            {"transformer": {"sample_height": 8, "sample_width": 8, "sample_frames": 17}},
-            {"one_size": True},
-        ),
-        "1.5-5b": Variant("THUDM/CogVideoX1.5-5B", None, {}, PUBLISHED_1_5),
-        "1.5-5b-i2v": Variant(
-            "THUDM/CogVideoX1.5-5B-I2V", "first", {"transformer": {"ofs_embed_dim": 16}}, PUBLISHED_1_5
-        ),
-    }  # fmt: skip
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "transformer": {
-            "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "time_embed_dim": 16,
-            "text_embed_dim": 32, "sample_height": 12, "sample_width": 10, "sample_frames": 17,
-        },
-        "vae": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 2},
-        "text_encoder": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-    }  # fmt: skip
+    ragged_text = False
+    variants: ClassVar[Mapping[str, str]] = {
+        "2b": "THUDM/CogVideoX-2b",
+        "5b": "THUDM/CogVideoX-5b",
+        "5b-i2v": "THUDM/CogVideoX-5b-I2V",
+        "1.5-5b": "THUDM/CogVideoX1.5-5B",
+        "1.5-5b-i2v": "THUDM/CogVideoX1.5-5B-I2V",
+    }
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or CogVideoXOptions())
-        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        super().__init__(files, device, dtype, options)
         self.alphas_cumprod = self.scheduler().alphas_cumprod
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.patch_t = self.transformer_config.get("patch_size_t") or 1
-        """Latent frames that make one token: 2 in 1.5."""
         self.frames_required = self.transformer_config["in_channels"] > self.vae_config["latent_channels"]
         self.takes = ("first",) if self.frames_required else ()
         self.rotates = self.transformer_config["use_rotary_positional_embeddings"]
@@ -124,17 +76,15 @@ class CogVideoX(LatentFamily):
             self.vae_scale * self.transformer_config["patch_size"],
             temporal,
             least_frames=1 + temporal if self.frames_required else 1,
-            largest=(self.sample_size.height, self.sample_size.width) if self.patch_t > 1 else None,
+            largest=(self.sample_size.height, self.sample_size.width) if self.patch[0] > 1 else None,
             one_size=self.learned,
         )
 
     @property
     def sample_size(self) -> Bucket:
         """What the transformer's configuration states: in 1.5, how far its positions reach."""
-        config, scale = self.transformer_config, self.vae_scale
-        return Bucket(
-            config["sample_frames"], config["sample_height"] * scale, config["sample_width"] * scale
-        )
+        height, width = (self.transformer_config[f"sample_{s}"] * self.vae_scale for s in ("height", "width"))
+        return Bucket(self.transformer_config["sample_frames"], height, width)
 
     def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
         """Interpolate learned positions to the one size of a run."""
@@ -175,30 +125,19 @@ class CogVideoX(LatentFamily):
         """
         drawn = super().draw_latents(batch, draw)
         x0 = drawn["x0"]["x"]  # (B, C, T, h, w)
-        missing = -x0.shape[2] % self.patch_t
+        missing = -x0.shape[2] % self.patch[0]
         if not missing:
             return drawn
         mask = x0.new_ones(len(x0), 1, x0.shape[2] + missing, 1, 1)
         mask[:, :, :missing] = 0
         return {"x0": {"x": torch.cat([*[x0[:, :, :1]] * missing, x0], dim=2)}, "mask": mask}
 
-    def text_stages(self) -> list[Stage]:
-        return [
-            Stage(
-                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
-                options={"text_length": self.options.text_length},
-            )
-        ]  # fmt: skip
-
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings (B, L, D), padding included: the model attends to it, unmasked."""
         encoder: Any = self.components["text_encoder"]
-        embeds, _ = self.pipeline().encode_prompt(
-            list(batch["caption"]),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.options.text_length,
-            device=encoder.device,
-        )
+        settings = {"max_sequence_length": self.options.text_length, "device": encoder.device}
+        captions = list(batch["caption"])
+        embeds, _ = self.pipeline().encode_prompt(captions, do_classifier_free_guidance=False, **settings)
         return {"prompt_embeds": embeds}
 
     def frame_stages(self) -> list[Stage]:
@@ -232,11 +171,6 @@ class CogVideoX(LatentFamily):
         noisy.extra["channels"] = channels
         return noisy
 
-    def num_tokens(self, x0: Streams) -> int:
-        _, _, t, h, w = x0["x"].shape
-        side = self.transformer_config["patch_size"]
-        return int((t // self.patch_t) * (h // side) * (w // side))
-
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
         shown = torch.cat([x, *([noisy.extra["channels"]] if "channels" in noisy.extra else [])], dim=1)
@@ -260,6 +194,3 @@ class CogVideoX(LatentFamily):
             h * side, w * side, t, x.device
         )
         return found
-
-    def call(self, wanted: Sampling) -> dict[str, Any]:
-        return {**super().call(wanted), "max_sequence_length": self.options.text_length}

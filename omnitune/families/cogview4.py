@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
+from ..types import Batch, Limits, Streams, option
 from ._files import ModelFiles
 from ._latents import LatentFamily
-from .base import Defaults, Noisy, Variant
+from .base import Noisy
 
 
 @option
@@ -61,54 +61,23 @@ class CogView4(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = CogView4Pipeline
     Options = CogView4Options
-    defaults = Defaults(
-        timesteps="uniform",  # before the shift, as its authors' trainer draws them
-        shift={"kind": "linear", "base": 0.25, "max": 0.75},
-        guidance=5.0,
-        frames=(1,),
-        area="1024x1024",
-        size="1024x1024",
-        fps=0.0,
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {"t2i": Variant("zai-org/CogView4-6B")}
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "transformer": {
-            "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "text_embed_dim": 32,
-            "time_embed_dim": 16, "condition_dim": 8,
-        },
-        "vae": {
-            "block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2,
-            "scaling_factor": 0.7, "shift_factor": 0.3,
-        },
-        "text_encoder": {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "head_dim": 8, "pad_token_id": None,
-        },
-    }  # fmt: skip
+    variants: ClassVar[Mapping[str, str]] = {
+        "t2i": "zai-org/CogView4-6B",
+    }
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or CogView4Options())
-        self.vae_config = files.config("vae")
+        super().__init__(files, device, dtype, options)
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.patch = files.config("transformer")["patch_size"]
         scheduler = files.config("scheduler")
         self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.vae_scale * self.patch, 1, most_frames=1)
+        return Limits(self.vae_scale * self.patch[1], 1, most_frames=1)
 
     def affine(self) -> tuple[Any, Any]:
         """The published pipelines know no shift, whatever the VAE's configuration says of one."""
         return 0.0, self.vae_config["scaling_factor"]
-
-    def text_stages(self) -> list[Stage]:
-        return [
-            Stage(
-                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
-                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
-            )
-        ]  # fmt: skip
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings, (L, D) each, with the padding on the left that the denoiser attends to.
@@ -135,10 +104,6 @@ class CogView4(LatentFamily):
         """
         s = calculate_shift(self.num_tokens(x0), *self.shift_config)
         return 1 - u, u, 1000 * u / (s + (1 - s) * u)
-
-    def num_tokens(self, x0: Streams) -> int:
-        h, w = x0["x"].shape[-2:]
-        return int((h // self.patch) * (w // self.patch))
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, h, w)

@@ -9,10 +9,10 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, UserError, option
+from ..types import Batch, Limits, Stage, Streams, option
 from ._files import ModelFiles
 from ._latents import LatentFamily
-from .base import Defaults, Noisy, Variant
+from .base import Noisy
 
 
 @option
@@ -43,40 +43,15 @@ class Flux(LatentFamily):
     licence = "FLUX.1 [dev] Non-Commercial License"
     pipeline_class = FluxPipeline
     Options = FluxOptions
-    defaults = Defaults(
-        timesteps="logit_normal",
-        shift={"base": 0.5, "max": 1.15, "base_tokens": 256, "max_tokens": 4096},
-        guidance=3.5,
-        frames=(1,),
-        area="1024x1024",
-        size="1024x1024",
-        fps=0.0,
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {"dev": Variant("black-forest-labs/FLUX.1-dev")}
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "transformer": {
-            "num_attention_heads": 2, "attention_head_dim": 12, "axes_dims_rope": [4, 4, 4], "num_layers": 2,
-            "num_single_layers": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16,
-        },
-        "vae": {"block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2},
-        "text_encoder": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "projection_dim": 16,
-        },
-        "text_encoder_2": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-    }  # fmt: skip
+    patch = (1, 2, 2)  # packed by the pipeline, whatever its configuration says
+    ragged_text = False
+    variants: ClassVar[Mapping[str, str]] = {
+        "dev": "black-forest-labs/FLUX.1-dev",
+    }
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or FluxOptions())
-        self.vae_config = files.config("vae")
+        super().__init__(files, device, dtype, options)
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.guided = bool(files.config("transformer")["guidance_embeds"])
-        """Whether the model is distilled to take the scale of guidance as an input."""
-        if not self.guided and self.options.guidance != FluxOptions().guidance:
-            raise UserError(
-                f"model.options.guidance: {self.options.guidance:g} has no effect, {files.path} takes no "
-                "guidance; remove it"
-            )
 
     @property
     def tokenizer(self) -> Any:
@@ -91,12 +66,9 @@ class Flux(LatentFamily):
 
     def text_stages(self) -> list[Stage]:
         return [
-            Stage(
-                "text", ("text_encoder_2",), ("caption",), ("prompt_embeds",), self.encode_text,
-                options={"text_length": self.options.text_length},
-            ),
+            self.text_stage("text_encoder_2", "caption"),
             Stage("pooled", ("text_encoder",), ("caption",), ("pooled_embeds",), self.encode_pooled),
-        ]  # fmt: skip
+        ]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to T5's embeddings, (B, L, D), with those of the padding: the denoiser attends to them."""
@@ -118,10 +90,6 @@ class Flux(LatentFamily):
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """As all flows, but the network multiplies its timestep by 1000 itself."""
         return 1 - u, u, u
-
-    def num_tokens(self, x0: Streams) -> int:
-        h, w = x0["x"].shape[-2:]
-        return int((h // 2) * (w // 2))
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, h, w)

@@ -1,6 +1,7 @@
 """HunyuanVideo: text to video, text to image (one frame), and first frame to video."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,32 +10,16 @@ from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from torch import Tensor, nn
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, UserError, option
+from ..types import Batch, Limits, Stage, Streams, option
 from ._files import ModelFiles
 from ._latents import LatentFamily
-from .base import Defaults, Noisy, Sampling, Variant
+from .base import Noisy, Sampling
 
 INTERLEAVE = {"latent_concat": 2, "token_replace": 4}
 """Of the picture's tokens in the prompt, the pipeline keeps one in so many."""
 IMAGE_TOKENS = 576
 ASSISTANT_TOKENS = 4
 """Tokens of the answer's header, which the image-to-video pipeline cuts out behind the caption."""
-
-LLAMA = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8,
-}  # fmt: skip
-LLAVA = {
-    "text_encoder": {
-        "text_config": {
-            "model_type": "llama", "max_position_embeddings": 8192, "rope_theta": 500000.0, **LLAMA,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32,
-            "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 48, "patch_size": 2,
-        },
-    }
-}  # fmt: skip
 
 
 @option
@@ -52,60 +37,23 @@ class HunyuanVideo(LatentFamily):
     others = ("tokenizer", "tokenizer_2", "image_processor", "scheduler")
     optional = ("image_processor",)
     tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "llama", "tokenizer_2": "clip"}
-    lora_targets = (
-        "transformer.*transformer_blocks.*.attn.to_[qkv]",
-        "transformer.*transformer_blocks.*.attn.to_out.0",
-    )
+    lora_targets = tuple(f"transformer.*transformer_blocks.*.attn.{to}" for to in ("to_[qkv]", "to_out.0"))
     licence = "Tencent Hunyuan Community License: not for use in the EU, the UK and South Korea"
     pipeline_class = HunyuanVideoPipeline
     Options = HunyuanVideoOptions
-    defaults = Defaults(
-        timesteps="logit_normal",
-        shift=7.0,
-        guidance=6.0,
-        frames=(1, 49),
-        area="544x960",
-        size="49x544x960",
-        fps=24.0,
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {
-        "t2v": Variant("hunyuanvideo-community/HunyuanVideo", small={"text_encoder": LLAMA}),
-        "i2v": Variant("hunyuanvideo-community/HunyuanVideo-I2V", "first", LLAVA, {"frames": (49,)}),
-        "i2v-33ch": Variant(
-            "hunyuanvideo-community/HunyuanVideo-I2V-33ch", "first", LLAVA,
-            {"frames": (49,), "guidance": 1.0},
-        ),
-    }  # fmt: skip
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "transformer": {
-            "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "num_single_layers": 2,
-            "num_refiner_layers": 2, "rope_axes_dim": [4, 4, 4], "mlp_ratio": 2.0, "text_embed_dim": 16,
-            "pooled_projection_dim": 24,
-        },
-        "vae": {"block_out_channels": [4, 4, 4, 4], "layers_per_block": 1, "norm_num_groups": 2},
-        "text_encoder_2": {
-            "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "projection_dim": 8,
-        },
-        "image_processor": {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}},
-    }  # fmt: skip
+    variants: ClassVar[Mapping[str, str]] = {
+        "t2v": "hunyuanvideo-community/HunyuanVideo",
+        "i2v": "hunyuanvideo-community/HunyuanVideo-I2V",
+        "i2v-33ch": "hunyuanvideo-community/HunyuanVideo-I2V-33ch",
+    }
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or HunyuanVideoOptions())
-        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        super().__init__(files, device, dtype, options)
         self.condition: str | None = self.transformer_config.get("image_condition_type")
         """How the transformer is given a first frame: `latent_concat`, `token_replace`, or not at all."""
         self.interleave = INTERLEAVE[self.condition] if self.condition else 0
-        self.guided = bool(self.transformer_config["guidance_embeds"])
-        """Whether the model is distilled to take the scale of guidance as an input."""
-        if not self.guided and self.options.guidance != HunyuanVideoOptions().guidance:
-            raise UserError(
-                f"model.options.guidance: {self.options.guidance:g} has no effect, {files.path} takes no "
-                "guidance; remove it"
-            )
         self.frames_required = self.condition is not None
         self.takes = ("first",) if self.condition else ()
-        self.drops_pictures = False
 
     @property
     def pipeline_type(self) -> Any:
@@ -148,22 +96,14 @@ class HunyuanVideo(LatentFamily):
         return [i for i, ids in enumerate(tokens) if len(ids) > kept]
 
     def text_stages(self) -> list[Stage]:
-        options = {"text_length": self.options.text_length, "condition": self.condition}
-        stages = [
-            Stage(
-                "text", ("text_encoder",), ("caption", *self.pictures), ("prompt_embeds",), self.encode_text,
-                ragged=("prompt_embeds",), options=options,
-            ),
-            Stage("pooled", ("text_encoder_2",), ("caption",), ("pooled_embeds",), self.encode_pooled),
-        ]  # fmt: skip
-        if self.drops_pictures:
-            stages.append(
-                Stage(
-                    "text_black", ("text_encoder",), ("caption",), ("black_embeds",), self.encode_black,
-                    ragged=("black_embeds",), options=options,
-                )
-            )  # fmt: skip
-        return stages
+        settings = {"text_length": self.options.text_length, "condition": self.condition}
+        text = replace(self.text_stage("text_encoder", "caption", *self.pictures), options=settings)
+        black = replace(
+            text, name="text_black", needs=("caption",), gives=("black_embeds",), ragged=("black_embeds",),
+            run=self.encode_black,
+        )  # fmt: skip
+        pooled = Stage("pooled", ("text_encoder_2",), ("caption",), ("pooled_embeds",), self.encode_pooled)
+        return [text, pooled, *([black] if self.drops_frames else [])]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions, each with its first frame in the prompt, to (L, D) each."""
@@ -204,10 +144,6 @@ class HunyuanVideo(LatentFamily):
 
     # Given frames
 
-    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
-        super().give_frames(frames, optional=optional, dropout=dropout)
-        self.drops_pictures = dropout
-
     def frame_stages(self) -> list[Stage]:
         return [Stage("condition", ("vae",), self.pictures, ("image_latents",), self.encode_frames)]
 
@@ -229,17 +165,12 @@ class HunyuanVideo(LatentFamily):
             later[:, :, 0] = 0
             noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * later
             noisy.mask = later
-        if self.drops_pictures:
+        if self.drops_frames:
             pairs = zip(batch["prompt_embeds"], batch["black_embeds"], kept.tolist(), strict=True)
             noisy.extra["prompt_embeds"] = [own if keep else black for own, black, keep in pairs]
         return noisy
 
     # Denoiser
-
-    def num_tokens(self, x0: Streams) -> int:
-        _, _, t, h, w = x0["x"].shape
-        patch = self.transformer_config["patch_size"]
-        return int(t // self.transformer_config["patch_size_t"] * (h // patch) * (w // patch))
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)

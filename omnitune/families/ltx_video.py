@@ -11,10 +11,9 @@ from diffusers import LTXImageToVideoPipeline, LTXPipeline
 from torch import Tensor
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
-from ._files import ModelFiles
+from ..types import Batch, Limits, Streams, option
 from ._latents import LatentFamily
-from .base import Defaults, Noisy, Sampling, Variant
+from .base import Noisy, Sampling
 
 DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 """Level and noise of latents that are decoded, as diffusers' documentation advises for 0.9.5."""
@@ -40,39 +39,11 @@ class LTXVideo(LatentFamily):
     licence = "Lightricks RAIL-M: 0.9.0 and 0.9.1 for research, 0.9.5 (OpenRail-M) for commercial use too"
     pipeline_class = LTXPipeline
     Options = LTXVideoOptions
-    defaults = Defaults(
-        timesteps="logit_normal",
-        # Of Lightricks' trainer, for every version; the schedulers of 0.9.0 and 0.9.1 shift alike.
-        shift={"base": 0.95, "max": 2.05, "base_tokens": 1024, "max_tokens": 4096},
-        guidance=3.0,
-        frames=(1, 49),
-        area="512x704",
-        size="49x512x704",
-        fps=25.0,
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {
-        "0.9.0": Variant("Lightricks/LTX-Video"),
-        "0.9.1": Variant("a-r-r-o-w/LTX-Video-0.9.1-diffusers", small={"vae": TIMED}),
-        "0.9.5": Variant(
-            "Lightricks/LTX-Video-0.9.5", small={"vae": {**TIMED, "block_out_channels": [4, 4, 8, 8, 8]}}
-        ),
+    variants: ClassVar[Mapping[str, str]] = {
+        "0.9.0": "Lightricks/LTX-Video",
+        "0.9.1": "a-r-r-o-w/LTX-Video-0.9.1-diffusers",
+        "0.9.5": "Lightricks/LTX-Video-0.9.5",
     }
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # 20 channels leave a remainder for the rotary embedding, which has 6 to a frequency, as 2048 do.
-        "transformer": {
-            "num_attention_heads": 2, "attention_head_dim": 10, "cross_attention_dim": 20, "num_layers": 2,
-            "in_channels": 8, "out_channels": 8, "caption_channels": 32,
-        },
-        "vae": {
-            "latent_channels": 8, "block_out_channels": [4, 4, 8, 8], "layers_per_block": [1, 1, 1, 1, 1],
-            "decoder_block_out_channels": [4, 4, 8, 8], "decoder_layers_per_block": [1, 1, 1, 1, 1],
-        },
-        "text_encoder": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-    }  # fmt: skip
-
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or LTXVideoOptions())
-        self.vae_config = files.config("vae")
 
     @property
     def pipeline_type(self) -> Any:
@@ -113,14 +84,6 @@ class LTXVideo(LatentFamily):
             torch.manual_seed(seed)
             yield
 
-    def text_stages(self) -> list[Stage]:
-        return [
-            Stage(
-                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
-                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
-            )
-        ]  # fmt: skip
-
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings without padding, (L, D) each: the denoiser masks what is behind them.
 
@@ -147,9 +110,6 @@ class LTXVideo(LatentFamily):
 
     def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
         return self.first_frame_clean(noisy, given)
-
-    def num_tokens(self, x0: Streams) -> int:
-        return x0["x"][0, 0].numel()
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
@@ -185,8 +145,7 @@ class LTXVideo(LatentFamily):
         return {"video_coords": grid * scales[..., None]}
 
     def call(self, wanted: Sampling) -> dict[str, Any]:
-        length = {"max_sequence_length": self.options.text_length}
-        return {**super().call(wanted), "frame_rate": wanted.fps, **length, **DECODING}
+        return {**super().call(wanted), "frame_rate": wanted.fps, **DECODING}
 
     def generator(self, wanted: Sampling) -> torch.Generator:
         """On the device for given frames: that pipeline draws there (`torch.randn` where others copy)."""

@@ -14,14 +14,7 @@ from ._diffusers import LORA_FILE
 from ._files import ModelFiles
 from ._latents import LatentFamily
 from ._padding import Padding
-from .base import Defaults, Noisy, Sampling, Variant
-
-DENOISER = {
-    "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 32, "freq_dim": 64, "ffn_dim": 48,
-    "num_layers": 2, "rope_max_seq_len": 64,
-}  # fmt: skip
-CLIP = {"transformer": {"image_dim": 16, "added_kv_proj_dim": 24}}
-HD = {"frames": (49,), "shift": 5.0, "area": "720x1280", "size": "49x720x1280"}
+from .base import Noisy, Sampling
 
 
 @option
@@ -44,46 +37,19 @@ class Wan(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = WanPipeline
     Options = WanOptions
-    defaults = Defaults(
-        timesteps="logit_normal",
-        shift=3.0,  # flow_shift of the published scheduler at 480p
-        guidance=5.0,
-        frames=(1, 49),
-        area="480x832",
-        size="49x480x832",
-        fps=16.0,
-    )
-    variants: ClassVar[Mapping[str, Variant]] = {
-        "t2v": Variant("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-        "t2v-14b": Variant("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
-        "i2v": Variant("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "first", CLIP, {"frames": (49,)}),
-        "i2v-720p": Variant("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "first", CLIP, HD),
-        "flf2v": Variant(
-            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "both",
-            {"transformer": {**CLIP["transformer"], "pos_embed_seq_len": 10}}, {**HD, "shift": 16.0},
-        ),
-        "t2v-a14b": Variant("Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
-        "i2v-a14b": Variant("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "first", {}, {"frames": (49,)}),
-        "ti2v-5b": Variant(
-            "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "first", {"vae": {"decoder_base_dim": 4}},
-            {"shift": 5.0, "area": "704x1280", "size": "49x704x1280", "fps": 24.0},
-        ),
-    }  # fmt: skip
-    small: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "transformer": DENOISER,
-        "transformer_2": DENOISER,
-        "vae": {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
-        "text_encoder": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-        "image_encoder": {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-            "image_size": 8, "patch_size": 4, "projection_dim": 8,
-        },
-        "image_processor": {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}},
-    }  # fmt: skip
+    variants: ClassVar[Mapping[str, str]] = {
+        "t2v": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "t2v-14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        "i2v": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        "i2v-720p": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        "flf2v": "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+        "t2v-a14b": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        "i2v-a14b": "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        "ti2v-5b": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    }
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options or WanOptions())
-        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        super().__init__(files, device, dtype, options)
         self.padding = Padding(self.options.text_length, self.options.fold_padding)
         self.per_token = bool(files.pipeline_config.get("expand_timesteps"))
         """Wan 2.2 TI2V-5B: each token has its own timestep, a clean frame's is 0."""
@@ -120,16 +86,13 @@ class Wan(LatentFamily):
         temporal = self.vae_config.get("scale_factor_temporal", 4)
         return Limits(spatial, temporal, least_frames=1 + temporal if self.frames_required else 1)
 
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        t, h, w = self.transformer_config["patch_size"]
+        return t, h, w
+
     def affine(self) -> tuple[Any, Any]:
         return self.vae_config["latents_mean"], [1 / std for std in self.vae_config["latents_std"]]
-
-    def text_stages(self) -> list[Stage]:
-        return [
-            Stage(
-                "text", ("text_encoder",), ("caption",), ("prompt_embeds",), self.encode_text,
-                ragged=("prompt_embeds",), options={"text_length": self.options.text_length},
-            )
-        ]  # fmt: skip
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings without padding, (L, D) each: the pipeline has zeros behind a caption."""
@@ -153,16 +116,10 @@ class Wan(LatentFamily):
     def frame_stages(self) -> list[Stage]:
         if not self.concatenates:  # a clean first frame is the clip's own: this autoencoder is causal
             return []
-        shown = Stage(
-            "condition", ("vae",), (*self.pictures, "moments"), ("condition",), self.encode_frames,
-            options={"frames": self.frames},
-        )  # fmt: skip
-        if "image_encoder" not in self.parts:
-            return [shown]
-        return [
-            shown,
-            Stage("image", ("image_encoder",), self.pictures, ("image_embeds",), self.encode_images),
-        ]
+        needs, settings = (*self.pictures, "moments"), {"frames": self.frames}
+        shown = Stage("condition", ("vae",), needs, ("condition",), self.encode_frames, options=settings)
+        seen = Stage("image", ("image_encoder",), self.pictures, ("image_embeds",), self.encode_images)
+        return [shown, seen] if "image_encoder" in self.parts else [shown]
 
     def encode_frames(self, batch: Batch, draw: Draw) -> Batch:
         """Given frames, zeros between them, as latents (B, C, T', h, w) at the posterior's mode."""
@@ -185,17 +142,10 @@ class Wan(LatentFamily):
         return {"image_embeds": torch.stack(found, 1)}
 
     def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
-        x0 = noisy.x0["x"]
-        if x0.shape[2] == 1:  # a picture would be all that is given of it
-            return noisy
-        rows = [-1, *[1] * (x0.ndim - 1)]
         if self.per_token:
-            clean = torch.zeros(1, 1, x0.shape[2], 1, 1, device=x0.device)
-            clean[:, :, 0] = 1
-            clean = clean * given.view(rows)  # (B, 1, T, 1, 1)
-            noisy.u = noisy.u.view(rows) * (1 - clean)
-            noisy.mask = 1 - clean
-            return noisy
+            return self.first_frame_clean(noisy, given)
+        x0 = noisy.x0["x"]
+        rows = [-1, *[1] * (x0.ndim - 1)]
         # 1 where a pixel frame is given; its first latent frame is one pixel frame, folded into channels.
         mask = x0.new_zeros(len(x0), self.limits.temporal, *x0.shape[2:])
         mask[:, :, 0] = 1
@@ -207,17 +157,13 @@ class Wan(LatentFamily):
             noisy.extra["image_embeds"] = batch["image_embeds"] * kept.view(-1, 1, 1, 1)
         return noisy
 
-    def num_tokens(self, x0: Streams) -> int:
-        _, _, t, h, w = x0["x"].shape
-        p_t, p_h, p_w = self.transformer_config["patch_size"]
-        return int((t // p_t) * (h // p_h) * (w // p_w))
-
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
         text = self.padding.pad([e.to(x.device, self.dtype) for e in batch["prompt_embeds"]])
+        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
         images = noisy.extra.get("image_embeds")  # (B, N, L, D)
         velocity: Tensor = self.components[noisy.expert or self.core](
-            hidden_states=torch.cat([x, *self._channels(noisy)], dim=1).to(self.dtype),
+            hidden_states=torch.cat([x, *channels], dim=1).to(self.dtype),
             timestep=self.token_timesteps(noisy.fed, x) if self.per_token else noisy.fed,
             encoder_hidden_states=text,
             encoder_hidden_states_image=None if images is None else images.flatten(0, 1).to(self.dtype),
@@ -225,13 +171,9 @@ class Wan(LatentFamily):
         )[0]
         return {"x": velocity}
 
-    @staticmethod
-    def _channels(noisy: Noisy) -> list[Tensor]:
-        return [noisy.extra["channels"]] if "channels" in noisy.extra else []
-
     def token_timesteps(self, fed: Tensor, x: Tensor) -> Tensor:
         """Timesteps in 0..1000, (B,) or (B, 1, T, 1, 1), as one for each token, (B, S)."""
-        _, p_h, p_w = self.transformer_config["patch_size"]
+        _, p_h, p_w = self.patch
         fed = fed.view(-1, 1, 1, 1, 1) if fed.ndim == 1 else fed
         whole = fed.expand(-1, 1, *x.shape[2:])[:, 0, :, ::p_h, ::p_w]
         return whole.flatten(1)

@@ -185,8 +185,8 @@ def build_tiny(
 
     cls: Any = resolve(family)
     cls.quiet()
-    chosen = cls.variants[variant or next(iter(cls.variants))]
-    files = ModelFiles(chosen.path)
+    files = ModelFiles(cls.checkpoint(variant).path)
+    assert files.published is not None
     index = {"_class_name": cls.pipeline_class.__name__, **files.pipeline_config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -197,10 +197,8 @@ def build_tiny(
             index[name] = [library, kind]
             if name in sizes:
                 continue
-            small = {
-                k: v for given in (cls.small, chosen.small, settings) for k, v in given.get(name, {}).items()
-            }
-            config = {**files.config(name), **small}
+            small = files.published["components"][name].get("small", {})
+            config = {**files.config(name), **small, **settings.get(name, {})}
             tokenizer = name.replace("text_encoder", "tokenizer")
             if tokenizer in sizes:
                 config = _embedding(config, sizes[tokenizer], folder / tokenizer)

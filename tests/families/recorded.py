@@ -53,11 +53,17 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every variant of every registered family, with every setting of frames that it takes."""
+    """Variants of every registered family that differ when small, with every setting of frames they take."""
     for name in REGISTRY:
         family: Any = resolve(name)
-        for variant, stated in family.variants.items():
-            shape = family.load(stated.path, "meta", torch.float32)
+        known: list[Any] = []
+        for variant, path in family.variants.items():
+            shape = family.load(path, "meta", torch.float32, only=[])
+            parts = shape.files.published["components"].values()
+            small = [part["config"] | part.get("small", {}) for part in parts if "config" in part]
+            if (described := [shape.files.pipeline_config, *small]) in known:
+                continue
+            known.append(described)
             optional = [] if shape.frames_required else [None]
             for frames in (*optional, *shape.takes):
                 yield Case(name, variant, frames)
@@ -135,7 +141,12 @@ def certain_posteriors(size: float | None = None) -> Iterator[None]:
 
 
 def write_clips(
-    folder: Path, frames: int, captions: Sequence[str] = CAPTIONS, seed: int = 0, top: int = 256
+    folder: Path,
+    frames: int,
+    captions: Sequence[str] = CAPTIONS,
+    seed: int = 0,
+    top: int = 256,
+    height: int = SIDES,
 ) -> Path:
     """Lossless clips of coarse noise, below `top`, whose first frames are the same, and last; or pictures."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +154,7 @@ def write_clips(
         random = np.random.default_rng(number)
         ends = np.random.default_rng(7).integers(0, top, (2, 8, 8, 3))
         coarse = [ends[0], *random.integers(0, top, (max(frames - 2, 0), 8, 8, 3)), ends[1]][:frames]
-        clip = np.stack(coarse).repeat(SIDES // 8, 1).repeat(SIDES // 8, 2).astype(np.uint8)
+        clip = np.stack(coarse).repeat(height // 8, 1).repeat(SIDES // 8, 2).astype(np.uint8)
         name = f"{number}.png" if frames == 1 else f"{number}.mkv"
         if frames == 1:
             Image.fromarray(np.roll(clip[0], 9 * number, 1)).save(folder / name)
@@ -183,7 +194,7 @@ def run_of(
     captions = captions or EVEN_CAPTIONS.get(case.family, CAPTIONS)
     clips = write_clips(folder / "clips", frames, captions, seed, top)
     given = {
-        "objective": {"name": family.defaults.objective},
+        "objective": {"name": family.checkpoint(case.variant).defaults.objective},
         "conditions": conditions,
         "trainable": {"lora": {}},
         "data": {

@@ -91,8 +91,8 @@ def test_timesteps_between_whole_numbers_are_fed_as_they_are(family: CogView4) -
 
 
 def test_with_the_published_defaults_timesteps_are_drawn_evenly(family: CogView4) -> None:
-    shift: Any = CogView4.defaults.shift
-    objective = FlowMatching(timesteps=CogView4.defaults.timesteps, shift=DynamicShift(**shift))  # type: ignore[arg-type]
+    shift: Any = CogView4.checkpoint().defaults.shift
+    objective = FlowMatching(timesteps=CogView4.checkpoint().defaults.timesteps, shift=DynamicShift(**shift))  # type: ignore[arg-type]
     x0 = {"x": torch.empty(2000, 1, 128, 96)}
     draw = Draw(0, range(2000))
     _, _, fed = family.path(objective.levels(family, x0, draw), x0)

@@ -66,7 +66,11 @@ def test_full_fine_tuning_and_then_an_adapter_learn_three_clips(
         _, trainer = learn(case, model(case), tmp_path / "base", trainable="full", seed=20, top=64)
         run = config.validate(config.read(tmp_path / "base" / "run.yaml"))
         export(trainer.family, session.make_job(run).claims, trainer.mesh, tmp_path / "weights")
-        started = {"init_from": str(tmp_path / "weights"), "trainable": {"lora": {"rank": 8}}}
+        started = {
+            "init_from": str(tmp_path / "weights"),
+            "trainable": {"lora": {"rank": 8}},
+            "optimizer": {"name": "adamw", "lr": 2e-2},
+        }
         (first, last, _), _ = learn(case, model(case), tmp_path / "lora", **started)
     print(f"{case}: full {before:.3f} -> {after:.3f}, of zeros {zero:.3f}; adapter {first:.3f} -> {last:.3f}")
     assert last < 0.8 * first

@@ -86,7 +86,7 @@ def test_the_network_is_fed_levels_up_to_1_whole(family: Flux) -> None:
 
 @pytest.mark.parametrize("sides", [(6, 10), (64, 64), (128, 128)])
 def test_the_default_shift_is_that_of_the_published_schedule(family: Flux, sides: tuple[int, int]) -> None:
-    stated: Any = Flux.defaults.shift
+    stated: Any = Flux.checkpoint().defaults.shift
     scheduler = family.scheduler()
     tokens = family.num_tokens({"x": torch.empty(1, 16, *sides)})
     assert tokens == sides[0] * sides[1] // 4
@@ -103,7 +103,7 @@ def test_the_default_shift_is_that_of_the_published_schedule(family: Flux, sides
 
 def test_the_default_guidance_is_that_of_the_pipeline() -> None:
     published = inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default
-    assert FluxOptions().guidance == Flux.defaults.guidance == published
+    assert FluxOptions().guidance == Flux.checkpoint().defaults.guidance == published
 
 
 def test_guidance_is_told_to_the_network_as_it_is(family: Flux) -> None:

@@ -208,7 +208,7 @@ def test_the_default_shift_is_the_schedulers(model: Path) -> None:
     mu = calculate_shift(
         tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
     )
-    assert DynamicShift(**family.defaults.shift).value(tokens) == pytest.approx(math.exp(mu))
+    assert DynamicShift(**family.checkpoint().defaults.shift).value(tokens) == pytest.approx(math.exp(mu))
 
 
 # Samples
