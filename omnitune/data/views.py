@@ -145,10 +145,12 @@ def to_pixels(frames: "media.Pixels") -> "Tensor":
 
 def covering_picture(path: Path, bucket: Bucket) -> "media.Pixels":
     """A picture scaled to cover a bucket, its centre cut out: (1, H, W, 3) in uint8."""
+    import numpy as np
+
     frame = media.read_image(path)[0]
     height, width = _covering(frame.shape[1], frame.shape[0], bucket)
     crop = Crop((height - bucket.height) // 2, (width - bucket.width) // 2, bucket.height, bucket.width)
-    return _shown(frame, View((0,), (height, width), crop))[None]
+    return np.array(_shown(frame, View((0,), (height, width), crop)))[None]
 
 
 def _shown(frame: "media.Pixels", view: View) -> "media.Pixels":

@@ -104,7 +104,7 @@ def test_the_loss_is_the_mean_square_of_what_is_left_of_the_target(
         if noisy.u.ndim > 1:
             assert torch.equal(counted, (noisy.u > 0).float().expand_as(x0)), "what is clean is not learned"
         error = ((prediction - target) ** 2 * counted).flatten(1).sum(1) / counted.flatten(1).sum(1)
-        assert loss == pytest.approx(float(error.mean()), rel=1e-5)
+        assert loss == pytest.approx(float(error.mean().detach()), rel=1e-5)
 
         # A prediction is a permutation of the answer, so its transpose turns the target into one.
         (unpacked,) = torch.autograd.grad(prediction, answers["given"], target, retain_graph=False)
