@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_run import OMNITUNE, Settings, tiny_run, verdict
+from tiny_run import OMNITUNE, Settings, tiny_run, verdict, wan
 
 FACTOR, ALLOWANCE = 1.05, 100 << 20
 INTERVAL = 0.02
 MEASURES = ("Pss", "Rss")
 # About 60 million parameters: 240 MB in fp32.
-SETTINGS = Settings(layers=8, heads=12, head_dim=64, frames=9, size="128x128", dtype="float32", steps=5)
+SETTINGS = Settings(wan(layers=8, heads=12, head_dim=64), frames=9, size="128x128", dtype="float32", steps=5)
 
 BARE = """\
 import sys

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_run import OMNITUNE, Settings, TinyRun, tiny_run, verdict
+from tiny_run import OMNITUNE, Settings, TinyRun, tiny_run, verdict, wan
 
 HELP_BOUND = 0.3
 STEP_BOUND = 2.0
 PAIRS = 5
 # The first of two steps is not the last, so its line comes before any checkpoint, export or report.
-SETTINGS = Settings(layers=2, heads=2, head_dim=12, frames=9, size="64x64", dtype="float32", steps=2)
+SETTINGS = Settings(wan(layers=2, heads=2, head_dim=12), frames=9, size="64x64", dtype="float32", steps=2)
 
 EMPTY = (sys.executable, "-c", "pass")
 LOAD = """\

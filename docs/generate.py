@@ -1,12 +1,20 @@
-"""Write docs/options.md and docs/run.schema.json from the code. `make docs` runs it; a test checks both."""
+"""Write docs/options.md, docs/run.schema.json and the tables of docs/models/*.md from the code.
+
+`make docs` runs it; a test checks all of them.
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from omnitune.config import schema
+from omnitune.families import REGISTRY, resolve
+from omnitune.families.base import Checkpoint, Family
+from omnitune.init import sizes
 
 DOCS = Path(__file__).parent
+START, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def schema_text() -> str:
@@ -82,6 +90,59 @@ def kind(field: dict[str, Any]) -> str:
     )
 
 
+def model_page(name: str) -> Path:
+    return DOCS / "models" / f"{name}.md"
+
+
+def model_text(name: str) -> str:
+    """The page of a family as it stands, its table made anew between the markers."""
+    page = model_page(name).read_text()
+    made = "\n".join([START, "", *model_lines(resolve(name)), "", END])
+    text, found = re.subn(rf"{START}(.*?{END})?", lambda _: made, page, flags=re.DOTALL)
+    assert found == 1, f"docs/models/{name}.md has {found} of {START}"
+    return text
+
+
+def model_lines(family: type[Family]) -> list[str]:
+    options = family.Options.__dataclass_fields__.values()
+    facts = {
+        "tasks": ", ".join(family.tasks),
+        "methods": f"LoRA ({', '.join(family.adapter_components)}), full",
+        "default LoRA targets": ", ".join(f"`{target}`" for target in family.lora_targets),
+        "`model.options`": ", ".join(f"`{one.name}: {json.dumps(one.default)}`" for one in options),
+        "licence of the weights": family.licence,
+    }
+    rows = []
+    for variant in family.variants:
+        found = family.checkpoint(variant)
+        cells = [found.frames or "none", sizes(family, found), defaults(found)]
+        rows.append(f"| {' | '.join([f'`{variant}`', f'`{found.path}`', *cells])} |")
+    return [
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+        "| variant | checkpoint | frames given by default | sizes | defaults |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def defaults(checkpoint: Checkpoint) -> str:
+    """What `init` writes for a variant, in words."""
+    d = checkpoint.defaults
+    levels = [f"`timesteps: {d.timesteps}`", f"`shift: {d.shift_text}`"]
+    return ", ".join(
+        [
+            *([d.objective] if d.objective != "flow_matching" else levels),
+            f"guidance {d.guidance:g}",
+            f"`frames: {list(d.frames)}`",
+            d.area,
+            *([f"{d.fps:g} fps"] if d.fps else []),
+        ]
+    )
+
+
 if __name__ == "__main__":
     (DOCS / "options.md").write_text(options_text())
     (DOCS / "run.schema.json").write_text(schema_text())
+    for name in REGISTRY:
+        model_page(name).write_text(model_text(name))

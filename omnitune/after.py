@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import checkpoint, session
-from .callbacks.sample import parse_bucket, wanted, write_samples
+from .callbacks.sample import check_frames, check_pictures, parse_bucket, wanted, write_samples
 from .files import read_jsonl
 from .job import place
 from .parallel.mesh import Mesh, Parallel
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .callbacks.sample import Validation
     from .families.base import Family
     from .job import Job
+
+
+PICTURES = {"images": "--image", "last_images": "--last-image"}
 
 
 def find_checkpoint(folder: Path, step: int | None) -> checkpoint.Saved:
@@ -64,7 +67,8 @@ def sample_run(arguments: argparse.Namespace) -> None:
     run = session.read_run(folder)
     given = {
         "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
-        "seed": arguments.seed, "size": arguments.size,
+        "seed": arguments.seed, "size": arguments.size, "images": arguments.image,
+        "last_images": arguments.last_image,
     }  # fmt: skip
     options = overridden(run.validation, given)
     if not options.prompts:
@@ -72,6 +76,8 @@ def sample_run(arguments: argparse.Namespace) -> None:
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     job = session.make_job(run)
+    check_frames(options, job.shape, PICTURES)
+    check_pictures(options, PICTURES)
     bucket = sample_size(options.size, folder, job)
     saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)
     family = trained(job, Mesh(Parallel()), saved, not arguments.raw)

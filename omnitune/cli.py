@@ -138,6 +138,8 @@ def _run_commands(commands: Any) -> None:
     sample.add_argument(
         "--prompt", action="append", help="what to generate; again for more; else the run's own"
     )
+    sample.add_argument("--image", action="append", type=Path, help="its first frame; one for each prompt")
+    sample.add_argument("--last-image", action="append", type=Path, help="its last frame")
     sample.add_argument("--size", help="480x832 or 49x480x832")
     sample.add_argument("--steps", type=int, help="denoising steps")
     sample.add_argument("--guidance", type=float, help="guidance scale")

@@ -6,11 +6,13 @@ import pytest
 import yaml
 
 from omnitune import config
+from omnitune.families import REGISTRY
 from omnitune.plan import lines
 from omnitune.types import UserError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def generator():
@@ -24,6 +26,14 @@ def test_options_page_and_schema_are_what_the_code_says():
     module = generator()
     assert (ROOT / "docs" / "options.md").read_text() == module.options_text(), "run `make docs`"
     assert (ROOT / "docs" / "run.schema.json").read_text() == module.schema_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize("family", REGISTRY)
+def test_every_family_has_a_page_with_what_the_code_says_and_an_example(family):
+    module = generator()
+    assert module.model_page(family).read_text() == module.model_text(family), "run `make docs`"
+    assert any(yaml.safe_load(path.read_text())["model"]["family"] == family for path in EXAMPLES)
+    assert f"](docs/models/{family}.md)" in (ROOT / "README.md").read_text()
 
 
 def test_every_option_of_a_run_has_a_line_in_the_options_page():
@@ -49,8 +59,7 @@ def test_a_plan_refuses_a_sample_size_that_training_would_refuse():
 
 
 def test_the_runs_in_readme_and_docs_are_valid(tmp_path):
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    blocks = [b for p in pages for b in re.findall(r"```yaml\n(.*?)```", p.read_text(), re.S)]
+    blocks = [b for p in PAGES for b in re.findall(r"```yaml\n(.*?)```", p.read_text(), re.S)]
     runs = [b for b in blocks if "model" in yaml.safe_load(b)]
     assert runs
     for i, block in enumerate(runs):
@@ -60,7 +69,7 @@ def test_the_runs_in_readme_and_docs_are_valid(tmp_path):
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,6 +1,7 @@
 """Samples while training, so that one sees what is learned."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import field
 from math import isfinite
 from pathlib import Path
@@ -81,27 +82,33 @@ def given_frames(options: Validation, i: int, bucket: Bucket) -> dict[str, Any]:
     return {name: views.covering_picture(paths[i], bucket)[0] for name, paths in files.items() if paths}
 
 
-def check_frames(options: Validation, family: "Family") -> None:
-    """Raise UserError if samples lack frames that the model is given, or have some that it is not."""
+OPTIONS = {"images": "validation.images", "last_images": "validation.last_images"}
+
+
+def check_frames(options: Validation, family: "Family", told: Mapping[str, str] = OPTIONS) -> None:
+    """Raise UserError if samples lack frames that the model is given, or have some that it is not.
+
+    `told` has what the user calls both lists.
+    """
     if not options.prompts:
         return
     for name, key in (("first_frame", "images"), ("last_frame", "last_images")):
         given, asked = bool(getattr(options, key)), name in family.pictures
         if given and not asked:
             raise UserError(
-                f"validation.{key}: the model is not given them; add the condition frame_conditioning, or "
-                f"leave {key} out"
+                f"{told[key]}: the model is not given them; train it with the condition frame_conditioning, "
+                "or leave them out"
             )
         if asked and not given and not family.frames_optional:
-            raise UserError(f"validation.{key}: image-to-video samples need one for each prompt; name them")
+            raise UserError(f"{told[key]}: image-to-video samples need one for each prompt; name them")
 
 
-def check_pictures(options: Validation) -> None:
+def check_pictures(options: Validation, told: Mapping[str, str] = OPTIONS) -> None:
     """Raise UserError if a picture that samples are given is not on this machine."""
     for key in ("images", "last_images"):
         for path in getattr(options, key):
             if not path.is_file():
-                raise UserError(f"validation.{key}: {path} is not there")
+                raise UserError(f"{told[key]}: {path} is not there; correct the path")
 
 
 def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:

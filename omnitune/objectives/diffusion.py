@@ -5,6 +5,7 @@ Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -234,6 +235,7 @@ class FlowMatching(Diffusion):
             return 1 - 1 / (torch.tan(math.pi / 2 * p) + 1)
         return p
 
+    @lru_cache  # noqa: B019  # of a frozen value
     def cumulative(self, u: float) -> float:
         """The inverse of `quantile`, by bisection."""
         low, high = 0.0, 1.0

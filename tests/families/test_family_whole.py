@@ -12,6 +12,7 @@ from PIL import Image
 from recorded import CAPTIONS, SIDES, Case, cases, run_of, write_clips
 
 from omnitune import config, session
+from omnitune.cli import main
 from omnitune.families import REGISTRY, resolve
 from omnitune.init import table, text
 from omnitune.parallel.mesh import Mesh
@@ -103,3 +104,25 @@ def test_several_sizes_and_pictures_beside_clips_train_in_one_run(
     seen = {json.loads(line)["bucket"] for line in (folder / "data.jsonl").read_text().splitlines()}
     assert len(seen) == (2 if 1 not in mixed or frames == [1] else 3)
     assert all(np.isfinite(record["loss"]) for record in runs.metrics(folder))
+
+
+def test_samples_of_a_trained_run_are_given_pictures_on_the_command_line(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case("wan", "flf2v", "both")
+    file = run_of(case, model(case), tmp_path, schedule={"steps": 1})
+    run = config.validate(config.read(file))
+    picture = tmp_path / "given.png"
+    Image.fromarray(np.full((SIDES, SIDES, 3), 120, np.uint8)).save(picture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        session.train(run, Mesh(run.parallel))
+        words = ["sample", "runs/run", "--prompt", "rocket", "--steps", "1", "--image", str(picture)]
+        assert main(words) == 2
+        assert "--last-image: image-to-video samples need one for each prompt" in capsys.readouterr().err
+        assert main([*words, "--image", str(picture)]) == 2
+        assert "images are 2 and prompts 1; give one for each" in capsys.readouterr().err
+        assert main([*words, "--last-image", str(picture.with_name("gone.png"))]) == 2
+        assert "gone.png is not there" in capsys.readouterr().err
+        assert main([*words, "--last-image", str(picture)]) == 0
+    assert "000.mp4" in capsys.readouterr().out
