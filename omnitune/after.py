@@ -58,7 +58,8 @@ def overridden(options: "Validation", given: Mapping[str, Any]) -> "Validation":
     try:
         return replace(options, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error:
-        raise UserError(f"--{error}") from None
+        text = str(error).replace("last_images", "last-image").replace("images", "image")
+        raise UserError(f"--{text}") from None
 
 
 def sample_run(arguments: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ class FrameConditioning(Condition):
     """Of each sample, that its frames are given; the others train text-to-video. 0 to 1, and 1 for a
     checkpoint that is always given frames."""
     dropout: float = 0.0
-    """Of each given frame set, that an empty picture takes its place, 0 to 1: for guidance by the picture."""
+    """Of samples with frames, that an empty picture takes their place, 0 to 1: for guidance by the picture.
+    HunyuanVideo has it in the prompt alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:

@@ -22,8 +22,8 @@ from .families import resolve
 from .families.base import Family
 from .files import Hashes, digest
 from .trainable import Claims, Rule, apply_claims, claim, expand
-from .types import MEDIA, Bucket, Mistakes, Stage, UserError, split_stages
-from .weights import component_folders, init_adapters, lora_file
+from .types import MEDIA, Bucket, Item, Mistakes, Stage, UserError, split_stages
+from .weights import component_folders, init_adapters, lora_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,10 +169,28 @@ class Job:
             found = scan(self.run.data.sources, Path.cwd(), Hashes(self.memo_folder, verify))
             if self.sizes is not None:
                 dealt = deal(found, self.sizes, self.run.data)
+            self._check_images(found.items)
         with self.mistakes.noted():
             check_pictures(self.run.validation)
         self.mistakes.raise_all()
         return replace(dealt, notes=[*self.notes, *dealt.notes])
+
+    def _check_images(self, items: Sequence[Item]) -> None:
+        """Raise UserError for pictures of a source that stand for first frames where that cannot be."""
+        stated = next((item for item in items if item.image is not None), None)
+        if stated is None or not self.shape.pictures:
+            return
+        data = self.run.data
+        if not any("first_frame" in stage.needs for stage in self.shape.stages):
+            raise UserError(
+                f"{stated.where}: {stated.image} stands for a first frame, but {self.run.model.path} is "
+                "given the clip's own; set images: null in data.sources"
+            )
+        if data.crop != "center" or data.window != "head":
+            raise UserError(
+                f"{stated.where}: {stated.image} stands for the first frame of a clip that is shown from "
+                "elsewhere; set data.window: head and data.crop: center, or images: null in data.sources"
+            )
 
     def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
         """Hash over the files of each component."""
@@ -195,8 +213,8 @@ class Job:
     @property
     def base(self) -> str:
         """A hash over everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
-        lora = lora_file(self.run.init_from) if self.run.init_from else None
-        started = [f"init_from {Hashes(self.memo_folder).of(lora)}"] if lora else []
+        files = lora_files(self.run.init_from) if self.run.init_from else []
+        started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
         return digest(*(f"{name} {value}" for name, value in self.weights.items()), *started)
 
     def stage_fingerprints(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,10 @@ STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base weights as they are."""
 
 
-def lora_file(path: Path) -> Path | None:
-    """The LoRA file that `init_from` names, or None if it names folders of whole components."""
-    if path.is_file():
-        return path
-    if (path / LORA_FILE).is_file():
-        return path / LORA_FILE
-    return None
+def lora_files(path: Path) -> list[Path]:
+    """The LoRA files that `init_from` names: none if it names folders of whole components alone."""
+    stem, suffix = LORA_FILE.rsplit(".", 1)
+    return [path] if path.is_file() else sorted(path.glob(f"{stem}*.{suffix}"))
 
 
 def component_folders(path: Path | None) -> dict[str, Path]:
@@ -48,7 +45,7 @@ def component_folders(path: Path | None) -> dict[str, Path]:
     if not path.exists():
         raise UserError(f"init_from: {path} is not there; give a LoRA file or a folder that `export` wrote")
     found = {p.parent.name: p.parent for p in path.glob("*/*config.json")} if path.is_dir() else {}
-    if not found and lora_file(path) is None:
+    if not found and not lora_files(path):
         raise UserError(
             f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json"
         )
@@ -56,40 +53,65 @@ def component_folders(path: Path | None) -> dict[str, Path]:
 
 
 def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
-    """Load a LoRA file in diffusers' layout into the adapters that the rules added."""
-    file = lora_file(path)
-    if file is None:
+    """Load LoRA files in diffusers' layout into the adapters that the rules added."""
+    files = lora_files(path)
+    if not files:
         return
     if not claims.adapted:
         raise UserError(
-            f"init_from: {file} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
+            f"init_from: {files[0]} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
         )
-    tensors, settings = _read_lora(file)
-    _check_settings(file, settings)
     mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
-    if strangers := sorted(tensors.keys() - mine.keys()):
-        raise UserError(f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts")
-    if missing := sorted(mine.keys() - tensors.keys()):
-        raise UserError(f"init_from: {file} lacks {missing[0]} ({len(missing)} such), which a rule adapts")
-    for name, param in mine.items():
-        if tensors[name].shape != param.shape:
+    missing = set(mine)
+    for file in files:
+        tensors, settings = _read_lora(file, _parts(file, family, claims))
+        _check_settings(file, settings)
+        if strangers := sorted(tensors.keys() - mine.keys()):
             raise UserError(
-                f"init_from: {file}: {name} is {tuple(tensors[name].shape)}, the rule makes it "
-                f"{tuple(param.shape)}; "
-                "use the rank it was trained with"
+                f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts"
             )
-        param.data.copy_(tensors[name])
-    _check_scale(file, settings, claims)
+        for name, tensor in tensors.items():
+            if tensor.shape != mine[name].shape:
+                raise UserError(
+                    f"init_from: {file}: {name} is {tuple(tensor.shape)}, the rule makes it "
+                    f"{tuple(mine[name].shape)}; use the rank it was trained with"
+                )
+            mine[name].data.copy_(tensor)
+        missing -= tensors.keys()
+        _check_scale(file, settings, claims, {name.split(".")[0] for name in tensors})
+    if missing:
+        raise UserError(f"init_from: {path} lacks {min(missing)} ({len(missing)} such), which a rule adapts")
 
 
-def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a LoRA file, and the adapter settings that it was written with."""
+def _parts(file: Path, family: "Family", claims: "Claims") -> Mapping[str, str]:
+    """What a file calls components -> what they are called here."""
+    adapted = sorted({module.split(".")[0] for module in claims.adapted})
+    known = family.adapter_files(family.adapter_components)
+    expected = family.adapter_files(adapted)
+    if file.name in expected:
+        return expected[file.name]
+    if file.name in known or len(expected) > 1:
+        raise UserError(
+            f"init_from: {file} is not of what the rules adapt, {', '.join(adapted)}; give "
+            f"{' and '.join(expected)}, or rules for what it is of"
+        )
+    return next(iter(expected.values()))  # a name of the user's own
+
+
+def _read_lora(file: Path, parts: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a LoRA file, and the adapter settings that it was written with, by our names."""
+
+    def ours(name: str) -> str:
+        part, dot, rest = name.partition(".")
+        return f"{parts.get(part, part)}{dot}{rest}"
+
     try:
         with safe_open(file, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
-            return tensors, json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            tensors = {ours(name): stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
+            settings = json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"init_from: {file} cannot be read: {error}") from error
+    return tensors, {ours(name): value for name, value in settings.items()}
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
@@ -107,9 +129,13 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_scale(file: Path, settings: Mapping[str, Any], claims: "Claims") -> None:
+def _check_scale(
+    file: Path, settings: Mapping[str, Any], claims: "Claims", components: Collection[str]
+) -> None:
     """A LoRA of another alpha would start at another strength: refuse."""
     for module, number in claims.adapted.items():
+        if module.split(".")[0] not in components:
+            continue
         lora = claims.rules[number].lora
         assert lora is not None
         stored, mine = _stored_alpha(settings, module, lora.rank), lora.alpha or lora.rank

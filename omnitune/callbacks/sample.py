@@ -51,7 +51,7 @@ class Validation:
             raise ValueError(f"fps must be above 0, not {self.fps}")
         for name in ("images", "last_images"):
             if (number := len(getattr(self, name))) not in (0, len(self.prompts)):
-                raise ValueError(f"{name} are {number} and prompts {len(self.prompts)}; give one for each")
+                raise ValueError(f"{name}: {number} for {len(self.prompts)} prompts; give one for each")
 
 
 def parse_bucket(text: str, where: str) -> Bucket:

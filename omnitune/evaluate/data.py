@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..data.media import Pixels
     from ..data.options import Data
     from ..families.base import Family
+    from ..types import Limits
 
 
 def deterministic(run: "Run") -> "Run":
@@ -29,14 +30,19 @@ def deterministic(run: "Run") -> "Run":
     return replace(run, conditions=[condition for condition in fixed if condition is not None])
 
 
-def held_out(data: "Data", folders: Sequence[Path], size: str | None, pictures: bool = False) -> "Data":
-    """The run's way of showing data, for other folders: nothing random; of one size where it is stated."""
+def held_out(
+    data: "Data", folders: Sequence[Path], size: str | None, limits: "Limits | None" = None
+) -> "Data":
+    """The run's way of showing data, for other folders: nothing random; of one size where it is stated.
+
+    Pictures are taken beside clips where the `limits` of the model allow both.
+    """
     sizes = data.buckets
     if size is not None:
         bucket = parse_bucket(size, "--size")
-        sizes = Buckets(frames=sorted({1, bucket.frames}), sizes=[f"{bucket.height}x{bucket.width}"])
-    if pictures:
-        sizes = replace(sizes, frames=[1])
+        beside = limits is None or (limits.least_frames == 1 and not limits.one_size)
+        frames = sorted({1, bucket.frames} if beside else {bucket.frames})
+        sizes = Buckets(frames=frames, sizes=[f"{bucket.height}x{bucket.width}"])
     window = "middle" if data.window == "random" else data.window
     sources: list[Source] = [Folder(path=folder) for folder in folders]
     return replace(data, sources=sources, buckets=sizes, variants=1, crop="center", window=window)

@@ -48,8 +48,10 @@ class Subject:
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
-        data = held_out(self.run.data, folders, self.asked.size, pictures)
+        data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
         job = session.make_job(replace(self.job.run, data=data))
+        if pictures:  # which are looked at, whether the model takes them or not
+            job.sizes = sorted({replace(bucket, frames=1) for bucket in job.sizes or ()})
         index = job.index()
         for note in index.notes:
             session.say(note)

@@ -28,6 +28,8 @@ class DiffusersFamily(Denoiser):
     """Components that the family needs and that are no networks."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Those of both that some checkpoints have and some have not."""
+    least_text: ClassVar[int] = 1
+    """Tokens of text."""
     tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "t5"}
     """Tokenizer -> its kind, as `omnitune.testing.tiny` trains small ones."""
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
@@ -39,6 +41,10 @@ class DiffusersFamily(Denoiser):
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
         self.files, self.device, self.dtype = files, torch.device(device), dtype
         self.options = self.Options() if options is None else options
+        if self.options.text_length < self.least_text:
+            raise UserError(
+                f"model.options.text_length: {self.options.text_length} is not {self.least_text} or more"
+            )
         self.components = nn.ModuleDict()
         self._processors: dict[str, Any] = {}
 

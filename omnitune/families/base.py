@@ -191,6 +191,10 @@ class Family(ABC):
         fetch from the hub.
         """
 
+    def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
+        raise UserError(f"family {self.name} exports no adapters")
+
     def cut_captions(self, captions: Sequence[str]) -> list[int]:
         """Places of captions longer than the text stage reads; the tokenizer alone tells. None by default."""
         return []

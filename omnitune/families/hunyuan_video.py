@@ -15,8 +15,7 @@ from ._files import ModelFiles
 from ._latents import LatentFamily
 from .base import Noisy, Sampling
 
-INTERLEAVE = {"latent_concat": 2, "token_replace": 4}
-"""Of the picture's tokens in the prompt, the pipeline keeps one in so many."""
+INTERLEAVE = {"latent_concat": 2, "token_replace": 4}  # of the picture's tokens, one in so many is kept
 IMAGE_TOKENS = 576
 ASSISTANT_TOKENS = 4
 """Tokens of the answer's header, which the image-to-video pipeline cuts out behind the caption."""
@@ -41,6 +40,7 @@ class HunyuanVideo(LatentFamily):
     licence = "Tencent Hunyuan Community License: not for use in the EU, the UK and South Korea"
     pipeline_class = HunyuanVideoPipeline
     Options = HunyuanVideoOptions
+    least_text = ASSISTANT_TOKENS + 1
     variants: ClassVar[Mapping[str, str]] = {
         "t2v": "hunyuanvideo-community/HunyuanVideo",
         "i2v": "hunyuanvideo-community/HunyuanVideo-I2V",

@@ -9,7 +9,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
+from ..types import Batch, Limits, Stage, Streams, UserError, option
 from ._diffusers import LORA_FILE
 from ._files import ModelFiles
 from ._latents import LatentFamily
@@ -50,6 +50,12 @@ class Wan(LatentFamily):
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
         super().__init__(files, device, dtype, options)
+        published = self.options == WanOptions()
+        if self.transformer_config.get("added_kv_proj_dim") and not published:
+            raise UserError(
+                f"model.options: {files.path} tells pictures from texts by a length of 512; leave out "
+                "text_length and fold_padding"
+            )
         self.padding = Padding(self.options.text_length, self.options.fold_padding)
         self.per_token = bool(files.pipeline_config.get("expand_timesteps"))
         """Wan 2.2 TI2V-5B: each token has its own timestep, a clean frame's is 0."""
@@ -58,10 +64,8 @@ class Wan(LatentFamily):
         self.concatenates = self.transformer_config["in_channels"] > self.vae_config["z_dim"]
         self.frames_required = self.concatenates
         if self.concatenates:
-            paired = self.transformer_config.get("pos_embed_seq_len") is not None
-            self.takes = (
-                ("both",) if paired else ("first",) if "image_encoder" in self.parts else ("first", "both")
-            )
+            several = ("first",) if "image_encoder" in self.parts else ("first", "both")
+            self.takes = ("both",) if self.transformer_config.get("pos_embed_seq_len") else several
         elif self.per_token:
             self.takes = ("first",)
 
@@ -134,18 +138,20 @@ class Wan(LatentFamily):
         encoder: Any = self.components["image_encoder"]
         found = []
         for name in self.pictures:
-            pixels = self.processor("image_processor")(
-                images=self.as_pictures(batch[name]), return_tensors="pt"
-            )
+            pictures = self.as_pictures(batch[name])
+            pixels = self.processor("image_processor")(images=pictures, return_tensors="pt")
             inputs = pixels["pixel_values"].to(encoder.device, encoder.dtype)
             found.append(encoder(inputs, output_hidden_states=True).hidden_states[-2])
         return {"image_embeds": torch.stack(found, 1)}
 
     def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
-        if self.per_token:
-            return self.first_frame_clean(noisy, given)
         x0 = noisy.x0["x"]
         rows = [-1, *[1] * (x0.ndim - 1)]
+        if self.per_token:  # the pipeline gives the mode
+            mode = self.normalised(batch["moments"].chunk(2, dim=1)[0][:, :, :1])
+            first = torch.where(given.view(rows), mode, x0[:, :, :1])
+            noisy.x0["x"] = torch.cat([first, x0[:, :, 1:]], dim=2)
+            return self.first_frame_clean(noisy, given)
         # 1 where a pixel frame is given; its first latent frame is one pixel frame, folded into channels.
         mask = x0.new_zeros(len(x0), self.limits.temporal, *x0.shape[2:])
         mask[:, :, 0] = 1
@@ -175,8 +181,7 @@ class Wan(LatentFamily):
         """Timesteps in 0..1000, (B,) or (B, 1, T, 1, 1), as one for each token, (B, S)."""
         _, p_h, p_w = self.patch
         fed = fed.view(-1, 1, 1, 1, 1) if fed.ndim == 1 else fed
-        whole = fed.expand(-1, 1, *x.shape[2:])[:, 0, :, ::p_h, ::p_w]
-        return whole.flatten(1)
+        return fed.expand(-1, 1, *x.shape[2:])[:, 0, :, ::p_h, ::p_w].flatten(1)
 
     def _load(self, name: str) -> nn.Module:
         module = super()._load(name)

@@ -139,7 +139,7 @@ class Diffusion:
             predict = _wrapped(condition, predict, family, noisy, batch, draw)
         rows = self.row_losses(noisy, predict())
         row_weight = batch["row_weight"]
-        u = noisy.u.flatten(1).mean(1) if noisy.u.ndim > 1 else noisy.u
+        u = noisy.u.flatten(1).amax(1) if noisy.u.ndim > 1 else noisy.u  # clean parts have none
         return LossSum({"samples": rows @ row_weight}, {"u": u @ row_weight})
 
     def row_losses(self, noisy: Noisy, prediction: Streams) -> Tensor:

@@ -166,8 +166,8 @@ class Mesh:
             import torch.distributed as dist
 
             for param in self.replicated:
-                if param.grad is None:
-                    param.grad = torch.zeros_like(param)
+                if param.grad is None:  # on all ranks: of an expert that the batch did not go to
+                    continue
                 dist.all_reduce(param.grad)
                 param.grad /= self.dp_size
 

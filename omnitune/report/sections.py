@@ -164,11 +164,13 @@ def snippet(run: Contents) -> str:
     imports, made, passed, adapters = {"diffusers": ["DiffusionPipeline"]}, [], [], []
     for path in run.weights:
         if len(path.parts) == 2 and path.parts[0] == "weights" and path.suffix == ".safetensors":
-            adapters.append(f'pipe.load_lora_weights("weights", weight_name={json.dumps(path.name)})')
+            second = ", load_into_transformer_2=True" if path.stem.endswith("_2") else ""
+            adapters.append(f'pipe.load_lora_weights("weights", weight_name={json.dumps(path.name)}{second})')
         if len(path.parts) == 3 and path.parts[0] == "weights" and path.name == "config.json":
             library, cls = _network_class(json.loads((run.folder / path).read_text(encoding="utf-8")))
             component = path.parts[1]
-            imports.setdefault(library, []).append(cls)
+            if cls not in imports.setdefault(library, []):
+                imports[library].append(cls)
             made.append(f'{component} = {cls}.from_pretrained("weights/{component}")')
             passed.append(f", {component}={component}")
     if not made and not adapters:

@@ -106,7 +106,10 @@ def test_replicas_and_shards_learn_what_one_process_learns(
     for name, ranks, words in (
         ("one", 1, []), ("replicas", 2, ["parallel.replicate=2"]), ("shards", 2, ["parallel.shard=2"]),
     ):  # fmt: skip
-        file = run_of(case, model(case), tmp_path / name, trainable="full")
+        file = run_of(
+            case, model(case), tmp_path / name, trainable="full", optimizer={"name": "adamw", "lr": 1e-2},
+            **({"objective": {"name": "flow_matching", "shift": 7}} if "a14b" in case.variant else {}),
+        )  # fmt: skip
         more = [f"model.dtype={dtype}", "schedule.steps=5", *words]
         ended = runs.run("train", file, *more, cwd=tmp_path / name, ranks=ranks)
         assert ended.code == 0, ended.err

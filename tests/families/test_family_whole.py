@@ -121,7 +121,7 @@ def test_samples_of_a_trained_run_are_given_pictures_on_the_command_line(
         assert main(words) == 2
         assert "--last-image: image-to-video samples need one for each prompt" in capsys.readouterr().err
         assert main([*words, "--image", str(picture)]) == 2
-        assert "images are 2 and prompts 1; give one for each" in capsys.readouterr().err
+        assert "--image: 2 for 1 prompts; give one for each" in capsys.readouterr().err
         assert main([*words, "--last-image", str(picture.with_name("gone.png"))]) == 2
         assert "gone.png is not there" in capsys.readouterr().err
         assert main([*words, "--last-image", str(picture)]) == 0
