@@ -2,11 +2,13 @@
 
     python recipes/pocket/base.py pocket-data pocket-work/vae pocket-work/base
 
-The tokenizer is trained on the training captions alone; encoder and transformer start from --seed.
+The tokenizer is trained on the training captions alone, and comes out with its tokens in another order each time:
+the one of trained weights has to be kept. Encoder and transformer start from --seed.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,8 +32,14 @@ def main() -> None:
     parser.add_argument("vae", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, help="folder of one that is trained already")
     arguments = parser.parse_args()
-    vocab_size = train_tokenizer(captions(arguments.data), arguments.out / "tokenizer", VOCABULARY)
+    tokenizer = arguments.out / "tokenizer"
+    if arguments.tokenizer:
+        shutil.copytree(arguments.tokenizer, tokenizer, dirs_exist_ok=True)
+    else:
+        train_tokenizer(captions(arguments.data), tokenizer, VOCABULARY)
+    vocab_size = len(AutoTokenizer.from_pretrained(tokenizer))
     torch.manual_seed(arguments.seed)
     text = UMT5Config(
         vocab_size=vocab_size,
