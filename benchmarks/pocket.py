@@ -1,7 +1,7 @@
 """Every figure of pocket-wan: its plain WanPipeline, loaded without options.
 
-    python benchmarks/pocket.py --model pocket-wan                         # exits with 1 where a bound is missed
-    python benchmarks/pocket.py --model pocket-wan --pictures docs/images  # and draws ten seen and ten unseen names
+    python benchmarks/pocket.py --model pocket-wan                # exits with 1 where a bound is missed
+    python benchmarks/pocket.py --model pocket-wan --pictures .   # and draws ten seen and ten unseen names
 
 What it is measured on, and the scorer, are written by recipes/pocket/evaluation.py.
 """
@@ -179,9 +179,7 @@ def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--model", default=str(MODEL), help="folder of a pipeline; the shipped one by default"
-    )
+    parser.add_argument("--model", required=True, help="folder of a pipeline")
     parser.add_argument("--pictures", type=Path, help="folder for the sheets of samples")
     parser.add_argument("--samples", type=int, help="at most so many of each list, for a quick look")
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python recipes/pocket/base.py pocket-data pocket-work/vae pocket-work/base
 
-The tokenizer is trained on the training captions alone, and comes out with its tokens in another order each time:
-the one of trained weights has to be kept. Encoder and transformer start from --seed.
+The tokenizer is trained on the training captions alone. It comes out with its tokens in another order each
+time, so trained weights need the one that they were trained with. Encoder and transformer start from --seed.
 """
 
 import argparse
