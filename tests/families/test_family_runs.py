@@ -103,11 +103,13 @@ def test_replicas_and_shards_learn_what_one_process_learns(
     case: Case, model: Model, tmp_path: Path, dtype: str
 ) -> None:
     losses = {}
+    # Rounding to bfloat16 grows with the rate; what an idle expert does shows at a high one alone.
+    rate = 1e-2 if dtype == "float32" or "a14b" in case.variant else 1e-4
     for name, ranks, words in (
         ("one", 1, []), ("replicas", 2, ["parallel.replicate=2"]), ("shards", 2, ["parallel.shard=2"]),
     ):  # fmt: skip
         file = run_of(
-            case, model(case), tmp_path / name, trainable="full", optimizer={"name": "adamw", "lr": 1e-2},
+            case, model(case), tmp_path / name, trainable="full", optimizer={"name": "adamw", "lr": rate},
             **({"objective": {"name": "flow_matching", "shift": 7}} if "a14b" in case.variant else {}),
         )  # fmt: skip
         more = [f"model.dtype={dtype}", "schedule.steps=5", *words]
