@@ -32,6 +32,7 @@ model:
   family: {family.name}
   path: {variant.path}    # a folder in the diffusers layout, or a hub id
   dtype: bfloat16    # float32 on a CPU
+  options: {{text_length: {family.Options().text_length}}}    # tokens that a caption is cut to
 
 # What is learned; a shift above 1 moves training towards high noise.
 objective: {{name: {d.objective}{levels}}}

@@ -33,7 +33,8 @@ def test_what_init_writes_is_planned_without_weights(family: str, variant: str, 
     run, _ = config.load(file)
     plan = "\n".join(lines(run))
     assert f"model: {resolve(family).variants[variant]}, from shipped configuration" in plan
-    assert "not verified" in plan or "verified" in plan
+    assert "verified" in plan
+    assert run.model.options == {"text_length": resolve(family).Options().text_length}
 
 
 def test_models_lists_every_checkpoint_with_its_smallest_size() -> None:
