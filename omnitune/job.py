@@ -169,7 +169,7 @@ class Job:
             found = scan(self.run.data.sources, Path.cwd(), Hashes(self.memo_folder, verify))
             if self.sizes is not None:
                 dealt = deal(found, self.sizes, self.run.data)
-            self._check_images(found.items)
+                self._check_images(found.items)
         with self.mistakes.noted():
             check_pictures(self.run.validation)
         self.mistakes.raise_all()
@@ -178,7 +178,10 @@ class Job:
     def _check_images(self, items: Sequence[Item]) -> None:
         """Raise UserError for pictures of a source that stand for first frames where that cannot be."""
         stated = next((item for item in items if item.image is not None), None)
-        if stated is None or not self.shape.pictures:
+        if stated is None:
+            return
+        if not self.shape.pictures:
+            self.notes.append("pictures that sources state for first frames are not used: none are given")
             return
         data = self.run.data
         if not any("first_frame" in stage.needs for stage in self.shape.stages):
