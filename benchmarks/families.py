@@ -16,6 +16,7 @@ from step_overhead import Pairs, alternate
 from tiny_run import Settings, machine, verdict, wan, written_run
 
 from omnitune.families import REGISTRY, resolve
+from omnitune.families.base import Denoiser
 
 BOUND = 1.05
 LEAST_SECONDS = 0.1
@@ -97,7 +98,9 @@ def main() -> int:
         arguments.error(f"--steps: {given.steps} is below 1")
     print(machine())
     ratios, too_short = {}, []
-    for family, variant in given.families or map(chosen, REGISTRY):
+    for family, variant in given.families or map(
+        chosen, (n for n in REGISTRY if issubclass(resolve(n), Denoiser))
+    ):
         pairs = measure(family, variant, given.steps)
         name, seconds = f"{family} {variant}", statistics.median(pairs.bare)
         ratios[name] = pairs.ratio

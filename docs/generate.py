@@ -10,7 +10,7 @@ from typing import Any
 
 from omnitune.config import schema
 from omnitune.families import REGISTRY, resolve
-from omnitune.families.base import Checkpoint, Family
+from omnitune.families.base import Checkpoint, Denoiser, Family
 from omnitune.init import sizes
 
 DOCS = Path(__file__).parent
@@ -115,13 +115,19 @@ def model_lines(family: type[Family]) -> list[str]:
     rows = []
     for variant in family.variants:
         found = family.checkpoint(variant)
+        if found.defaults is None:
+            rows.append(f"| `{variant}` | `{found.path}` |")
+            continue
         cells = [found.frames or "none", sizes(family, found), defaults(found)]
         rows.append(f"| {' | '.join([f'`{variant}`', f'`{found.path}`', *cells])} |")
     return [
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
-        "| variant | checkpoint | frames given by default | sizes | defaults |",
-        "|---|---|---|---|---|",
+        *(
+            ["| variant | checkpoint | frames given by default | sizes | defaults |", "|---|---|---|---|---|"]
+            if issubclass(family, Denoiser)
+            else ["| type | a checkpoint of it |", "|---|---|"]
+        ),
         *rows,
     ]
 
@@ -129,6 +135,7 @@ def model_lines(family: type[Family]) -> list[str]:
 def defaults(checkpoint: Checkpoint) -> str:
     """What `init` writes for a variant, in words."""
     d = checkpoint.defaults
+    assert d is not None, checkpoint.path
     levels = [f"`timesteps: {d.timesteps}`", f"`shift: {d.shift_text}`"]
     return ", ".join(
         [

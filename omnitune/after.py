@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import checkpoint, session
-from .callbacks.sample import check_frames, check_pictures, parse_bucket, wanted, write_samples
+from .callbacks.sample import parse_bucket, wanted, write_samples
 from .files import read_jsonl
 from .job import place
 from .parallel.mesh import Mesh, Parallel
@@ -58,7 +58,7 @@ def overridden(options: "Validation", given: Mapping[str, Any]) -> "Validation":
     try:
         return replace(options, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error:
-        text = str(error).replace("last_images", "last-image").replace("images", "image")
+        text = str(error).replace("last_images", "last-image").replace("images", "image").replace("_", "-")
         raise UserError(f"--{text}") from None
 
 
@@ -69,7 +69,7 @@ def sample_run(arguments: argparse.Namespace) -> None:
     given = {
         "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
         "seed": arguments.seed, "size": arguments.size, "images": arguments.image,
-        "last_images": arguments.last_image,
+        "last_images": arguments.last_image, "max_tokens": arguments.max_tokens,
     }  # fmt: skip
     options = overridden(run.validation, given)
     if not options.prompts:
@@ -77,8 +77,7 @@ def sample_run(arguments: argparse.Namespace) -> None:
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     job = session.make_job(run)
-    check_frames(options, job.shape, PICTURES)
-    check_pictures(options, PICTURES)
+    job.material.check_samples(options, PICTURES)
     bucket = sample_size(options.size, folder, job)
     saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)
     family = trained(job, Mesh(Parallel()), saved, not arguments.raw)
@@ -86,14 +85,16 @@ def sample_run(arguments: argparse.Namespace) -> None:
     frames = family.sample(samples, progress=True)
     name = "base" if saved is None else f"step-{saved.step}"
     out = arguments.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
-    for path in write_samples(out, samples, frames, options.fps):
-        print(path)
+    for path, one in zip(write_samples(out, samples, frames, options.fps), frames, strict=True):
+        print(f"{path}: {one}" if isinstance(one, str) else path)
 
 
-def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket:
+def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket | None:
     """What is generated: a size that `--size` states, or the largest that the run trained on."""
     if size is not None:
         return job.size(size, "--size")
+    if job.family_class.trained_on == "conversations":
+        return None
     lines = folder / "data.jsonl"
     if not lines.is_file():
         raise UserError(f"--size: {lines} is missing, which tells the largest size of the data; state a size")

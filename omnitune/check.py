@@ -4,9 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from . import config
-from .data.index import Samples
 from .job import Job
-from .types import Mistakes, UserError
+from .types import Mistakes
 
 if TYPE_CHECKING:
     from .config import Run
@@ -20,7 +19,7 @@ def check_run(run: "Run") -> None:
     index = job.index()
     samples, mistakes = job.samples(index), Mistakes()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for errors in pool.map(lambda i: _faults(samples, i), range(len(index.items))):
+        for errors in pool.map(samples.faults, range(len(index.items))):
             mistakes.errors += errors
     with mistakes.noted():
         absent = job.shape.check_weights(list(job.shape.components))
@@ -37,14 +36,3 @@ def check_run(run: "Run") -> None:
     print(
         f"{len(index.items)} samples are fine; {steps} steps of {run.data.batch_size} are {epochs:.3g} epochs"
     )
-
-
-def _faults(samples: Samples, i: int) -> list[UserError]:
-    """Why an item cannot be decoded: the first of its variants that fails tells it."""
-    mistakes = Mistakes()
-    with mistakes.noted():
-        for variant in range(samples.data.variants):
-            samples.load("pixels", samples.inputs(i, variant))
-            if samples.index.items[i].image is not None:
-                samples.load("first_frame", samples.inputs(i, variant))
-    return mistakes.errors

@@ -138,12 +138,15 @@ def _run_commands(commands: Any) -> None:
     sample.add_argument(
         "--prompt", action="append", help="what to generate; again for more; else the run's own"
     )
-    sample.add_argument("--image", action="append", type=Path, help="its first frame; one for each prompt")
+    sample.add_argument(
+        "--image", action="append", type=Path, help="its first frame, or what is asked about; one a prompt"
+    )
     sample.add_argument("--last-image", action="append", type=Path, help="its last frame")
     sample.add_argument("--size", help="480x832 or 49x480x832")
     sample.add_argument("--steps", type=int, help="denoising steps")
     sample.add_argument("--guidance", type=float, help="guidance scale")
     sample.add_argument("--seed", type=int, help="of the starting noise")
+    sample.add_argument("--max-tokens", type=int, help="most tokens of an answer")
     sample.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
     sample.add_argument("--base", action="store_true", help="the model before training")
     sample.add_argument("--raw", action="store_true", help="raw weights where an average is kept")

@@ -18,8 +18,10 @@ from .callbacks.ema import Ema
 from .callbacks.sample import Validation
 from .checkpoint import Checkpoints
 from .conditions import CaptionDropout, FrameConditioning
-from .data.options import Data
+from .data.options import Conversations, Data
 from .data.views import Clips
+from .freezing import Flags
+from .objectives.causal_lm import CausalLM
 from .objectives.diffusion import Epsilon, FlowMatching, VPrediction
 from .optim import Adam, AdamW, Schedule
 from .parallel.mesh import Parallel
@@ -80,8 +82,9 @@ def _kind(value: Any) -> str:
     return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
-AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction, ByName("flow_matching")]
+AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction | CausalLM, ByName("flow_matching")]
 AnyCondition = Annotated[CaptionDropout | FrameConditioning, ByName("caption_dropout")]
+AnyData = Annotated[Data | Conversations, ByName("captions")]
 AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
@@ -100,7 +103,19 @@ class Run:
     model: Model
     trainable: AnyTrainable
     """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
-    data: Data
+    data: AnyData
+    freeze: dict[str, bool] = field(default_factory=dict)
+    """Role -> whether it stays as it is; false trains it. `omnitune plan` lists the roles of a model."""
+    freeze_vision_tower: bool | None = None
+    """The same as `freeze: {vision_tower: ...}`."""
+    freeze_multi_modal_projector: bool | None = None
+    """The same as `freeze: {multi_modal_projector: ...}`."""
+    freeze_language_model: bool | None = None
+    """The same as `freeze: {language_model: ...}`."""
+    freeze_llm: bool | None = None
+    """The same as `freeze_language_model`."""
+    train_mm_proj_only: bool | None = None
+    """True trains the projector alone; false says nothing."""
     objective: AnyObjective = FlowMatching()
     conditions: list[AnyCondition] = field(default_factory=list)
     optimizer: AnyOptimizer = AdamW()
@@ -115,6 +130,11 @@ class Run:
     validation: Validation = Validation()
     parallel: Parallel = Parallel()
     tracking: Tracking = Tracking()
+
+    @property
+    def frozen(self) -> Flags:
+        """What is said of freezing."""
+        return Flags(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)})
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
@@ -304,7 +324,7 @@ def identity(data: dict[str, Any]) -> dict[str, Any]:
     """What of a run changes learning, as {dotted key: value}."""
     flat = _flatten(data)
     found = {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
-    if "random" in (flat["data.window"], flat["data.crop"]):
+    if "random" in (flat.get("data.window"), flat.get("data.crop")):
         found["data.cache"] = "null" if flat["data.cache"] is None else "a folder"
     return found
 

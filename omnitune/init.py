@@ -16,6 +16,8 @@ def text(family: "type[Family]", name: str | None = None) -> str:
     """A commented run.yaml with the published defaults of a variant, by default the family's first."""
     variant = find_variant(family, name)
     d = variant.defaults
+    if d is None:
+        return _conversations(family, variant)
     given = (
         f"  - {{name: frame_conditioning, frames: {variant.frames}}}    # what the model is shown of a clip\n"
         if variant.frames
@@ -66,6 +68,41 @@ parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the 
 """.replace("\n\n  batch_size", "\n  batch_size").replace("\n\nparallel", "\nparallel")
 
 
+def _conversations(family: "type[Family]", variant: "Checkpoint") -> str:
+    return f"""\
+# omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
+model:
+  family: {family.name}
+  path: {variant.path}    # a folder as save_pretrained writes it, or a hub id
+  dtype: bfloat16    # float32 on a CPU
+
+objective: {{name: causal_lm}}
+# `full`, `{{lora: ...}}` or rules; with either word the vision tower and the projector stay frozen.
+trainable: {{lora: {{rank: 16}}, lr: 1e-4}}
+freeze_vision_tower: true
+freeze_multi_modal_projector: true
+freeze_language_model: false
+optimizer: {{name: adamw, weight_decay: 0}}
+schedule: {{steps: 1000, warmup: 30, decay: cosine}}
+
+data:
+  name: conversations
+  sources:
+    - {{path: train.json}}    # sharegpt, messages or alpaca; or a folder with dataset_info.json
+  max_length: 2048    # tokens of a row, pictures among them; nothing is ever cut
+  too_long: drop    # or shrink: pictures are made smaller until the row fits
+  batch_size: 16    # rows the optimizer sees, over all devices
+  cache: .cache    # what the frozen tower gives, shared between runs
+
+checkpoint: {{every: 200, keep: 3}}
+validation:
+  every: 200
+  prompts: ["What is in this picture?"]
+  images: [fox.png]    # one for each prompt
+parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same
+"""
+
+
 def find_variant(family: "type[Family]", name: str | None) -> "Checkpoint":
     if name is not None and name not in family.variants:
         raise UserError(
@@ -91,7 +128,8 @@ def _block(family: "type[Family]") -> Iterator[str]:
         yield f"  {key}: {value}"
     for name in family.variants:
         variant = family.checkpoint(name)
-        yield f"  {name}: {variant.path}; {sizes(family, variant)}"
+        told = f"; {sizes(family, variant)}" if variant.defaults else ""
+        yield f"  {name}: {variant.path}{told}"
 
 
 def sizes(family: "type[Family]", variant: "Checkpoint") -> str:

@@ -4,25 +4,26 @@ Every command starts here: the family on the meta device, what each rule claims,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .callbacks.sample import check_frames, check_pictures, parse_bucket
-from .data import buckets
 from .data.cache import Store
-from .data.index import Dealt, Index, Samples, deal
+from .data.index import Index
 from .data.loader import MicroBatches, StageKeys
+from .data.options import Conversations
 from .data.order import Order
-from .data.sources import scan
 from .families import resolve
 from .families.base import Family
 from .files import Hashes, digest
-from .trainable import Claims, Rule, apply_claims, claim, expand
-from .types import MEDIA, Bucket, Item, Mistakes, Stage, UserError, split_stages
+from .freezing import expand
+from .material import Captions, Dialogues, look_through
+from .outline import Outline
+from .rules import Claims, Rule, claim, match
+from .trainable import apply_claims
+from .types import MEDIA, Bucket, Mistakes, Stage, UserError, split_stages
 from .weights import component_folders, init_adapters, lora_files
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class Job:
         self.run, self.mistakes = run, Mistakes()
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
-        self.sizes: Sequence[Bucket] | None = None
-        self.notes: list[str] = []
+        self.found: Captions | Dialogues | None = None
         noted = self.mistakes.noted
         with noted():
             self.replaced = component_folders(run.init_from)
@@ -65,23 +65,44 @@ class Job:
         run, noted = self.run, self.mistakes.noted
         with noted():
             run.objective.prepare(self.shape)
-        with noted():
-            self.sizes = buckets.resolve(run.data.buckets, self.shape.limits)
-            self.notes += self.shape.fit_sizes(self.sizes)
-        with noted():
-            self.sample_size()
-        with noted():
-            check_frames(run.validation, self.shape)
-        rules = expand(run.trainable, self.shape.cores, self.family_class.lora_targets)
+        self.found = self._find_material()
+        family, targets = self.shape, self.family_class.lora_targets
+        rules = expand(run.trainable, run.frozen, family.components, family.roles, family.cores, targets)
         with noted():
             self._check_adapters(rules)
-        self.claims: Claims = claim(self.shape.components, rules)
+        self.claims: Claims = claim(self.shape.components, rules, self.shape.roles)
         cacheable, live = split_stages(self.shape.stages, self.claims.names)
         if run.data.cache is None:
             cacheable, live = [], list(self.shape.stages)
         self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]
 
-    def load_family(self, device: str, only: Sequence[str] | None = None) -> Family:
+    def _find_material(self) -> "Captions | Dialogues":
+        """What the run is trained on; raises UserError where that is of another kind than the model's."""
+        data, family = self.run.data, self.shape
+        if data.name != family.trained_on:
+            raise UserError(
+                f"data.name: {data.name}, but family {family.name} is trained on {family.trained_on}; set "
+                f"name: {family.trained_on}, with the options of that"
+            )
+        if isinstance(data, Conversations):
+            return Dialogues(self.run, data, family, self.mistakes, self.memo_folder)
+        return Captions(self.run, data, family, self.mistakes)
+
+    @property
+    def material(self) -> "Captions | Dialogues":
+        """What the run is trained on; mistakes in model or data kind were raised before it is asked for."""
+        assert self.found is not None
+        return self.found
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the model beside the data, one line each."""
+        return self.material.notes
+
+    def load_family(
+        self, device: str, only: Sequence[str] | None = None, without: Sequence[str] | None = None
+    ) -> Family:
+        """Load components; parameters under the prefixes `without` are not needed, None: all are."""
         dtype: torch.dtype = getattr(torch, self.run.model.dtype)
         model = self.run.model
         family = self.family_class.load(
@@ -92,20 +113,18 @@ class Job:
             options=self.options,
             revision=model.revision,
             replaced=self.replaced,
+            without=without,
         )
         for condition in self.run.conditions:
             condition.prepare(family)
-        if self.sizes is not None:
-            family.fit_sizes(self.sizes)
+        if self.found is not None:
+            self.found.fit(family)
         return family
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
         cls = self.family_class
-        claimed = {
-            (number, name.split(".")[0])
-            for name, _ in self.shape.components.named_parameters()
-            for number in [i for i, rule in enumerate(rules) if rule.matches(name)][:1]
-        }
+        taken = match(Outline(self.shape.components, self.shape.roles), rules).taken
+        claimed = {(number, name.split(".")[0]) for name, number in taken.items()}
         able = [name for name in cls.adapter_components if name in self.shape.components]
         mistakes = [
             f"trainable.{number}.lora: the published pipeline of {cls.name} loads no LoRA for {component}, "
@@ -118,22 +137,11 @@ class Job:
 
     def sample_size(self) -> Bucket | None:
         """The size that `validation.size` states, if any."""
-        stated = self.run.validation.size
-        return None if stated is None else self.size(stated, "validation.size")
+        return self.material.sample_size()
 
     def size(self, text: str, where: str) -> Bucket:
         """Read a size; raises UserError for one that the model does not take."""
-        bucket, limits = parse_bucket(text, where), self.shape.limits
-        nearest = Bucket(
-            buckets.nearest_frames(bucket.frames, limits),
-            *buckets.nearest_sides((bucket.height, bucket.width), limits),
-        )
-        if nearest != bucket:
-            name = self.family_class.name
-            raise UserError(f"{where}: {bucket} is not a size that {name} takes; the nearest is {nearest}")
-        if limits.one_size and self.sizes and bucket not in self.sizes:
-            raise UserError(f"{where}: {bucket}, but this run's positions are of {self.sizes[0]}; use that")
-        return bucket
+        return self.material.size(text, where)
 
     def stages(self, family: Family, names: Sequence[str]) -> list[Stage]:
         return [stage for stage in family.stages if stage.name in names]
@@ -161,39 +169,17 @@ class Job:
         return (self.run.data.cache or Path(".cache")).absolute()
 
     def index(self, verify: bool = False) -> Index:
-        return self.deal(verify).index(Hashes(self.memo_folder, verify))
+        found: Index = self.deal(verify).index(Hashes(self.memo_folder, verify))
+        return found
 
-    def deal(self, verify: bool = False) -> Dealt:
+    def deal(self, verify: bool = False) -> Any:
         """Find the data; raises UserError with every mistake in them and in the run."""
-        with self.mistakes.noted():
-            found = scan(self.run.data.sources, Path.cwd(), Hashes(self.memo_folder, verify))
-            if self.sizes is not None:
-                dealt = deal(found, self.sizes, self.run.data)
-                self._check_images(found.items)
-        with self.mistakes.noted():
-            check_pictures(self.run.validation)
-        self.mistakes.raise_all()
-        return replace(dealt, notes=[*self.notes, *dealt.notes])
-
-    def _check_images(self, items: Sequence[Item]) -> None:
-        """Raise UserError for pictures of a source that stand for first frames where that cannot be."""
-        stated = next((item for item in items if item.image is not None), None)
-        if stated is None:
-            return
-        if not self.shape.pictures:
-            self.notes.append("pictures that sources state for first frames are not used: none are given")
-            return
-        data = self.run.data
-        if not any("first_frame" in stage.needs for stage in self.shape.stages):
-            raise UserError(
-                f"{stated.where}: {stated.image} stands for a first frame, but {self.run.model.path} is "
-                "given the clip's own; set images: null in data.sources"
-            )
-        if data.crop != "center" or data.window != "head":
-            raise UserError(
-                f"{stated.where}: {stated.image} stands for the first frame of a clip that is shown from "
-                "elsewhere; set data.window: head and data.crop: center, or images: null in data.sources"
-            )
+        memo = Hashes(self.memo_folder, verify)
+        if self.found is None:  # nothing is known of the model
+            with self.mistakes.noted():
+                look_through(self.run.data, memo)
+            self.mistakes.raise_all()
+        return self.material.deal(memo, self.mistakes)
 
     def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
         """Hash over the files of each component."""
@@ -246,8 +232,8 @@ class Job:
         root = self.run.data.cache.absolute()
         return {s.name: Store(root / f"{s.name}-{self.keys.fingerprints[s.name][:16]}") for s in self.cached}
 
-    def samples(self, index: Index) -> Samples:
-        return Samples(index, self.run.data, self.run.seed)
+    def samples(self, index: Any) -> Any:
+        return self.material.samples(index)
 
     def order(self, index: Index) -> Order:
         return Order(index.by_bucket, self.run.data.batch_size, self.run.seed)
@@ -268,7 +254,8 @@ class Job:
 
     def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
         """The family with what a step needs and its adapters; the dtype in which each parameter computes."""
-        family = self.load_family(device, self.train_components)
+        encoded = tuple(use for stage in self.cached for use in stage.uses)
+        family = self.load_family(device, self.train_components, without=encoded)
         compute = apply_claims(family.components, self.claims, self.run.seed)
         if self.run.init_from is not None:
             init_adapters(family, self.run.init_from, self.claims)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from . import config
+from .freezing import role_table
 from .job import Job
 from .types import Stage
 
@@ -29,6 +30,9 @@ def lines(run: "Run") -> Iterator[str]:
     yield f"model: {run.model.path}, from {job.shape.source}"
     yield ""
     yield from _components(job)
+    if set(job.shape.roles) != set(job.shape.components):
+        yield ""
+        yield from _roles(job)
     yield ""
     yield from _rules(job)
     yield ""
@@ -68,6 +72,14 @@ def _components(job: Job) -> Iterator[str]:
         yield "  (adapters count as trainable, beside the frozen weights that they adapt)"
 
 
+def _roles(job: Job) -> Iterator[str]:
+    yield "roles                                 parameters     trainable  method, learning rate"
+    for line in role_table(job.shape.components, job.claims, job.shape.roles, job.run.optimizer.lr):
+        rates = ", ".join(f"{rate:g}" for rate in line.rates)
+        how = f"{line.method}, {rates}" if rates else line.method
+        yield f"{line.role:38}{count(line.parameters):>12}  {count(line.trainable):>12}  {how}"
+
+
 def _child(name: str, child: nn.Module) -> str:
     if not isinstance(child, nn.ModuleList):
         return f"{name} ({type(child).__name__})"
@@ -84,15 +96,8 @@ def trainable_count(job: Job, component: str = "") -> int:
     prefix = f"{component}." if component else ""
     params = dict(job.shape.components.named_parameters())
     own = sum(params[n].numel() for n in job.claims.direct if n.startswith(prefix))
-    return own + sum(adapter_size(job, m) for m in job.claims.adapted if m.startswith(prefix))
-
-
-def adapter_size(job: Job, module: str) -> int:
-    """Rank x (inputs + outputs), inputs counted over a convolution's kernel."""
-    weight = dict(job.shape.components.named_parameters())[f"{module}.weight"]
-    lora = job.claims.rules[job.claims.adapted[module]].lora
-    assert lora is not None
-    return lora.rank * (weight[0].numel() + len(weight))
+    adapted = [m for m in job.claims.adapted if m.startswith(prefix)]
+    return own + sum(job.claims.adapter_size(m, params[f"{m}.weight"]) for m in adapted)
 
 
 def _rules(job: Job) -> Iterator[str]:
@@ -102,6 +107,10 @@ def _rules(job: Job) -> Iterator[str]:
         decay = run.optimizer.weight_decay if rule.weight_decay is None else rule.weight_decay
         head = f"trainable.{i}: {', '.join(rule.globs)}"
         tail = f"lr {lr:g}, weight decay {decay:g}"
+        if rule.layer_decay is not None:
+            tail += f", from layer to layer x {rule.layer_decay:g}"
+        if rule.last_layers is not None:
+            head += f", the last {rule.last_layers} of each list of layers"
         if rule.lora is None:
             mine = [n for n, j in job.claims.direct.items() if j == i]
             yield (
@@ -110,7 +119,7 @@ def _rules(job: Job) -> Iterator[str]:
             )
             continue
         mine = [m for m, j in job.claims.adapted.items() if j == i]
-        size = sum(adapter_size(job, m) for m in mine)
+        size = sum(job.claims.adapter_size(m, params[f"{m}.weight"]) for m in mine)
         alpha = rule.lora.alpha or rule.lora.rank
         yield (
             f"{head}\n  LoRA rank {rule.lora.rank}, alpha {alpha:g} on {len(mine)} layers, "

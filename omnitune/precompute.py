@@ -15,7 +15,7 @@ from .data.index import Index, Inputs, Samples
 from .families.base import Family
 from .files import writable
 from .random import Draw
-from .types import MEDIA, Bucket, Stage, UserError
+from .types import MEDIA, Stage, UserError
 
 if TYPE_CHECKING:
     from .job import Job
@@ -33,7 +33,8 @@ class Wanted:
     key: str
     inputs: Inputs
     keys: dict[str, str]
-    bucket: Bucket
+    bucket: Any
+    """What groups rows that can be encoded together."""
 
 
 @dataclass
@@ -91,15 +92,15 @@ def _check_writable(store: Store, name: str, missing: int) -> None:
 
 
 def _entries(job: "Job", samples: Samples, stage: Stage) -> Iterator[Wanted]:
-    for i in range(len(samples.index.items)):
-        for variant in range(samples.data.variants):
-            for inputs in all_variants(job.run.conditions, samples.inputs(i, variant)):
-                keys = job.keys.of(samples.roots(inputs))
-                yield Wanted(keys[stage.name], inputs, keys, samples.index.buckets[i])
-    if "caption" in stage.needs and samples.index.items:  # the empty prompt is always there
-        inputs = {**samples.inputs(0), "caption": ""}
+    def entry(inputs: Inputs, bucket: Any) -> Wanted:
         keys = job.keys.of(samples.roots(inputs))
-        yield Wanted(keys[stage.name], inputs, keys, samples.index.buckets[0])
+        return Wanted(keys[stage.name], inputs, keys, bucket)
+
+    for inputs, bucket in samples.every():
+        for one in all_variants(job.run.conditions, inputs):
+            yield entry(one, bucket)
+    for inputs in samples.always(stage.needs):
+        yield entry(inputs, samples.index.buckets[0])
 
 
 def _encode(
@@ -137,7 +138,7 @@ def _encode_group(job: "Job", samples: Samples, stage: Stage, store: Store, grou
             else:
                 row[need] = samples.load(need, entry.inputs)
         rows.append(row)
-    ragged = [name for s in made.values() for name in s.ragged]
+    ragged = [*(name for s in made.values() for name in s.ragged), *samples.ragged]
     draw = Draw(job.run.seed, [entry.key for entry in group])
     given = stage.run(stack_rows(rows, ragged), draw)
     for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
@@ -156,7 +157,7 @@ def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:
         return [list(wanted[i : i + BATCH_ROWS]) for i in range(0, len(wanted), BATCH_ROWS)]
     found = []
     for bucket in sorted({w.bucket for w in wanted}):
-        rows = min(BATCH_ROWS, max(1, BATCH_PIXELS // (bucket.frames * bucket.height * bucket.width)))
+        rows = min(BATCH_ROWS, max(1, BATCH_PIXELS // bucket.size))
         mine = [w for w in wanted if w.bucket == bucket]
         found += [mine[i : i + rows] for i in range(0, len(mine), rows)]
     return found

@@ -81,9 +81,9 @@ def _note_identity(job: Job, folder: Path | None) -> None:
             check_identity(job.run, folder)
 
 
-def sample_bucket(job: Job, index: Index) -> Bucket:
-    """The size that is sampled: as stated, or the data's largest."""
-    return job.sample_size() or max(index.by_bucket, key=lambda b: b.frames * b.height * b.width)
+def sample_bucket(job: Job, index: Index) -> Bucket | None:
+    """The size that is sampled: as stated, or the data's largest; None where samples are answers."""
+    return job.sample_size() or job.material.largest(index)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def _find(folder: Path, speak: Callable[[str], None]) -> checkpoint.Saved | None
 
 
 def build_trainer(
-    job: Job, index: Index, mesh: "Mesh", folder: Path, bucket: Bucket, state: dict[str, Any]
+    job: Job, index: Index, mesh: "Mesh", folder: Path, bucket: Bucket | None, state: dict[str, Any]
 ) -> "tuple[Trainer, Family]":
     """Load what a step needs, place it, and put the loop around it."""
     run = job.run

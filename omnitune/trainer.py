@@ -13,7 +13,7 @@ from torch import Tensor
 from . import checkpoint
 from .callbacks.base import Callback, Metrics
 from .conditions import Condition
-from .data.loader import MicroBatches, read_steps
+from .data.loader import FILLER, MicroBatches, read_steps
 from .families.base import Family
 from .objectives.base import Objective
 from .optim import Schedule
@@ -94,7 +94,8 @@ class Trainer:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:
-        counts = self.batches.order.units(self.step, lambda i: self.objective.units({"index": i}))
+        samples = self.batches.samples
+        counts = self.batches.order.units(self.step, lambda i: self.objective.units(samples.counts(i)))
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
@@ -119,7 +120,7 @@ class Trainer:
         factor = self.schedule.factor(self.step)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
-        return {str(group["rule"]): group["lr"] for group in self.optimizer.param_groups}
+        return {str(group["rule"]): group["rule_lr"] * factor for group in self.optimizer.param_groups}
 
     def measured(
         self,
@@ -220,6 +221,8 @@ def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     rows: dict[int, dict[str, Any]] = {}
     for micro in (m for rank in ranks for m in rank):
         for i, (position, name) in enumerate(zip(micro["position"], micro["id"], strict=True)):
+            if position == FILLER:
+                continue
             rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
     ordered = [rows[position] for position in sorted(rows)]
     return {key: [row[key] for row in ordered] for key in ordered[0]}

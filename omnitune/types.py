@@ -162,6 +162,11 @@ class Bucket:
     height: int
     width: int
 
+    @property
+    def size(self) -> int:
+        """Pixels of all frames."""
+        return self.frames * self.height * self.width
+
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
 
@@ -200,8 +205,9 @@ class LossSum:
     """Scalar sums over rows, averaged over the global batch for the log."""
 
 
-MEDIA = ("pixels", "first_frame", "last_frame")
-"""What stages may need of an item's files: (3, T, H, W) in [-1, 1], T = 1 for a single frame of it."""
+MEDIA = ("pixels", "first_frame", "last_frame", "media")
+"""What stages may need of an item's files: (3, T, H, W) in [-1, 1], T = 1 for a single frame of it; `media`
+is what a conversation shows, as the model's processor gives it."""
 
 
 def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage], list[Stage]]:

@@ -172,8 +172,10 @@ def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path) -> No
             if mesh.main:
                 adapters[component] = adapter_state(module, lora)
         if any(n.startswith(f"{component}.") for n in claims.direct):
+            named = ((n.replace(".base_layer.", "."), t) for n, t in state.items() if ".lora_" not in n)
+            whole = family.exports_whole
             full[component] = mesh.full(
-                (n.replace(".base_layer.", "."), t) for n, t in state.items() if ".lora_" not in n
+                (n, t) for n, t in named if whole or f"{component}.{n}" in claims.direct
             )
     if mesh.main:
         with atomic_folder(folder) as temporary:

@@ -189,7 +189,8 @@ def test_missing_keys_are_told_where_they_belong(file: Path) -> None:
     [
         (
             "objective: {name: flow}",
-            "run.yaml:9: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction",
+            "run.yaml:9: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction, "
+            "causal_lm",
         ),
         ("optimizer: {name: sgd}", "run.yaml:9: optimizer.name is 'sgd'; choose from adamw, adam"),
         ("optimizer: {name: null}", "run.yaml:9: optimizer.name is 'None'; choose from adamw, adam"),
@@ -461,7 +462,8 @@ def test_a_later_override_wins(file: Path) -> None:
         ("data.batch_sise=1", "command line: data.batch_sise is not an option; did you mean batch_size?"),
         (
             "objective.name=flow",
-            "command line: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction",
+            "command line: objective.name is 'flow'; choose from flow_matching, epsilon, v_prediction, "
+            "causal_lm",
         ),
         (
             "model.dtype=int4",
@@ -488,7 +490,10 @@ def test_a_mistake_of_the_command_line_is_told_as_one(file: Path, override: str,
 
 MAXIMAL = """\
 model: {family: wan, path: models/wan, options: {text_length: 64}}
-trainable: [{params: [a], lr: 1e-4, weight_decay: 0.1, lora: {rank: 4, alpha: 8, dropout: 0.1}}]
+trainable:
+  - {params: [a], lr: 1e-4, weight_decay: 0.1, last_layers: 2, layer_decay: 0.9,
+     lora: {rank: 4, alpha: 8, dropout: 0.1}}
+freeze: {vae: true}
 data: {sources: [{path: clips}], buckets: {frames: [1], sizes: [32x32]}, batch_size: 8}
 objective: {name: flow_matching, shift: 3}
 conditions: [{name: caption_dropout}]
@@ -509,7 +514,10 @@ LEARNED = {
     "optimizer.name": "adam", "optimizer.lr": 1, "optimizer.betas.0": 0.8, "optimizer.betas.1": 0.99,
     "optimizer.eps": 1, "optimizer.weight_decay": 1, "optimizer.max_grad_norm": None,
     "schedule.warmup": 2, "schedule.decay": "cosine", "schedule.floor": 0.1, "schedule.power": 3,
-    "schedule.pieces": [[1, 0.5]], "seed": 1, "ema.decay": 0.8,
+    "schedule.pieces": [[1, 0.5]], "seed": 1, "ema.decay": 0.8, "trainable.0.last_layers": 1,
+    "trainable.0.layer_decay": 0.8, "freeze.vae": False, "freeze_vision_tower": True,
+    "freeze_multi_modal_projector": True, "freeze_language_model": True, "freeze_llm": True,
+    "train_mm_proj_only": True, "data.name": "other",
 }  # fmt: skip
 """What decides what is learned, with another value than MAXIMAL's."""
 
@@ -521,7 +529,8 @@ FREE = {
     "checkpoint.keep": None, "validation.every": 5, "validation.prompts": ["a"],
     "validation.images": ["a.png"], "validation.last_images": ["b.png"],
     "validation.negative_prompt": "b", "validation.size": "32x32", "validation.steps": 5,
-    "validation.guidance": 1, "validation.seed": 5, "validation.fps": 5, "tracking.draws": True,
+    "validation.guidance": 1, "validation.seed": 5, "validation.fps": 5, "validation.max_tokens": 5,
+    "tracking.draws": True,
 }  # fmt: skip
 """What may differ when a run goes on: places, speed, memory, what is shown; contents are hashed apart."""
 

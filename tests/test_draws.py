@@ -54,7 +54,7 @@ def test_the_coin_of_caption_dropout_is_tossed_anew_in_each_epoch(workplace: "Wo
     epochs: dict[tuple[int, str], bool] = {}
     for step in range(100):
         for row in batches.order.batch(step):
-            sample = batches.row(row)
+            sample = batches.row(batches.inputs(row))
             epochs[row.epoch, sample["id"]] = sample["caption"] == ""
     for name in {name for _, name in epochs}:
         coins = [dropped for (_, own), dropped in epochs.items() if own == name]
@@ -72,7 +72,8 @@ def test_captions_are_kept_or_dropped_always_at_the_ends_of_probability(
         index = job.index()
         fill(job, index, mesh)
         batches = job.batches(index, mesh)
-        captions = [batches.row(row)["caption"] for step in range(10) for row in batches.order.batch(step)]
+        rows = [row for step in range(10) for row in batches.order.batch(step)]
+        captions = [batches.row(batches.inputs(row))["caption"] for row in rows]
         assert {caption != "" for caption in captions} == {kept}
 
 

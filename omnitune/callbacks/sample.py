@@ -7,12 +7,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_json
+from ..files import write_json, write_text
 from ..types import Bucket, UserError, option
 from .base import Callback, Metrics
 
 if TYPE_CHECKING:
-    from ..families.base import Family, Sampling
+    from ..families.base import Family, Question, Sampling
     from ..trainer import Trainer
 
 
@@ -25,7 +25,8 @@ class Validation:
     prompts: list[str] = field(default_factory=list)
     """One sample each."""
     images: list[Path] = field(default_factory=list)
-    """The first frame of each sample, for image-to-video; one for each prompt, cut to the size."""
+    """One for each prompt: the first frame of each sample, for image-to-video, cut to the size; or what each
+    question is about, whole."""
     last_images: list[Path] = field(default_factory=list)
     """The last frame of each sample, for models that are given it."""
     negative_prompt: str = ""
@@ -39,6 +40,8 @@ class Validation:
     """Of the starting noise, the same at every step so that samples can be compared."""
     fps: float = 16.0
     """Frames per second of the written clips."""
+    max_tokens: int = 64
+    """Most tokens of an answer, of models that answer in text."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -49,6 +52,8 @@ class Validation:
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
         if self.fps <= 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be 1 or more, not {self.max_tokens}")
         for name in ("images", "last_images"):
             if (number := len(getattr(self, name))) not in (0, len(self.prompts)):
                 raise ValueError(f"{name}: {number} for {len(self.prompts)} prompts; give one for each")
@@ -62,9 +67,14 @@ def parse_bucket(text: str, where: str) -> Bucket:
     return Bucket(*numbers) if len(numbers) == 3 else Bucket(1, *numbers)
 
 
-def wanted(options: Validation, bucket: Bucket) -> "list[Sampling]":
-    from ..families.base import Sampling
+def wanted(options: Validation, bucket: Bucket | None) -> "list[Any]":
+    """What to generate in a size, or to answer."""
+    from ..families.base import Question, Sampling
 
+    if bucket is None:
+        images: list[Path | None] = [*options.images] or [None] * len(options.prompts)
+        pairs = zip(options.prompts, images, strict=True)
+        return [Question(prompt, image, options.max_tokens) for prompt, image in pairs]
     return [
         Sampling(
             prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed,
@@ -111,14 +121,32 @@ def check_pictures(options: Validation, told: Mapping[str, str] = OPTIONS) -> No
                 raise UserError(f"{told[key]}: {path} is not there; correct the path")
 
 
-def write_samples(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:
-    """Write pictures as png and clips as mp4, and beside them which prompt and seed each has.
+def write_samples(folder: Path, samples: list[Any], made: list[Any], fps: float) -> list[Path]:
+    """Write pictures as png, clips as mp4 and answers as txt, and beside them what was asked for.
 
     Samples of an earlier call go; other files of the folder stay.
     """
+    _remove_samples(folder)
+    if made and isinstance(made[0], str):
+        return _write_answers(folder, samples, made)
+    return _write_frames(folder, samples, made, fps)
+
+
+def _write_answers(folder: Path, questions: "list[Question]", answers: list[str]) -> list[Path]:
+    paths, described = [], []
+    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        path = folder / f"{i:03d}.txt"
+        write_text(path, answer + "\n")
+        paths.append(path)
+        image = None if question.image is None else str(question.image)
+        described.append({"file": path.name, "prompt": question.prompt, "image": image, "answer": answer})
+    write_json(folder / "samples.json", described)
+    return paths
+
+
+def _write_frames(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:
     from ..data import media
 
-    _remove_samples(folder)
     paths = []
     for i, video in enumerate(frames):
         path = folder / (f"{i:03d}.mp4" if len(video) > 1 else f"{i:03d}.png")
@@ -147,7 +175,7 @@ def _remove_samples(folder: Path) -> None:
 
 
 class SampleCallback(Callback):
-    def __init__(self, options: Validation, family: "Family", bucket: Bucket, folder: Path):
+    def __init__(self, options: Validation, family: "Family", bucket: Bucket | None, folder: Path):
         self.options, self.family, self.folder = options, family, folder
         self.samples = wanted(options, bucket)
 

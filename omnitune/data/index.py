@@ -1,13 +1,15 @@
 """The data of a run: its items, where each is dealt to, and what stages and conditions are given of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ..files import Hashes, digest
 from ..random import Draw
-from ..types import MEDIA, Bucket, Item, UserError
+from ..types import MEDIA, Bucket, Item, Mistakes, UserError
 from . import views
 from .options import Data
 from .sources import Scan, listed
@@ -85,6 +87,9 @@ def deal(found: Scan, sizes: Sequence[Bucket], data: Data) -> Dealt:
 class Samples:
     """Gives each sample's inputs, and the keys of what its files and captions are."""
 
+    ragged: Sequence[str] = ()
+    """What rows bring that differs in shape from row to row."""
+
     def __init__(self, index: Index, data: Data, seed: int):
         self.index, self.data, self.seed = index, data, seed
 
@@ -117,10 +122,39 @@ class Samples:
             return views.to_pixels(views.covering_picture(item.image, bucket))
         return views.load_pixels(item, _shown(inputs["view"])[name])
 
-    def fps(self, i: int) -> float:
-        """Frames per second at which a clip is shown; 1 for a picture, whose only frame is at 0 seconds."""
-        item = self.index.items[i]
-        return 1.0 if item.kind == "image" else self.data.fps or item.fps
+    def every(self) -> Iterator[tuple[Inputs, Bucket]]:
+        """What the cache is to hold: each variant of each item."""
+        for i, bucket in enumerate(self.index.buckets):
+            for variant in range(self.data.variants):
+                yield self.inputs(i, variant), bucket
+
+    def always(self, needs: Sequence[str]) -> list[Inputs]:
+        """What the cache holds beside the items: the empty prompt."""
+        return [{**self.inputs(0), "caption": ""}] if "caption" in needs else []
+
+    def beside(self, inputs: Inputs) -> dict[str, Any]:
+        """What a row has whatever stages there are; `fps` is 1 for a picture, whose frame is at 0 seconds."""
+        item = self.index.items[inputs["index"]]
+        fps = 1.0 if item.kind == "image" else self.data.fps or item.fps
+        return {"id": item.id, "caption": inputs["caption"], "fps": torch.tensor(fps)}
+
+    def counts(self, i: int) -> Mapping[str, int]:
+        """What objectives count the units of an item by."""
+        return {"index": i}
+
+    def filler(self, rows: Sequence[Inputs]) -> Inputs | None:
+        """A row of weight 0 that a micro-batch needs beside its own."""
+        return None
+
+    def faults(self, i: int) -> list[UserError]:
+        """Why an item cannot be decoded: the first of its variants that fails tells it."""
+        mistakes = Mistakes()
+        with mistakes.noted():
+            for variant in range(self.data.variants):
+                self.load("pixels", self.inputs(i, variant))
+                if self.index.items[i].image is not None:
+                    self.load("first_frame", self.inputs(i, variant))
+        return mistakes.errors
 
 
 def _shown(view: views.View) -> dict[str, views.View]:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ..parallel.mesh import Mesh
 
 
+FILLER = -1
+"""The position of a row that is of no sample of the run."""
+
+
 class StageKeys:
     """The cache key of every cached stage's output for a sample: a hash over all that decides it."""
 
@@ -70,21 +74,26 @@ class MicroBatches(Dataset[Batch | UserError]):
             return error
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        made = [self.row(row) for row in rows]
-        batch = stack_rows(made, [name for stage in self.keys.stages for name in stage.ragged])
-        batch["row_weight"] = torch.tensor([row.weight for row in rows])
-        batch["position"] = [row.position for row in rows]
+        inputs = [self.inputs(row) for row in rows]
+        weights, positions = [row.weight for row in rows], [row.position for row in rows]
+        if (filler := self.samples.filler(inputs)) is not None:
+            inputs, weights, positions = [*inputs, filler], [*weights, 0.0], [*positions, FILLER]
+        ragged = [name for stage in self.keys.stages for name in stage.ragged]
+        batch = stack_rows([self.row(one) for one in inputs], [*ragged, *self.samples.ragged])
+        batch["row_weight"], batch["position"] = torch.tensor(weights), positions
         return batch
 
-    def row(self, row: Row) -> dict[str, Any]:
+    def inputs(self, row: Row) -> dict[str, Any]:
         # Pixels that are read anew are windowed and cropped anew; cached ones are one of N variants.
         variant = f"position {row.position}" if self.decodes else self.samples.variant(row.position)
         inputs = self.samples.inputs(row.index, variant)
         draw = Draw(self.samples.seed, [row.position])
         for condition in self.conditions:
             inputs = condition.inputs(inputs, draw)
-        made = {"id": self.samples.index.items[row.index].id, "caption": inputs["caption"]}
-        made["fps"] = torch.tensor(self.samples.fps(row.index))
+        return inputs
+
+    def row(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        made = self.samples.beside(inputs)
         for name in self.live_needs.intersection(MEDIA):
             made[name] = self.samples.load(name, inputs)
         for name, key in self.keys.of(self.samples.roots(inputs)).items():

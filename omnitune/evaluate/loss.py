@@ -127,7 +127,7 @@ def _rows(step: Step, item: int, chosen: Sequence[int], levels: Tensor, seed: in
         encoded = encode(batch, draw, step.stages, step.device)
     # An objective gives sums, linear in the rows' weights: their gradient is what each row adds.
     weight = torch.ones(len(chosen), device=step.device, requires_grad=True)
-    counts = step.objective.units({"index": item})
+    counts = step.objective.units(step.batches.samples.counts(item))
     with torch.enable_grad():
         loss = step.objective.loss(step.family, {**encoded, "row_weight": weight}, draw, step.conditions)
         total = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()

@@ -51,7 +51,7 @@ class Subject:
         data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
         job = session.make_job(replace(self.job.run, data=data))
         if pictures:  # which are looked at, whether the model takes them or not
-            job.sizes = sorted({replace(bucket, frames=1) for bucket in job.sizes or ()})
+            job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
         index = job.index()
         for note in index.notes:
             session.say(note)

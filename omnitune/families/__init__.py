@@ -15,6 +15,7 @@ REGISTRY = {
     "flux": "omnitune.families.flux:Flux",
     "wan": "omnitune.families.wan:Wan",
     "ltx_video": "omnitune.families.ltx_video:LTXVideo",
+    "vlm": "omnitune.families.vlm:Vlm",
 }
 
 

@@ -76,6 +76,7 @@ class DiffusersFamily(Denoiser):
         options: Any = None,
         revision: str | None = None,
         replaced: Mapping[str, Path] | None = None,
+        without: Sequence[str] | None = None,
     ) -> Self:
         cls.quiet()
         cls._check_replaced(replaced or {})

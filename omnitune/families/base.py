@@ -54,6 +54,15 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What to answer, and about which picture."""
+
+    prompt: str
+    image: Path | None = None
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
 class Defaults:
     """Published settings: what `init` writes."""
 
@@ -86,7 +95,8 @@ class Checkpoint:
     path: str
     frames: str | None
     """Setting of `frame_conditioning` that it is trained with."""
-    defaults: Defaults
+    defaults: Defaults | None
+    """None for models that generate no pixels."""
 
 
 class Family(ABC):
@@ -108,6 +118,10 @@ class Family(ABC):
     """Components whose LoRA the published pipeline can load."""
     autoencoder: ClassVar[str | None] = None
     """The component that `reconstruct` needs; None where pixels are not decoded."""
+    exports_whole: ClassVar[bool] = True
+    """Whether `export` is given all of a component that trains, or the parameters that train alone."""
+    trained_on: ClassVar[str] = "captions"
+    """The kind of data, as `data.name` calls it."""
 
     components: nn.ModuleDict
     """The networks that are loaded, by name."""
@@ -121,6 +135,11 @@ class Family(ABC):
     @abstractmethod
     def stages(self) -> list[Stage]:
         """From what a sample brings to what `denoise` or `logits` reads; conditions may add some."""
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """What its parts are for: role -> parameter prefixes, disjoint and exhaustive."""
+        return {name: (name,) for name in self.components}
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -165,10 +184,12 @@ class Family(ABC):
         options: Any = None,
         revision: str | None = None,
         replaced: Mapping[str, Path] | None = None,
+        without: Sequence[str] | None = None,
     ) -> Self:
         """Load components from a folder or hub id; on "meta" from configuration files alone.
 
-        `replaced` has folders that take the place of the model's own, by component.
+        `replaced` has folders that take the place of the model's own, by component. `without` is given where
+        a step trains: prefixes of parameters whose stages are cached, which need not be there.
         """
 
     @abstractmethod
@@ -209,16 +230,18 @@ class Family(ABC):
         """Where the configuration was read, and whether it was verified."""
 
     @property
-    @abstractmethod
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        """The sizes of pixels that samples may have."""
+        raise NotImplementedError(f"{self.name} takes pictures of any size")
 
     @abstractmethod
     def blocks(self, component: str) -> list[nn.Module]:
         """The repeated layers of a loaded component, for sharding, checkpointing and compiling."""
 
     @abstractmethod
-    def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
-        """Generate through the published pipeline: uint8 (T, H, W, 3) each; T is 1 for images."""
+    def sample(self, wanted: Sequence[Any], progress: bool = False) -> list[Any]:
+        """Generate as the published pipeline does: uint8 (T, H, W, 3) each of `Sampling`, T is 1 for images;
+        the answer to each `Question`."""
 
     @abstractmethod
     def export(
@@ -228,6 +251,26 @@ class Family(ABC):
         full: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         """Write trained weights in the published layout: adapters as peft states, and whole components."""
+
+
+class Responder(Family):
+    """A family whose core answers in text."""
+
+    trained_on = "conversations"
+
+    @abstractmethod
+    def chat(self, options: Any) -> Any:
+        """What turns a conversation into tokens, labels and pixels, through the model's own processor."""
+
+    def check_packing(self) -> None:
+        """Raise UserError where conversations cannot share a row."""
+
+    @abstractmethod
+    def token_losses(self, batch: Batch, *, chunk: int, label_smoothing: float) -> Tensor:
+        """(B,): the cross-entropy of each row, summed over the tokens that are learned.
+
+        Logits of at most `chunk` tokens exist at once.
+        """
 
 
 class Denoiser(Family):

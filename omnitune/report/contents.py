@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated picture or clip."""
+    """One generated picture or clip, or one answer."""
 
     path: Path
     prompt: str
@@ -145,5 +145,8 @@ def _read_samples(folder: Path, notes: list[str]) -> dict[int, list[Sample]]:
 
 
 def _sample(folder: Path, record: Record) -> Sample:
+    if "answer" in record:
+        about = f"about {Path(record['image']).name}" if record["image"] else "about no picture"
+        return Sample(folder / record["file"], record["prompt"], 0, "", about)
     settings = f"seed {record['seed']} · guidance {record['guidance']} · {record['steps']} denoising steps"
     return Sample(folder / record["file"], record["prompt"], record["seed"], record["size"], settings)

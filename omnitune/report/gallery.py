@@ -93,10 +93,11 @@ def _row(found: Grid, row: Row) -> str:
     prompt = row[0]
     described = next(found.cells[row, step] for step in found.steps if (row, step) in found.cells)
     figures = "\n".join(_cell(found, row, step) for step in found.steps)
+    of_size = f"{text(extent(described.size))} · " if described.size else ""
     few = " few" if len(found.steps) < 3 else ""
     return (
         f'<article class="prompt"><h3>{text(prompt) or "<em>empty prompt</em>"}</h3>'
-        f'<p class="meta">{text(extent(described.size))} · {text(described.settings)}</p>'
+        f'<p class="meta">{of_size}{text(described.settings)}</p>'
         f'<div class="strip{few}">\n{figures}\n</div></article>'
     )
 
@@ -119,6 +120,8 @@ def _name(steps: Sequence[int], step: int) -> tuple[str, str]:
 
 
 def _media(sample: Sample, step: int) -> str:
+    if sample.path.suffix == ".txt":
+        return f'<blockquote class="answer">{text(sample.path.read_text(encoding="utf-8"))}</blockquote>'
     data = b64encode(sample.path.read_bytes()).decode()
     told = text(f"{sample.prompt} (after step {step})")
     sides = re.search(r"(\d+)x(\d+)$", sample.size)

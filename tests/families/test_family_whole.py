@@ -14,6 +14,7 @@ from recorded import CAPTIONS, SIDES, Case, cases, run_of, write_clips
 from omnitune import config, session
 from omnitune.cli import main
 from omnitune.families import REGISTRY, resolve
+from omnitune.families.base import Denoiser
 from omnitune.init import table, text
 from omnitune.parallel.mesh import Mesh
 from omnitune.plan import lines
@@ -21,7 +22,12 @@ from omnitune.testing import runs
 from omnitune.types import UserError
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
-VARIANTS = [(name, variant) for name in REGISTRY for variant in resolve(name).variants]
+VARIANTS = [
+    (name, variant)
+    for name in REGISTRY
+    if issubclass(resolve(name), Denoiser)
+    for variant in resolve(name).variants
+]
 Model = Callable[[Case], Path]
 TALL = 96
 

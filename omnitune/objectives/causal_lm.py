@@ -1,0 +1,42 @@
+"""Next-token prediction: what vision-language models learn."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..conditions import Condition
+from ..families.base import Responder
+from ..random import Draw
+from ..types import Batch, LossSum, UserError, option
+
+if TYPE_CHECKING:
+    from ..families.base import Family
+
+
+@option
+class CausalLM:
+    """Cross-entropy of the tokens that are learned, averaged over all of them in the global batch."""
+
+    name: Literal["causal_lm"] = "causal_lm"
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over the whole vocabulary (Szegedy et al. 2016), in [0, 1)."""
+    chunk: int = 1024
+    """Tokens whose logits exist at once; smaller takes less memory and learns the same."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be 1 or more, not {self.chunk}")
+
+    def prepare(self, family: "Family") -> None:
+        if not isinstance(family, Responder):
+            raise UserError(
+                f"objective.name: causal_lm trains a model that answers in text, and {family.name} does not"
+            )
+
+    def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        return {"tokens": inputs["tokens"]}
+
+    def loss(self, family: Responder, batch: Batch, draw: Draw, conditions: Sequence[Condition]) -> LossSum:
+        losses = family.token_losses(batch, chunk=self.chunk, label_smoothing=self.label_smoothing)
+        return LossSum({"tokens": (losses * batch["row_weight"]).sum()})
