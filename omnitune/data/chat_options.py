@@ -1,7 +1,6 @@
 """What a data set of conversations may say about how it becomes tokens and labels."""
 
 import re
-from dataclasses import dataclass, field
 from typing import Literal
 
 from ..types import UserError, option
@@ -100,18 +99,3 @@ class ChatOptions:
                 raise UserError(
                     f"{name}: {list(limits)} is not the least and the most pixels; at least 1 each"
                 )
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """An item that is left out, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What was done to an item beside encoding it."""
-
-    shrunk: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = field(default=())
-    """Name of each picture or clip that was made smaller to fit, its (width, height) before and after."""

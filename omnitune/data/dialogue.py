@@ -17,6 +17,8 @@ from .index import Inputs
 from .sources import listed
 
 BLANK, BLANK_SIDE = Path(__file__).parents[1] / "assets" / "blank.png", 64
+SHRUNK = "shape.shrunk"
+"""How many pictures and clips of an item were made smaller to fit."""
 REASON = "dropped"
 """Under this name a store holds why an item is left out, as bytes of text."""
 
@@ -106,7 +108,8 @@ class Tokens:
         if hasattr(made, "reason"):
             return {REASON: torch.frombuffer(bytearray(made.reason.encode()), dtype=torch.uint8)}
         shapes = {f"shape.{name}": torch.tensor(value.shape) for name, value in made.media.items()}
-        return {**made.tokens, **shapes}
+        shrunk = {SHRUNK: torch.tensor(len(made.shrunk))} if made.shrunk else {}
+        return {**made.tokens, **shapes, **shrunk}
 
     def read(self, key: str) -> dict[str, Tensor]:
         """Tokens of one conversation."""
@@ -244,12 +247,14 @@ def deal_talks(
     """Encode what is new, leave out what is too long, and put short ones together where asked."""
     keys = [key_of(conversation, hashes) for conversation in conversations]
     tokens.fill(conversations, keys)
-    kept, dropped = [], []
+    kept, dropped, shrunk = [], [], []
     for conversation, key in zip(conversations, keys, strict=True):
         entry = tokens.read(key)
         if REASON in entry:
             dropped.append(f"{conversation.where}: {tokens.reason(key)}")
             continue
+        if SHRUNK in entry:
+            shrunk.append(conversation.where)
         targets = int((entry["labels"][1:] != -100).sum())
         kept.append(Talk(conversation.id, (conversation,), (key,), len(entry["input_ids"]), targets))
     kept.sort(key=lambda talk: talk.id)
@@ -257,6 +262,9 @@ def deal_talks(
     if dropped:
         number = "1 conversation is" if len(dropped) == 1 else f"{len(dropped)} conversations are"
         told.append(f"{number} left out: {listed(dropped)}")
+    if shrunk:
+        number = "1 conversation has" if len(shrunk) == 1 else f"{len(shrunk)} conversations have"
+        told.append(f"{number} smaller pictures, to fit into a row: {listed(shrunk)}")
     if not kept:
         raise UserError(f"{where}: no conversation is left to train on; {'; '.join(told)}")
     if packing is not None:

@@ -27,16 +27,24 @@ def tiny_types() -> list[str]:
     return sorted(path.stem for path in SETTINGS.glob("*.json"))
 
 
-def build_tiny_vlm(folder: Path, model_type: str, *, seed: int = 0, generation_tags: bool = True) -> Path:
+def build_tiny_vlm(
+    folder: Path,
+    model_type: str,
+    *,
+    seed: int = 0,
+    generation_tags: bool = True,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
     """Save a random model of a type with its processor, all in float32, and return the folder.
 
-    `generation_tags` says whether the chat template marks what the assistant says. The processor of smolvlm
+    `changes` are merged into the type's file of settings. `generation_tags` says whether the chat template marks what the assistant says. The processor of smolvlm
     needs the package num2words.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
     settings = json.loads((SETTINGS / f"{model_type}.json").read_text(encoding="utf-8"))
+    settings = _merged(settings, changes or {})
     tokenizer = _tokenizer(settings["tokens"], settings["tokenizer"])
     template = settings.get("chat_template")
     text = chat_template(**template, generation_tags=generation_tags) if template else None
@@ -53,6 +61,14 @@ def build_tiny_vlm(folder: Path, model_type: str, *, seed: int = 0, generation_t
     )
     model.save_pretrained(folder)
     return folder
+
+
+def _merged(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        key: _merged(settings.get(key, {}), value) if isinstance(value, Mapping) else value
+        for key, value in changes.items()
+    }
+    return {**settings, **inner}
 
 
 def chat_template(style: str, *, generation_tags: bool = True, **placeholders: str) -> str:
