@@ -37,8 +37,8 @@ def build_tiny_vlm(
 ) -> Path:
     """Save a random model of a type with its processor, all in float32, and return the folder.
 
-    `changes` are merged into the type's file of settings. `generation_tags` says whether the chat template marks what the assistant says. The processor of smolvlm
-    needs the package num2words.
+    `changes` are merged into the type's file of settings. `generation_tags` says whether the chat template
+    marks what the assistant says. The processor of smolvlm needs the package num2words.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
