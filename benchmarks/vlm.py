@@ -89,7 +89,7 @@ def trained(folder: Path, model: Path, cache: Path | None, steps: int) -> tuple[
     )  # fmt: skip
     run, _ = config.load(run_file)
     mesh = Mesh(run.parallel)
-    job, index = session.prepare(run, mesh)
+    ((_, job),), index = session.prepare(run, mesh)
     job.share_weights(mesh)
     fill(job, index, mesh)
     trainer, _ = session.build_trainer(job, index, mesh, folder / name, None, {})

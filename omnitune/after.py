@@ -110,5 +110,5 @@ def export_run(folder: Path, step: int | None, raw: bool, out: Path | None) -> N
     target = out or folder / ("weights-raw" if raw and run.ema else "weights")
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name a new folder")
-    export(trained(job, mesh, saved, not raw), job.claims, mesh, target)
+    export(trained(job, mesh, saved, not raw), job.claims.ever, mesh, target)
     print(target)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from . import config
 from .job import Job
+from .session import worked_out
 from .types import Mistakes
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ WORKERS = 4
 
 def check_run(run: "Run") -> None:
     """Decode what training would read of every item; raises UserError with all mistakes, prints a summary."""
-    job = Job(run, config.validate_options)
+    job = Job(run.parts()[0].run, config.validate_options)
     index = job.index()
     samples, mistakes = job.samples(index), Mistakes()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -24,6 +25,7 @@ def check_run(run: "Run") -> None:
     with mistakes.noted():
         absent = job.shape.check_weights(list(job.shape.components))
     mistakes.raise_all()
+    worked_out(run)
     # The tokenizer of a model that is not here would be fetched for the second kind.
     for note in [*index.notes, *([] if absent else index.caption_notes(job.shape.cut_captions))]:
         print(note)
@@ -31,7 +33,7 @@ def check_run(run: "Run") -> None:
         print(f"{', '.join(absent)}: not on this machine; `train` fetches them from the hub")
     for bucket, members in sorted(index.by_bucket.items()):
         print(f"bucket {bucket}: {len(members)} samples")
-    steps = run.schedule.steps
+    steps = run.steps
     epochs = steps * run.data.batch_size / len(index.items)
     print(
         f"{len(index.items)} samples are fine; {steps} steps of {run.data.batch_size} are {epochs:.3g} epochs"

@@ -292,11 +292,16 @@ def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh")
 
     if run.data.cache is None:
         raise shared(UserError("data.cache: is null, so there is nothing to fill; name a folder"))
-    job, index = session.prepare(run, mesh, verify=arguments.verify)
-    job.share_weights(mesh, arguments.verify)
-    filled = fill(job, index, mesh)
+    parts, index = session.prepare(run, mesh, verify=arguments.verify)
+    first = parts[0][1]
+    first.share_weights(mesh, arguments.verify)
+    for _, job in parts:
+        job.weights = first.weights
+        filled = fill(job, index, mesh)
+        if mesh.main and filled.encoded:
+            print(filled)
     if mesh.main:
-        print("\n".join([str(filled), *index.notes, *index.caption_notes(job.shape.cut_captions)]))
+        print("\n".join([*index.notes, *index.caption_notes(first.shape.cut_captions)]))
 
 
 def check(arguments: argparse.Namespace) -> int:

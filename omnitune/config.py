@@ -95,15 +95,9 @@ AnyTrainable = Annotated[
 
 
 @option
-class Run:
-    """Everything that a training run needs to be repeated."""
+class Freezing:
+    """What is said of freezing, by role."""
 
-    name: str
-    """Of the run's folder; the YAML file's name unless stated."""
-    model: Model
-    trainable: AnyTrainable
-    """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
-    data: AnyData
     freeze: dict[str, bool] = field(default_factory=dict)
     """Role -> whether it stays as it is; false trains it. `omnitune plan` lists the roles of a model."""
     freeze_vision_tower: bool | None = None
@@ -116,6 +110,46 @@ class Run:
     """The same as `freeze_language_model`."""
     train_mm_proj_only: bool | None = None
     """True trains the projector alone; false says nothing."""
+
+    @property
+    def frozen(self) -> Flags:
+        """What is said of freezing."""
+        return Flags(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)})
+
+
+@option
+class Phase(Freezing):
+    """A part of a run with rules and rates of its own."""
+
+    trainable: AnyTrainable
+    """As a run's."""
+    schedule: Schedule
+    """Its length, and how its rates move; both count from its first step."""
+    optimizer: AnyOptimizer | None = None
+    """Absent: the run's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phase of a run, or all of it: what is trained from one step to another."""
+
+    start: int
+    end: int
+    run: "Run"
+
+
+@option
+class Run(Freezing):
+    """Everything that a training run needs to be repeated."""
+
+    name: str
+    """Of the run's folder; the YAML file's name unless stated."""
+    model: Model
+    trainable: AnyTrainable | None = None
+    """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
+    phases: list[Phase] = field(default_factory=list)
+    """Parts that follow each other, each with its own `trainable`, flags of freezing and `schedule`."""
+    data: AnyData
     objective: AnyObjective = FlowMatching()
     conditions: list[AnyCondition] = field(default_factory=list)
     optimizer: AnyOptimizer = AdamW()
@@ -132,11 +166,39 @@ class Run:
     tracking: Tracking = Tracking()
 
     @property
-    def frozen(self) -> Flags:
-        """What is said of freezing."""
-        return Flags(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)})
+    def steps(self) -> int:
+        """Of all phases."""
+        return self.parts()[-1].end
+
+    def parts(self) -> list[Part]:
+        """What follows each other, each as a run without phases."""
+        if not self.phases:
+            return [Part(0, self.schedule.steps, self)]
+        found: list[Part] = []
+        for phase in self.phases:
+            start = found[-1].end if found else 0
+            stated = {f.name: getattr(phase, f.name) for f in dataclasses.fields(phase)}
+            stated["optimizer"] = phase.optimizer or self.optimizer
+            run = dataclasses.replace(self, phases=[], **stated)
+            found.append(Part(start, start + phase.schedule.steps, run))
+        return found
+
+    def _check_phases(self) -> None:
+        if self.trainable is None and not self.phases:
+            raise ValueError("trainable: is missing; give rules, full, {lora: {}}, or phases")
+        if not self.phases:
+            return
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Freezing)}
+        said = [name for name, value in plain.items() if value not in (None, {})]
+        said += ["trainable"] if self.trainable is not None else []
+        said += ["schedule"] if self.schedule != Schedule() else []
+        if said:
+            raise ValueError(f"{said[0]}: stands beside phases, which have their own; move it into them")
+        if self.ema is not None:
+            raise ValueError("ema: an average over phases that train other parts is none; leave it out")
 
     def __post_init__(self) -> None:
+        self._check_phases()
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
         names = [condition.name for condition in self.conditions]
@@ -316,7 +378,9 @@ def as_data(run: Run) -> dict[str, Any]:
 
 
 def dump(run: Run) -> str:
-    text: str = yaml.safe_dump(as_data(run), sort_keys=False, allow_unicode=True)
+    data = as_data(run)
+    ordered = {**{key: data[key] for key in ("name", "model", "trainable", "phases")}, **data}
+    text: str = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -43,8 +43,13 @@ class Job:
     What is wrong is in `mistakes`. Raise them before anything but data is asked for; `deal` raises them too.
     """
 
-    def __init__(self, run: "Run", options: "Callable[[type, dict[str, Any], str], Any]"):
-        self.run, self.mistakes = run, Mistakes()
+    def __init__(
+        self,
+        run: "Run",
+        options: "Callable[[type, dict[str, Any], str], Any]",
+        earlier: Claims | None = None,
+    ):
+        self.run, self.mistakes, self.earlier = run, Mistakes(), earlier
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
         self.found: Captions | Dialogues | None = None
@@ -66,12 +71,16 @@ class Job:
         with noted():
             run.objective.prepare(self.shape)
         self.found = self._find_material()
+        trainable = run.trainable
+        assert trainable is not None, run.name
         family, targets = self.shape, self.family_class.lora_targets
-        rules = expand(run.trainable, run.frozen, family.components, family.roles, family.cores, targets)
+        rules = expand(trainable, run.frozen, family.components, family.roles, family.cores, targets)
         with noted():
             self._check_adapters(rules)
         self.claims: Claims = claim(self.shape.components, rules, self.shape.roles)
-        cacheable, live = split_stages(self.shape.stages, self.claims.names)
+        if self.earlier is not None:
+            self.claims = self.claims.after(self.earlier)
+        cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
         if run.data.cache is None:
             cacheable, live = [], list(self.shape.stages)
         self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]

@@ -8,6 +8,7 @@ from torch import nn
 from . import config
 from .freezing import role_table
 from .job import Job
+from .session import worked_out
 from .types import Stage
 
 if TYPE_CHECKING:
@@ -22,23 +23,26 @@ def print_plan(run: "Run") -> None:
 
 def lines(run: "Run") -> Iterator[str]:
     """The plan, line by line; raises UserError for what `train` would refuse."""
-    job = Job(run, config.validate_options)
+    job = Job(run.parts()[0].run, config.validate_options)
     missing = [str(source.path) for source in run.data.sources if not source.path.exists()]
     # Sources that are not here yet leave a plan; beside mistakes they are told with them.
     index = job.index() if job.mistakes.errors or not missing else None
     yield f"run {run.name}: {job.family_class.name}, {run.objective.name}, {run.model.dtype}"
     yield f"model: {run.model.path}, from {job.shape.source}"
-    yield ""
-    yield from _components(job)
-    if set(job.shape.roles) != set(job.shape.components):
+    for part, own in worked_out(run) if run.phases else [(None, job)]:
         yield ""
-        yield from _roles(job)
+        if part is not None:
+            yield f"phase of steps {part.start + 1} to {part.end}"
+        yield from _components(own)
+        if set(own.shape.roles) != set(own.shape.components):
+            yield ""
+            yield from _roles(own)
+        yield ""
+        yield from _rules(own)
+        yield ""
+        yield from _stages(own)
     yield ""
-    yield from _rules(job)
-    yield ""
-    yield from _stages(job)
-    yield ""
-    yield f"{run.schedule.steps} steps of {run.data.batch_size} samples"
+    yield f"{run.steps} steps of {run.data.batch_size} samples"
     if index is None:
         yield from job.notes
         yield f"data: {', '.join(missing)} is not here, so epochs and buckets are unknown"
@@ -163,5 +167,5 @@ def _data(run: "Run", index: "Index") -> Iterator[str]:
     yield from index.notes
     for bucket, members in sorted(index.by_bucket.items()):
         yield f"bucket {bucket}: {len(members)} samples"
-    epochs = run.schedule.steps * run.data.batch_size / len(index.items)
+    epochs = run.steps * run.data.batch_size / len(index.items)
     yield f"{len(index.items)} samples, {epochs:.3g} epochs"

@@ -125,8 +125,39 @@ class Claims:
     """Module name -> number of the rule that puts an adapter on it."""
     left: Mapping[str, int] = field(default_factory=dict)
     """Parameters under a LoRA rule that no adapter can carry (biases, norms): they stay frozen."""
+    carried: frozenset[str] = frozenset()
+    """Parameters that trained in an earlier phase and do not in this one."""
+    kept: Mapping[str, Lora] = field(default_factory=dict)
+    """Module name -> its adapter of an earlier phase, which stays as it is."""
     distances: Mapping[str, int] = field(default_factory=dict)
     """Parameter name -> layers from it to the end of its network, under rules with `layer_decay`."""
+
+    def after(self, earlier: "Claims") -> "Claims":
+        """The same behind an earlier phase, whose results stay. Raises UserError for adapters that differ."""
+        mine = {module: self.rules[number].lora for module, number in self.adapted.items()}
+        before = {module: earlier.rules[number].lora for module, number in earlier.adapted.items()}
+        theirs = {**earlier.kept, **{module: lora for module, lora in before.items() if lora}}
+        for module, lora in theirs.items():
+            if mine.get(module, lora) != lora:
+                raise UserError(
+                    f"trainable.{self.adapted[module]}.lora: {module} has an adapter of an earlier phase "
+                    f"with {lora}; state the same"
+                )
+        trained = {*earlier.direct, *earlier.carried}
+        return replace(
+            self,
+            carried=frozenset(trained - set(self.direct)),
+            kept={module: lora for module, lora in theirs.items() if module not in mine},
+        )
+
+    @property
+    def ever(self) -> "Claims":
+        """All that trained in this phase and before, for what reads no rules."""
+        return replace(
+            self,
+            direct={**dict.fromkeys(self.carried, -1), **self.direct},
+            adapted={**dict.fromkeys(self.kept, -1), **self.adapted},
+        )
 
     @property
     def trained(self) -> dict[str, int]:

@@ -17,16 +17,18 @@ from .data.index import Index
 from .files import digest, write_json, write_text
 from .identity import check_base, check_data, check_identity, data_lines, manifest
 from .job import Job, place
+from .parallel.state import load_whole
 from .precompute import fill
 from .trainable import param_groups
 from .trainer import Trainer
 from .types import Bucket, UserError
-from .weights import export
+from .weights import carried_names, export, load_trained
 
 if TYPE_CHECKING:
-    from .config import Run
+    from .config import Part, Run
     from .families.base import Family
     from .parallel.mesh import Mesh
+    from .rules import Claims
 
 RUNS = Path("runs")
 
@@ -36,11 +38,20 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def make_job(run: "Run") -> Job:
-    """Work out a run; one error tells every mistake, except those of its data."""
-    job = Job(run, config.validate_options)
-    job.mistakes.raise_all()
-    return job
+def make_job(run: "Run", earlier: "Claims | None" = None) -> Job:
+    """Work out a run, as its last phase; one error tells every mistake, except those of its data."""
+    return worked_out(run, earlier)[-1][1]
+
+
+def worked_out(run: "Run", earlier: "Claims | None" = None) -> "list[tuple[Part, Job]]":
+    """Each phase of a run and what it comes down to; one error tells every mistake of the first with any."""
+    found: list[tuple[Part, Job]] = []
+    for part in run.parts():
+        job = Job(part.run, config.validate_options, earlier)
+        job.mistakes.raise_all()
+        found.append((part, job))
+        earlier = job.claims
+    return found
 
 
 def run_folder(run: "Run") -> Path:
@@ -54,31 +65,38 @@ def read_run(folder: Path) -> "Run":
     return config.validate(config.read(folder / "run.yaml"))
 
 
-def prepare(run: "Run", mesh: "Mesh", folder: Path | None = None, verify: bool = False) -> tuple[Job, Index]:
+def prepare(
+    run: "Run", mesh: "Mesh", folder: Path | None = None, verify: bool = False
+) -> "tuple[list[tuple[Part, Job]], Index]":
     """Work out a run and its data, to go into a folder; one error on all ranks tells every mistake."""
-    job = Job(run, config.validate_options)
+    first = Job(run.parts()[0].run, config.validate_options)
 
     def find() -> Index:
-        _note_identity(job, folder)
-        return job.index(verify)
+        _note_identity(first, run, folder)
+        return first.index(verify)
 
     index = mesh.together(find)
-    mesh.each(job.mistakes.raise_all)
-    return job, index
+    mesh.each(first.mistakes.raise_all)
+    parts = [(run.parts()[0], first)]
+    if run.phases:
+        parts = mesh.each(lambda: worked_out(run))
+        for _, job in parts[1:]:
+            job.found = first.found
+    return parts, index
 
 
 def refuse(run: "Run", mistake: UserError, folder: Path | None) -> None:
     """Raise a mistake, and with it all else that is wrong with a run."""
-    job = Job(run, config.validate_options)
+    job = Job(run.parts()[0].run, config.validate_options)
     job.mistakes.errors.insert(0, mistake)
-    _note_identity(job, folder)
+    _note_identity(job, run, folder)
     job.deal()
 
 
-def _note_identity(job: Job, folder: Path | None) -> None:
+def _note_identity(job: Job, run: "Run", folder: Path | None) -> None:
     if folder is not None:
         with job.mistakes.noted():
-            check_identity(job.run, folder)
+            check_identity(run, folder)
 
 
 def sample_bucket(job: Job, index: Index) -> Bucket | None:
@@ -110,7 +128,8 @@ def train(run: "Run", mesh: "Mesh") -> Path:
 
 def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
     speak: Callable[[str], None] = say if mesh.main else lambda line: None
-    job, index = prepare(run, mesh, folder)
+    parts, index = prepare(run, mesh, folder)
+    job = parts[0][1]
     for note in index.notes:
         speak(note)
     bucket = sample_bucket(job, index)
@@ -119,32 +138,49 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
     base, data = mesh.together(lambda: _fingerprints(job, index))
     saved = mesh.together(lambda: _find(folder, speak))
     if saved:
-        mesh.together(lambda: check_data(index, saved.state(), folder))
-        mesh.together(lambda: check_base(base, saved.state(), run, folder))
-    filled = fill(job, index, mesh)
-    if filled.encoded:
-        speak(str(filled))
-    if not filled.complete:  # told once: a large set takes minutes to tokenize
-        for note in mesh.together(lambda: index.caption_notes(job.shape.cut_captions)):
-            speak(note)
-    trainer, family = build_trainer(job, index, mesh, folder, bucket, {"base": base, "data": data})
-    # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
-    if mesh.main:
-        write_text(folder / "run.yaml", config.dump(run))
-        write_json(folder / "manifest.json", manifest(run, base, data, mesh))
-        write_text(folder / "data.jsonl", data_lines(index))
-    if saved:
-        trainer.restore(saved)
-        over = saved.step >= run.schedule.steps
-        speak(
-            f"{folder} is trained to step {saved.step} already; a larger schedule.steps extends it"
-            if over
-            else f"going on after step {saved.step} of {run.schedule.steps}"
-        )
-    with _signals(trainer):
-        trainer.fit()
-    finish(job, trainer, family, folder)
+        stated = saved.state()
+        mesh.together(lambda: check_data(index, stated, folder))
+        mesh.together(lambda: check_base(base, stated, run, folder))
+    ready = False
+    for number, (part, own) in enumerate(parts):
+        last = number + 1 == len(parts)
+        if saved and saved.step >= part.end and not last:
+            continue
+        own.weights = job.weights
+        filled = fill(own, index, mesh)
+        if filled.encoded:
+            speak(str(filled))
+        if not filled.complete and not ready:  # told once: a large set takes minutes to tokenize
+            for note in mesh.together(lambda: index.caption_notes(job.shape.cut_captions)):
+                speak(note)
+        adopted = saved if saved and number and saved.step == part.start else None
+        state = {"base": base, "data": data}
+        trainer, family = build_trainer(own, index, mesh, folder, bucket, state, part.start, adopted)
+        # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
+        if mesh.main and not ready:
+            write_text(folder / "run.yaml", config.dump(run))
+            write_json(folder / "manifest.json", manifest(run, base, data, mesh))
+            write_text(folder / "data.jsonl", data_lines(index))
+        ready = True
+        if saved and adopted is None:
+            trainer.restore(saved)
+        if saved or number:
+            speak(_going_on(folder, trainer.step, run, number))
+        with _signals(trainer):
+            trainer.fit()
+        saved = checkpoint.Saved(folder / "checkpoints" / f"step-{part.end:08d}", part.end)
+        if not last:
+            del trainer, family
+            mesh.forget()
+    finish(own, trainer, family, folder)
     return folder
+
+
+def _going_on(folder: Path, step: int, run: "Run", number: int) -> str:
+    if step >= run.steps:
+        return f"{folder} is trained to step {step} already; a larger schedule.steps extends it"
+    phase = f", phase {number + 1} of {len(run.phases)}" if run.phases else ""
+    return f"going on after step {step} of {run.steps}{phase}"
 
 
 def _fingerprints(job: Job, index: Index) -> tuple[str, str]:
@@ -161,11 +197,23 @@ def _find(folder: Path, speak: Callable[[str], None]) -> checkpoint.Saved | None
 
 
 def build_trainer(
-    job: Job, index: Index, mesh: "Mesh", folder: Path, bucket: Bucket | None, state: dict[str, Any]
+    job: Job,
+    index: Index,
+    mesh: "Mesh",
+    folder: Path,
+    bucket: Bucket | None,
+    state: dict[str, Any],
+    start: int = 0,
+    adopted: checkpoint.Saved | None = None,
 ) -> "tuple[Trainer, Family]":
-    """Load what a step needs, place it, and put the loop around it."""
+    """Load what a step needs, place it, and put the loop around it.
+
+    A phase begins at step `start`, with what the checkpoint `adopted` at the end of the one before it holds.
+    """
     run = job.run
     family, compute = mesh.each(lambda: job.trained_family(str(mesh.device)))
+    if adopted is not None:
+        load_trained(family, load_whole(adopted.tensors, mesh), average=False)
     place(family, compute, mesh)
     groups = param_groups(family.components, job.claims, run.optimizer.lr, run.optimizer.weight_decay)
     ema = EmaCallback(run.ema) if run.ema else None
@@ -191,6 +239,8 @@ def build_trainer(
         state=state,
         record_draws=run.tracking.draws,
         num_workers=job.num_workers,
+        start=start,
+        carried=carried_names(family, job.claims),
     )
     if ema:
         ema.attach(trainer.weights())
@@ -218,9 +268,9 @@ def finish(job: Job, trainer: Trainer, family: "Family", folder: Path) -> None:
     from .report import write_report
 
     with trainer.served():
-        export(family, job.claims, trainer.mesh, folder / "weights")
+        export(family, job.claims.ever, trainer.mesh, folder / "weights")
     if job.run.ema:
-        export(family, job.claims, trainer.mesh, folder / "weights-raw")
+        export(family, job.claims.ever, trainer.mesh, folder / "weights-raw")
     if trainer.mesh.main:
         write_report(folder)
         say(f"weights: {folder / 'weights'}\nreport: {folder / 'report.html'}")

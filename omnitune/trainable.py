@@ -39,6 +39,11 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
             for path, i in claims.adapted.items()
             if path.startswith(component + ".")
         }
+        adapted |= {
+            path.removeprefix(component + "."): lora
+            for path, lora in claims.kept.items()
+            if path.startswith(component + ".")
+        }
         if adapted:
             inject_adapter_in_model(_lora_config(adapted), module)
     everything = components.named_parameters(remove_duplicate=False)  # tied weights under all their names

@@ -1,7 +1,7 @@
 """The training loop: one for every family, objective, condition and mesh."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from math import isfinite
 from pathlib import Path
@@ -21,6 +21,7 @@ from .parallel.mesh import Mesh
 from .parallel.state import load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
 from .types import Batch, Stage, Stopped, UserError, shared
+from .weights import CARRIED
 
 
 class Trainer:
@@ -45,6 +46,8 @@ class Trainer:
         state: dict[str, Any] | None = None,
         record_draws: bool = False,
         num_workers: int = 0,
+        start: int = 0,
+        carried: Collection[str] = (),
     ):
         self.family, self.objective, self.conditions, self.stages = family, objective, conditions, stages
         self.batches, self.optimizer, self.max_norm, self.schedule = batches, optimizer, max_norm, schedule
@@ -52,8 +55,9 @@ class Trainer:
         self.callbacks, self.state, self.record_draws = callbacks, state or {}, record_draws
         self.num_workers = num_workers
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.step, self.last_step, self.stop_wish = 0, schedule.steps, False
-        self.saved_step = 0
+        self.start, self.carried = start, carried  # of a phase: what trained before it, and no longer does
+        self.step, self.last_step, self.stop_wish = start, start + schedule.steps, False
+        self.saved_step = start
         self.unsaved: list[tuple[int, Tensor]] = []  # steps since, each with its (loss, gradient norm)
         self.clock = time.monotonic()
 
@@ -117,7 +121,7 @@ class Trainer:
         return self.measured(sums, rates, grad_norm, time.monotonic() - self.clock, draws)
 
     def set_rates(self) -> dict[str, float]:
-        factor = self.schedule.factor(self.step)
+        factor = self.schedule.factor(self.step - self.start)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         return {str(group["rule"]): group["rule_lr"] * factor for group in self.optimizer.param_groups}
@@ -167,6 +171,8 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         kept = {f"weights/{name}": value for name, value in self.weights().items()}
+        earlier = dict(self.family.components.named_parameters())
+        kept.update({f"{CARRIED}{name}": earlier[name] for name in self.carried})
         for callback in self.callbacks:
             kept.update(callback.tensors())
         return kept

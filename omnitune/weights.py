@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .parallel.mesh import Mesh
     from .trainable import Claims
 
+CARRIED = "carried/"
+"""Before the names, in a checkpoint, of what trained in an earlier phase."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 COMPARED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
@@ -185,8 +187,23 @@ def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path) -> No
 def load_trained(family: "Family", tensors: dict[str, Tensor], average: bool) -> None:
     """Put a checkpoint's weights (the average where asked for and kept) into a family with its adapters."""
     prefix = "ema/" if average and any(name.startswith("ema/") for name in tensors) else "weights/"
-    params = dict(family.components.named_parameters())
+    # A layer that an earlier phase trained may carry an adapter now.
+    params = {_plain(name): param for name, param in family.components.named_parameters()}
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                params[name.removeprefix(prefix)].copy_(tensor)
+            for start in (prefix, CARRIED):
+                if name.startswith(start):
+                    params[_plain(name.removeprefix(start))].copy_(tensor)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
+
+
+def carried_names(family: "Family", claims: "Claims") -> list[str]:
+    """Parameters that trained in an earlier phase and do not in this one, as they are called now."""
+    return [
+        name
+        for name, _ in family.components.named_parameters()
+        if _plain(name) in claims.carried or name.split(".lora_")[0] in claims.kept
+    ]

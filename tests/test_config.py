@@ -516,7 +516,7 @@ LEARNED = {
     "schedule.warmup": 2, "schedule.decay": "cosine", "schedule.floor": 0.1, "schedule.power": 3,
     "schedule.pieces": [[1, 0.5]], "seed": 1, "ema.decay": 0.8, "trainable.0.last_layers": 1,
     "trainable.0.layer_decay": 0.8, "freeze.vae": False, "freeze_vision_tower": True,
-    "freeze_multi_modal_projector": True, "freeze_language_model": True, "freeze_llm": True,
+    "freeze_multi_modal_projector": True, "phases": [1], "freeze_language_model": True, "freeze_llm": True,
     "train_mm_proj_only": True, "data.name": "other",
 }  # fmt: skip
 """What decides what is learned, with another value than MAXIMAL's."""
@@ -634,7 +634,7 @@ def test_a_run_that_was_written_loads_as_the_same_run(file: Path, text: str) -> 
 def test_the_schema_has_every_key_and_asks_for_those_without_default() -> None:
     schema = config.schema()
     assert schema["properties"].keys() == {f.name for f in dataclasses.fields(Run)}
-    assert set(schema["required"]) == {"model", "trainable", "data"}
+    assert set(schema["required"]) == {"model", "data"}
     assert schema["additionalProperties"] is False
     json.dumps(schema)
 

@@ -142,6 +142,10 @@ class Mesh:
             sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=set(apart))
         self.placed.append(sharded)
 
+    def forget(self) -> None:
+        """Let go of what was placed: another phase places its own."""
+        self.placed, self.replicated = [], []
+
     def backward(self, loss: Tensor, last: bool) -> None:
         """Backpropagate a loss divided by its global count; ranks sum their gradients after the last."""
         for module in self.placed:
