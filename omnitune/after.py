@@ -102,13 +102,14 @@ def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket | None:
     return max(sizes, key=lambda b: b.frames * b.height * b.width)
 
 
-def export_run(folder: Path, step: int | None, raw: bool, out: Path | None) -> None:
+def export_run(folder: Path, step: int | None, raw: bool, out: Path | None, merged: bool = False) -> None:
     """Write a checkpoint's weights in the published layout."""
     run = session.read_run(folder)
     saved = find_checkpoint(folder, step)
     job, mesh = session.make_job(run), Mesh(Parallel())
-    target = out or folder / ("weights-raw" if raw and run.ema else "weights")
+    name = "weights-raw" if raw and run.ema else "weights"
+    target = out or folder / (f"{name}-merged" if merged else name)
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name a new folder")
-    export(trained(job, mesh, saved, not raw), job.claims.ever, mesh, target)
+    export(trained(job, mesh, saved, not raw), job.claims.ever, mesh, target, merged)
     print(target)

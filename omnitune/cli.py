@@ -156,6 +156,9 @@ def _run_commands(commands: Any) -> None:
     export.add_argument("folder", type=Path, help="runs/NAME")
     export.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
     export.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
+    export.add_argument(
+        "--merged", action="store_true", help="whole networks, adapters added to their weights"
+    )
     export.add_argument("--out", type=Path, help="folder to write to; weights/ of the run by default")
     export.set_defaults(command=export_weights)
     _evaluate_command(commands)
@@ -325,7 +328,7 @@ def write_samples(arguments: argparse.Namespace) -> None:
 def export_weights(arguments: argparse.Namespace) -> None:
     from .after import export_run
 
-    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out)
+    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out, arguments.merged)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

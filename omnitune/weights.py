@@ -161,8 +161,11 @@ def _published(name: str) -> str:
     return name.replace(".default.", ".")
 
 
-def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path) -> None:
-    """Write what was trained in the family's published layout; all ranks call it, the main rank writes."""
+def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path, merged: bool = False) -> None:
+    """Write what was trained in the family's published layout; all ranks call it, the main rank writes.
+
+    `merged` writes whole networks, adapters added to their weights.
+    """
     adapters: dict[str, dict[str, Tensor]] = {}
     full: dict[str, dict[str, Tensor]] = {}
     for component, module in family.components.items():
@@ -181,7 +184,7 @@ def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path) -> No
             )
     if mesh.main:
         with atomic_folder(folder) as temporary:
-            family.export(temporary, adapters, full)
+            (family.export_merged if merged else family.export)(temporary, adapters, full)
 
 
 def load_trained(family: "Family", tensors: dict[str, Tensor], average: bool) -> None:

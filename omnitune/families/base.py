@@ -252,6 +252,18 @@ class Family(ABC):
     ) -> None:
         """Write trained weights in the published layout: adapters as peft states, and whole components."""
 
+    def export_merged(
+        self,
+        folder: Path,
+        adapters: Mapping[str, Mapping[str, Tensor]],
+        full: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        """Write whole networks with the adapters added to their weights."""
+        raise UserError(
+            f"--merged: family {self.name} exports adapters, which its pipeline fuses itself "
+            "(load_lora_weights, fuse_lora, save_pretrained); leave it out"
+        )
+
 
 class Responder(Family):
     """A family whose core answers in text."""

@@ -15,7 +15,7 @@ from ..data.media import probe
 from ..random import Draw
 from ..types import Batch, Stage, UserError, option
 from ._chat import Chat, collate
-from ._vlm_export import write_adapter, write_full
+from ._vlm_export import write_adapter, write_full, write_merged
 from ._vlm_files import VlmFiles, quiet
 from ._vlm_head import losses_for_logits
 from ._vlm_pack import SEGMENT, block_mask, packed, refuse_packing
@@ -362,6 +362,21 @@ class Vlm(Responder):
         else:
             write_full(folder, self, trained)
 
+    def export_merged(
+        self,
+        folder: Path,
+        adapters: Mapping[str, Mapping[str, Tensor]],
+        full: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        if getattr(self.files.config, "quantization_config", None) is not None:
+            raise UserError(
+                f"--merged: {self.files.path} is quantised, and an adapter cannot be added to its weights without "
+                "loss; give the model it was made of as model.path, or use the adapter as it is"
+            )
+        if not adapters:
+            raise UserError("--merged: nothing was trained by LoRA, weights/ is whole already; leave it out")
+        write_merged(folder, self, adapters[MODEL], full.get(MODEL, {}))
+
 
 def has(inputs: Mapping[str, Tensor], kind: str) -> bool:
     """Whether an item shows a picture or a clip."""
@@ -372,7 +387,7 @@ def has(inputs: Mapping[str, Tensor], kind: str) -> bool:
 def with_stand_ins(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put ones in the place of pixels that are not there, in their shape and without their memory."""
     found = without_shapes(tokens)
-    shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.")}
+    shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
     return {**found, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
 
 
