@@ -1,6 +1,7 @@
 """Where a vision-language model lies, and its parts as transformers loads them."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # peft asks for it, under the name that it had before.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 class VlmFiles:

@@ -370,8 +370,8 @@ class Vlm(Responder):
     ) -> None:
         if getattr(self.files.config, "quantization_config", None) is not None:
             raise UserError(
-                f"--merged: {self.files.path} is quantised, and an adapter cannot be added to its weights without "
-                "loss; give the model it was made of as model.path, or use the adapter as it is"
+                f"--merged: {self.files.path} is quantised, and an adapter cannot be added to its weights "
+                "without loss; give the model it was made of as model.path, or use the adapter as it is"
             )
         if not adapters:
             raise UserError("--merged: nothing was trained by LoRA, weights/ is whole already; leave it out")

@@ -1,0 +1,160 @@
+"""What a run leaves behind, loaded by transformers and peft alone, computes what the live model does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chat_items import PICTURE, TEXT
+from safetensors import safe_open
+from test_ranks_vlm import ALL_OPEN, write
+from torch import Tensor
+
+from omnitune import config, session
+from omnitune.data.chat_options import ChatOptions
+from omnitune.families._chat import collate
+from omnitune.families._vlm_export import write_merged
+from omnitune.families._vlm_types import TYPES
+from omnitune.parallel.mesh import Mesh
+from omnitune.precompute import fill
+from omnitune.testing.tiny_vlm import tiny_types
+from omnitune.weights import export
+
+LORA: dict[str, Any] = {
+    "trainable": {"lora": {"rank": 4, "alpha": 10}, "lr": 1e-2}, "freeze_vision_tower": False,
+    "freeze_multi_modal_projector": False,
+}  # fmt: skip
+QUICK = ("llava", "llava_next", "gemma3", "paligemma", "qwen2_vl", "qwen3_vl", "idefics3", "mllama", "llama4")
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in tiny_types()]
+ADAPTED = ("llava", "gemma3", "qwen2_vl", "idefics3", "mllama")
+"""Types whose projector is one module, or modules, for which peft has a place."""
+
+
+class Left:
+    """A finished run in memory, and what it writes."""
+
+    def __init__(self, model: Path, folder: Path, texts: int = 3, **keys: Any):
+        run = config.validate(config.read(write(folder, model, pictures=2, texts=texts, **keys)))
+        self.folder, self.mesh, self.job = folder, Mesh(run.parallel), session.make_job(run)
+        index = self.job.index()
+        fill(self.job, index, self.mesh)
+        trainer, family = session.build_trainer(self.job, index, self.mesh, folder, index.buckets[0], {})
+        self.family: Any = family
+        for batches in trainer.read():
+            trainer.train_step(batches)
+            trainer.step += 1
+
+    def weights(self) -> Path:
+        export(self.family, self.job.claims, self.mesh, self.folder / "weights")
+        return self.folder / "weights"
+
+    def merged(self) -> Path:
+        """The whole model with the adapter in it."""
+
+        def merge(folder: Path, adapters: Any, full: Any) -> None:
+            write_merged(folder, self.family, adapters["model"], full.get("model", {}))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.family, "export", merge)
+            export(self.family, self.job.claims, self.mesh, self.folder / "merged")
+        return self.folder / "merged"
+
+    def inputs(self) -> list[dict[str, Tensor]]:
+        chat = self.family.chat(ChatOptions(max_length=4096))
+        made = [chat.encode(one) for one in ((PICTURE, TEXT) if self.family.type.text_only else (PICTURE,))]
+        return [self.family._cast(collate([{**one.tokens, **one.media}], 0)) for one in made]
+
+    def logits(self) -> list[Tensor]:
+        with self.family.complete() as model:
+            return logits(model, self.inputs())
+
+
+def logits(model: Any, inputs: list[dict[str, Tensor]]) -> list[Tensor]:
+    with torch.no_grad():
+        return [model(**one, use_cache=False).logits for one in inputs]
+
+
+def loaded(folder: Path) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values()), told
+    return model.eval()
+
+
+def keys(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return set(file.keys())
+
+
+def assert_same_logits(live: list[Tensor], found: list[Tensor], atol: float) -> None:
+    for one, other in zip(live, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=atol)
+
+
+def assert_answers_alike(folder: Path, base: Path) -> None:
+    """The processor of a folder, with its template, makes the same tokens as the published one."""
+    from transformers import AutoProcessor
+
+    ours, published = (AutoProcessor.from_pretrained(path) for path in (folder, base))
+    assert type(ours) is type(published)
+    assert ours.chat_template == published.chat_template
+    assert ours.tokenizer.get_vocab() == published.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("model_type", EVERY)
+def test_full_weights_are_the_live_model_under_the_published_names(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    base = tiny_vlm(model_type)
+    left = Left(base, tmp_path, texts=3 if TYPES[model_type].text_only else 0, **ALL_OPEN)
+    weights, live = left.weights(), left.logits()
+    assert_same_logits(live, logits(loaded(weights), left.inputs()), atol=0)
+    assert keys(weights) == keys(base)
+    assert (logits(loaded(base), left.inputs())[0] - live[0]).abs().max() > 1e-4
+    assert_answers_alike(weights, base)
+
+
+@pytest.mark.parametrize("model_type", ADAPTED)
+def test_an_adapter_with_a_trained_projector_is_the_live_model(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    from peft import PeftModel
+
+    base = tiny_vlm(model_type)
+    left = Left(base, tmp_path, **LORA)
+    weights, live = left.weights(), left.logits()
+    assert not (weights / "trained.safetensors").exists()
+    wrapped = PeftModel.from_pretrained(loaded(base), weights).eval()
+    assert wrapped.peft_config["default"].lora_alpha == 10
+    assert_same_logits(live, logits(wrapped, left.inputs()), atol=1e-6)
+    with wrapped.disable_adapter():
+        plain = logits(wrapped, left.inputs())
+    assert_same_logits(logits(loaded(base), left.inputs()), plain, atol=1e-6)
+    assert (plain[0] - live[0]).abs().max() > 1e-4
+    assert_answers_alike(weights, base)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl"])
+def test_transformers_takes_an_adapter_by_itself(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    base = tiny_vlm(model_type)
+    left = Left(base, tmp_path, trainable=LORA["trainable"])
+    weights, live = left.weights(), left.logits()
+    model = loaded(base)
+    model.load_adapter(str(weights))
+    assert_same_logits(live, logits(model.eval(), left.inputs()), atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "gemma3", "qwen2_vl", "qwen3_vl"])
+def test_a_merged_model_is_the_live_one(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    base = tiny_vlm(model_type)
+    left = Left(base, tmp_path, **LORA)
+    merged, live = left.merged(), left.logits()
+    assert_same_logits(live, logits(loaded(merged), left.inputs()), atol=1e-5)
+    assert keys(merged) == keys(base)
+    assert_answers_alike(merged, base)
