@@ -1,7 +1,8 @@
 """Every figure of pocket-wan: its plain WanPipeline, loaded without options.
 
-    python benchmarks/pocket.py --model pocket-wan                # exits with 1 where a bound is missed
-    python benchmarks/pocket.py --model pocket-wan --pictures .   # and draws ten seen and ten unseen names
+    python benchmarks/pocket.py                   # exits with 1 where a bound is missed
+    python benchmarks/pocket.py --pictures .      # and draws ten seen and ten unseen names
+    python benchmarks/pocket.py --model FOLDER    # of another one
 
 What it is measured on, and the scorer, are written by recipes/pocket/evaluation.py.
 """
@@ -26,6 +27,7 @@ from omnitune import evaluate
 from omnitune.data.media import read_image
 
 DATA = Path(__file__).parents[1] / "recipes" / "pocket" / "evaluation"
+SHIPPED = Path(__file__).parents[1] / "omnitune" / "assets" / "pocket-wan"
 STEPS, GUIDANCE, SIZE, FRAMES, FPS, BATCH = 30, 4.0, 64, 17, 12, 16
 NUM_CLIPS, NUM_SHOWN, SHOWN_SEED = 32, 10, 0
 WORD = re.compile(r"[^\s,]+")
@@ -179,7 +181,7 @@ def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of a pipeline")
+    parser.add_argument("--model", default=SHIPPED, type=Path, help="folder of a pipeline")
     parser.add_argument("--pictures", type=Path, help="folder for the sheets of samples")
     parser.add_argument("--samples", type=int, help="at most so many of each list, for a quick look")
     arguments = parser.parse_args()

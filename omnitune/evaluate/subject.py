@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import after, session
 from ..callbacks.sample import given_frames
+from ..data.options import Data
 from ..families.base import Sampling
 from ..job import Job
 from ..parallel.mesh import Mesh, Parallel
@@ -30,6 +31,11 @@ class Subject:
     def __init__(self, asked: Asked):
         self.asked = asked
         self.run = session.read_run(asked.folder)
+        if not isinstance(self.run.data, Data):
+            raise UserError(
+                f"{asked.folder}: its model answers in text, and this measures pictures and clips; "
+                "ask it by `omnitune sample`"
+            )
         given = {name: getattr(asked, name) for name in ("steps", "guidance", "seed")}
         self.options = after.overridden(self.run.validation, given)
         self.saved = None if asked.base else after.find_checkpoint(asked.folder, asked.checkpoint)
@@ -48,8 +54,9 @@ class Subject:
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
+        assert isinstance(self.run.data, Data)
         data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = session.make_job(replace(self.job.run, data=data))
+        job = session.make_job(replace(self.job.run, data=data), self.job.earlier)
         if pictures:  # which are looked at, whether the model takes them or not
             job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
         index = job.index()
@@ -97,6 +104,7 @@ class Subject:
         elif options.prompts:
             size = self.asked.size or options.size
             bucket = after.sample_size(size, self.asked.folder, self.job)
+            assert bucket is not None
             number = self.asked.samples or len(options.prompts)
             stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
         else:
