@@ -119,7 +119,7 @@ def draw_sheets(pipe: Any, names: dict[str, list[str]], folder: Path) -> None:
     for kind, captions in names.items():
         shown = random.Random(SHOWN_SEED).sample(captions, NUM_SHOWN)
         made = [video[0] for video in generated(pipe, shown, 1, seed=1000)]
-        sheet(made, shown).save(folder / f"pocket-{kind}.png", optimize=True)
+        sheet(made, shown).quantize(128).save(folder / f"pocket-{kind}.png", optimize=True)
 
 
 def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: int | None) -> dict[str, float]:

@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--variant", help="of its checkpoints, as `omnitune models` lists them")
     init.set_defaults(command=write_init)
     commands.add_parser("models", help="list families and what they can do").set_defaults(command=models)
-    demo = commands.add_parser("demo", help="fine-tune a tiny model on bundled clips, in minutes on a laptop")
+    demo = commands.add_parser("demo", help="fine-tune a small model on bundled pictures, in minutes")
     demo.set_defaults(command=run_demo)
     return top
 
