@@ -3,15 +3,19 @@
 Every function takes pictures (H, W, 3) or clips (T, H, W, 3) in uint8, wherever those come from.
 """
 
+from .answering import AnswerEvaluation
 from .asked import Asked
-from .command import Evaluation
+from .command import Evaluation, evaluation
 from .distances import Distance, Lpips, Motion, kid, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
 from .features import Clip, FeatureNetwork, is_installed, load_features
 from .loss import HeldOutLoss, Level, Step, held_out_loss
+from .replies import answers, exact_match, majority, rouge_l
 from .table import Measure, table
 from .text_image import ClipScorer, Scorer, Share, TextImageScorer, auc, clip_score, minilm, recall
+from .token_loss import TokenLoss, token_loss
 
 __all__ = [
+    "AnswerEvaluation",
     "Asked",
     "Clip",
     "ClipScorer",
@@ -27,8 +31,12 @@ __all__ = [
     "Share",
     "Step",
     "TextImageScorer",
+    "TokenLoss",
+    "answers",
     "auc",
     "clip_score",
+    "evaluation",
+    "exact_match",
     "held_out_loss",
     "is_installed",
     "kid",
@@ -36,9 +44,12 @@ __all__ = [
     "kid_of_pairs",
     "load_features",
     "load_lpips",
+    "majority",
     "minilm",
     "motion",
     "psnr",
     "recall",
+    "rouge_l",
     "table",
+    "token_loss",
 ]

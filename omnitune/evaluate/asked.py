@@ -7,7 +7,12 @@ from pathlib import Path
 from ..types import UserError
 
 NEED_DATA = ("loss", "psnr", "kid")
-METRICS = (*NEED_DATA, "text_image", "motion")
+GENERATED = (*NEED_DATA, "text_image", "motion")
+"""Metrics of models that generate pictures and clips."""
+ANSWERED = ("loss", "exact_match", "rouge")
+"""Metrics of models that answer in text."""
+METRICS = tuple(dict.fromkeys((*GENERATED, *ANSWERED)))
+FEATURES = "efficientnet_lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +22,13 @@ class Asked:
     folder: Path
     """Of a run."""
     data: Path | None = None
-    """Captioned items that were not trained on; absent: the run's own prompts."""
+    """Captioned items, or conversations, that were not trained on; absent: the run's own prompts."""
     fit: Sequence[Path] = ()
     """Folders of captioned pictures that the text-image scorer is fitted on."""
     metrics: str | None = None
     """Names with commas between them; absent: all that apply."""
     samples: int | None = None
-    """How many are generated; absent: one for each caption."""
+    """How many are generated, or the first so many conversations; absent: one for each caption, or all."""
     size: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -35,20 +40,19 @@ class Asked:
     """The model before training."""
     raw: bool = False
     """The weights themselves where an average is kept."""
-    features: str = "efficientnet_lite0"
+    features: str = FEATURES
     lpips: Path | None = None
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"--samples: {self.samples} is not 1 or more")
-        for name in self.names:
+        for name in self.names(METRICS):
             if name not in METRICS:
                 raise UserError(f"--metrics: {name!r} is not one of {', '.join(METRICS)}")
 
-    @property
-    def names(self) -> list[str]:
-        """Of the metrics."""
-        return list(METRICS) if self.metrics is None else self.metrics.split(",")
+    def names(self, known: Sequence[str]) -> list[str]:
+        """Of the metrics; all that are known where none is stated."""
+        return list(known) if self.metrics is None else self.metrics.split(",")
 
     @property
     def has_clip(self) -> bool:
@@ -64,3 +68,17 @@ class Asked:
             raise UserError(
                 f"--lpips: {self.lpips} has no effect, it measures reconstructions; add psnr to --metrics"
             )
+
+    def check_text(self) -> None:
+        """Raise UserError for what says nothing to a model that answers in text."""
+        given = {
+            "--fit": bool(self.fit),
+            "--size": self.size is not None,
+            "--steps": self.steps is not None,
+            "--guidance": self.guidance is not None,
+            "--seed": self.seed is not None,
+            "--features": self.features != FEATURES,
+            "--lpips": self.lpips is not None,
+        }
+        if stated := [name for name, is_given in given.items() if is_given]:
+            raise UserError(f"{', '.join(stated)}: no effect, the model answers in text; leave out")

@@ -1,7 +1,7 @@
 """`omnitune evaluate`: hold a run's weights against data that it was not trained on."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import session
+from ..families import resolve
 from ..files import write_json
 from ..precompute import fill
-from ..types import UserError
 from . import rows
-from .asked import NEED_DATA, Asked
+from .answering import AnswerEvaluation
+from .asked import GENERATED, NEED_DATA, Asked
 from .data import middle, reconstructed, shown
 from .distances import LEAST_KID, Lpips, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
 from .features import Clip, FeatureNetwork, load_features
+from .generated import Generated
 from .loss import QUANTILES, Step, held_out_loss
 from .subject import Subject
 from .table import Measure, table
@@ -49,7 +51,7 @@ class Reconstruction:
 
 def evaluate_run(arguments: argparse.Namespace) -> None:
     """Measure, print a table, write JSON."""
-    one = Evaluation(Asked(**{field.name: getattr(arguments, field.name) for field in fields(Asked)}))
+    one = evaluation(Asked(**{field.name: getattr(arguments, field.name) for field in fields(Asked)}))
     measures = one.measures()
     out = arguments.out or arguments.folder / "evaluation" / f"{one.label}.json"
     write_json(out, {**one.described(), "metrics": [row.as_json() for row in measures]})
@@ -57,17 +59,19 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     print(out)
 
 
-class Evaluation(Subject):
-    """Every metric of a subject is a method that gives rows."""
+class Evaluation(Generated):
+    """Every metric of a model that generates pictures and clips."""
+
+    known = GENERATED
+    foreign = "is of answers in text, and family {family} generates pictures and clips"
 
     def __init__(self, asked: Asked):
         super().__init__(asked)
-        self.metrics = self._metrics()
+        self.metrics = self.measurable()
 
     def measures(self) -> list[Measure]:
-        """The rows of every metric that was asked for."""
         self._load()
-        return [row for metric in self.metrics for row in getattr(self, metric)()]
+        return super().measures()
 
     def _load(self) -> None:
         """Meet every mistake in a file or folder before anything is generated."""
@@ -78,22 +82,7 @@ class Evaluation(Subject):
         if "psnr" in self.metrics:
             _ = self.lpips
 
-    def _metrics(self) -> list[str]:
-        """Those asked for, or all that have what they need; raises UserError for one that lacks it."""
-        lacks = {name: self._lack(name) for name in self.asked.names}
-        found = [name for name, lack in lacks.items() if lack is None]
-        for name, lack in lacks.items():
-            if lack is not None and self.asked.metrics is not None:
-                raise UserError(f"--metrics: {name} {lack}")
-        if not found:
-            raise UserError("--data: none is given, and nothing can be measured without; name a folder")
-        self.asked.check_used(found)
-        for name, lack in lacks.items():
-            if lack is not None:
-                session.say(f"{name}: left out, it {lack}")
-        return found
-
-    def _lack(self, name: str) -> str | None:
+    def lack(self, name: str) -> str | None:
         if name in NEED_DATA and self.index is None:
             return "needs data that was not trained on: --data FOLDER"
         family = self.job.family_class
@@ -241,3 +230,13 @@ class Evaluation(Subject):
     def motion(self) -> list[Measure]:
         made = motion(frames for frames in self.samples if len(frames) > 1)
         return rows.of_motion(made, None if self.index is None else motion(self.real_clips()))
+
+
+KINDS: Mapping[str, Callable[[Asked], Subject]] = {"captions": Evaluation, "conversations": AnswerEvaluation}
+"""By what a family is trained on."""
+
+
+def evaluation(asked: Asked) -> Subject:
+    """What measures a run, by what its model gives."""
+    run = session.read_run(asked.folder)
+    return KINDS[resolve(run.model.family).trained_on](asked)

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from ..callbacks.sample import parse_bucket
+from ..data import dataset_info
 from ..data.buckets import Buckets
+from ..data.conversations import ConversationSource
 from ..data.sources import Folder, Source
 from ..files import read_jsonl
 from ..job import Job
 
 if TYPE_CHECKING:
     from ..config import Run
+    from ..data.dialogue import TalkIndex
     from ..data.index import Index
     from ..data.media import Pixels
-    from ..data.options import Data
+    from ..data.options import Conversations, Data
     from ..families.base import Family
     from ..types import Limits
 
@@ -48,7 +51,35 @@ def held_out(
     return replace(data, sources=sources, buckets=sizes, variants=1, crop="center", window=window)
 
 
-def num_trained(index: "Index", folder: Path) -> int:
+def conversations(data: "Conversations", path: Path) -> "Conversations":
+    """The run's way of reading conversations, for another file: each in a row of its own.
+
+    A plain file is read with the keys and roles that the run states, where all its sources state the same.
+    """
+    source = ConversationSource(path=path)
+    first, *others = data.sources
+    alike = all(
+        (one.format, one.columns, one.tags) == (first.format, first.columns, first.tags) for one in others
+    )
+    if alike and path.is_file() and path.name != dataset_info.FILE:
+        source = replace(source, format=first.format, columns=first.columns, tags=first.tags)
+    return replace(data, sources=[source], packing=False)
+
+
+def first_items(index: "TalkIndex", number: int) -> "TalkIndex":
+    """The first conversations of a file, as the file has them."""
+    order = sorted(range(len(index.items)), key=lambda i: _place(index.items[i].id))[:number]
+    items = [index.items[i] for i in order]
+    shows = any(conversation.media for item in items for conversation in item.conversations)
+    return replace(index, items=items, buckets=[index.buckets[i] for i in order], shows=shows)
+
+
+def _place(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("/")
+    return stem, int(number)
+
+
+def num_trained(index: "Index | TalkIndex", folder: Path) -> int:
     """How many items the run of a folder was trained on, by file, caption and size."""
     lines = folder / "data.jsonl"
     if not lines.is_file():

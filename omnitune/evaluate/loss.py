@@ -98,7 +98,7 @@ def held_out_loss(
     size changes speed alone.
     """
     levels = torch.tensor([(k + 0.5) / quantiles for k in range(quantiles)])
-    with _evaluating(step.family.components):
+    with evaluating(step.family.components):
         found = [
             torch.cat(
                 [_rows(step, i, some, levels, seed) for some in batched(range(quantiles), batch_size)], 1
@@ -108,13 +108,14 @@ def held_out_loss(
     losses, u = torch.stack(found, 1)  # (items, quantiles) each
     items = losses.mean(1)
     by_level = [
-        Level(float(u[:, k].mean()), float(losses[:, k].mean()), _standard_error(losses[:, k]))
+        Level(float(u[:, k].mean()), float(losses[:, k].mean()), standard_error(losses[:, k]))
         for k in range(quantiles)
     ]
-    return HeldOutLoss(float(items.mean()), _standard_error(items), items.tolist(), by_level)
+    return HeldOutLoss(float(items.mean()), standard_error(items), items.tolist(), by_level)
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
+    """Of the mean; nan for one value."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
@@ -140,7 +141,7 @@ def _by_row(total: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(components: nn.Module) -> Iterator[None]:
+def evaluating(components: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, in which no parameter has a gradient."""
     modes = {module: module.training for module in components.modules()}
     trained = [p for p in components.parameters() if p.requires_grad]

@@ -9,6 +9,7 @@ from .distances import Distance, Motion
 from .loss import HeldOutLoss
 from .table import Measure
 from .text_image import Share
+from .token_loss import TokenLoss
 
 
 def of_loss(found: HeldOutLoss) -> list[Measure]:
@@ -22,6 +23,10 @@ def of_loss(found: HeldOutLoss) -> list[Measure]:
             for one in levels
         ),
     ]
+
+
+def of_tokens(found: TokenLoss) -> Measure:
+    return Measure("held-out loss", found.mean, found.standard_error, "standard error", len(found.items))
 
 
 def over_items(name: str, values: Sequence[float]) -> list[Measure]:
@@ -38,7 +43,9 @@ def of_distance(name: str, found: Distance, network: str) -> Measure:
     )  # fmt: skip
 
 
-def of_share(name: str, found: Share, reference: Share | None, chance: float | None, network: str) -> Measure:
+def of_share(
+    name: str, found: Share, reference: Share | None, chance: float | None, network: str = ""
+) -> Measure:
     real = None if reference is None else reference.value
     return Measure(
         name, found.value, found.standard_error, "standard error", found.count, reference=real,

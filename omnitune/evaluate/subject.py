@@ -1,157 +1,75 @@
-"""What is measured: the weights of a run, data, and what is generated."""
+"""What is measured of a run, whatever its model gives: its weights, and which metrics."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from .. import after, session
-from ..callbacks.sample import given_frames
-from ..data.options import Data
-from ..families.base import Sampling
-from ..job import Job
 from ..parallel.mesh import Mesh, Parallel
-from ..random import permuted
-from ..types import Bucket, UserError
+from ..types import UserError
 from .asked import Asked
-from .data import deterministic, held_out, num_trained, shown, to_8bit
-from .loss import QUANTILES
-from .text_image import candidates_of
-
-if TYPE_CHECKING:
-    from ..data.index import Index
-    from ..data.media import Pixels
+from .data import deterministic
+from .table import Measure
 
 
-class Subject:
-    """A run's weights, the data, and what is generated of its captions."""
+class Subject(ABC):
+    """A run's weights; every metric of a subject is a method that gives rows."""
+
+    known: ClassVar[Sequence[str]]
+    """Metrics of what such models give."""
+    foreign: ClassVar[str]
+    """Why the others are none of them."""
+    metrics: Sequence[str]
+    """Those that are measured."""
 
     def __init__(self, asked: Asked):
         self.asked = asked
         self.run = session.read_run(asked.folder)
-        if not isinstance(self.run.data, Data):
-            raise UserError(
-                f"{asked.folder}: its model answers in text, and this measures pictures and clips; "
-                "ask it by `omnitune sample`"
-            )
         given = {name: getattr(asked, name) for name in ("steps", "guidance", "seed")}
         self.options = after.overridden(self.run.validation, given)
         self.saved = None if asked.base else after.find_checkpoint(asked.folder, asked.checkpoint)
         self.mesh = Mesh(Parallel())
         self.job = session.make_job(deterministic(self.run))
-        if asked.size is not None:
-            self.job.size(asked.size, "--size")
-        self.index: Index | None = None
-        if asked.data is not None:
-            self.job, self.index = self.read([asked.data], "--data")
-            if seen := num_trained(self.index, asked.folder):
-                session.say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
-
-    def read(self, folders: Sequence[Path], where: str, pictures: bool = False) -> "tuple[Job, Index]":
-        """The run's model on other data, shown as the run shows its own."""
-        for folder in folders:
-            if not folder.is_dir():
-                raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
-        assert isinstance(self.run.data, Data)
-        data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = session.make_job(replace(self.job.run, data=data), self.job.earlier)
-        if pictures:  # which are looked at, whether the model takes them or not
-            job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
-        index = job.index()
-        for note in index.notes:
-            session.say(note)
-        return job, index
 
     @property
     def label(self) -> str:
         name = "base" if self.saved is None else f"step-{self.saved.step:08d}"
         return f"{name}-raw" if self.saved and self.asked.raw else name
 
-    def described(self) -> dict[str, Any]:
-        """How the numbers came about."""
-        return {
-            "run": self.run.name,
-            "weights": self.label,
-            "data": self.asked.data,
-            "fit": list(self.asked.fit),
-            "samples": len(self.samples) if "samples" in vars(self) else 0,
-            "sizes": sorted({str(one.bucket) for one in self.wanted}),
-            "steps": self.options.steps,
-            "guidance": self.options.guidance,
-            "seed": self.options.seed,
-            "quantiles": QUANTILES,
-        }
-
     @cached_property
     def family(self) -> Any:
         return after.trained(self.job, self.mesh, self.saved, not self.asked.raw)
 
-    @cached_property
-    def chosen(self) -> list[int]:
-        """Which item's caption each sample has: each once in a fixed random order, then again."""
-        assert self.index is not None
-        items = len(self.index.items)
-        number = items if self.asked.samples is None else self.asked.samples
-        return [permuted(i % items, items, "evaluate", self.options.seed) for i in range(number)]
+    def described(self) -> dict[str, Any]:
+        """How the numbers came about."""
+        return {"run": self.run.name, "weights": self.label, "data": self.asked.data}
 
-    @cached_property
-    def wanted(self) -> list[Sampling]:
-        options, index = self.options, self.index
-        if index is not None:
-            stated = [(index.items[i].caption, index.buckets[i]) for i in self.chosen]
-        elif options.prompts:
-            size = self.asked.size or options.size
-            bucket = after.sample_size(size, self.asked.folder, self.job)
-            assert bucket is not None
-            number = self.asked.samples or len(options.prompts)
-            stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
-        else:
-            raise UserError("--data: none is given, and the run's validation.prompts is empty; name a folder")
-        return [
-            Sampling(
-                prompt,
-                options.negative_prompt,
-                bucket,
-                options.steps,
-                options.guidance,
-                options.seed + i,
-                options.fps,
-                self._given(i, bucket),
-            )
-            for i, (prompt, bucket) in enumerate(stated)
-        ]
+    def measures(self) -> list[Measure]:
+        """The rows of every metric that was asked for."""
+        return [row for metric in self.metrics for row in getattr(self, metric)()]
 
-    def _given(self, i: int, bucket: Bucket) -> dict[str, "Pixels"]:
-        """The frames that sample i is given, (H, W, 3) each: those of the item whose caption it has."""
-        if self.index is None:
-            return given_frames(self.options, i % len(self.options.prompts), bucket)
-        if bucket.frames == 1:
-            return {}
-        samples = self.job.samples(self.index)
-        inputs = samples.inputs(self.chosen[i])
-        return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
+    @abstractmethod
+    def lack(self, name: str) -> str | None:
+        """What a known metric needs and does not have."""
 
-    @cached_property
-    def samples(self) -> "list[Pixels]":
-        """(T, H, W, 3) each."""
-        session.say(f"generating {len(self.wanted)} samples of {self.options.steps} steps")
-        made = self.family.sample(self.wanted, progress=sys.stderr.isatty())
-        return [video.numpy() for video in made]
+    def measurable(self) -> list[str]:
+        """Metrics asked for, or all that have what they need; raises UserError for one that lacks it."""
+        lacks = {name: self._lack(name) for name in self.asked.names(self.known)}
+        found = [name for name, lack in lacks.items() if lack is None]
+        for name, lack in lacks.items():
+            if lack is not None and self.asked.metrics is not None:
+                raise UserError(f"--metrics: {name} {lack}")
+        if not found:
+            raise UserError("--data: none is given, and nothing can be measured without; name a folder")
+        self.asked.check_used(found)
+        for name, lack in lacks.items():
+            if lack is not None:
+                session.say(f"{name}: left out, it {lack}")
+        return found
 
-    @property
-    def num_captions(self) -> int:
-        """Of those that differ, among what is generated."""
-        return len(candidates_of([one.prompt for one in self.wanted]))
-
-    def real(self, i: int) -> "Pixels":
-        """An item as the run sees it, (T, H, W, 3)."""
-        assert self.index is not None
-        return shown(self.job, self.index, i)
-
-    def real_clips(self) -> "Iterator[Pixels]":
-        assert self.index is not None
-        for i, bucket in enumerate(self.index.buckets):
-            if bucket.frames > 1:
-                yield self.real(i)
+    def _lack(self, name: str) -> str | None:
+        if name in self.known:
+            return self.lack(name)
+        family = self.job.family_class.name
+        return f"{self.foreign.format(family=family)}; choose of {', '.join(self.known)}"

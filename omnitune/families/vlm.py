@@ -337,13 +337,19 @@ class Vlm(Responder):
             yield
 
     def sample(self, wanted: Sequence[Question], progress: bool = False) -> list[str]:
+        chat = self.chat(ChatOptions())
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, one) for one in wanted]
+            return [self._answer(model, chat.ask(asked(one)), one.max_tokens) for one in wanted]
 
-    def _answer(self, model: Any, question: Question) -> str:
-        inputs = {k: v.to(self.device) for k, v in self.chat(ChatOptions()).ask(asked(question)).items()}
+    def answers(self, chat: Chat, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
+        """What the model says next in each conversation, greedily."""
+        with self.complete() as model, torch.no_grad():
+            return [self._answer(model, chat.ask(one), max_tokens) for one in conversations]
+
+    def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
+        inputs = {k: v.to(self.device) for k, v in prompt.items()}
         made = model.generate(
-            **self._cast(inputs), max_new_tokens=question.max_tokens, do_sample=False, pad_token_id=self._pad
+            **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
         )
         new = made[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()

@@ -140,6 +140,10 @@ def test_items_that_were_trained_on_are_counted(home, assets, capsys):
     [
         ([], "--data: none is given, and the run's validation.prompts is empty"),
         (["--metrics", "fid", "--data", "held"], "--metrics: 'fid' is not one of loss, psnr, kid"),
+        (
+            ["--metrics", "rouge", "--data", "held"],
+            "--metrics: rouge is of answers in text, and family wan generates pictures and clips; choose of",
+        ),
         (["--metrics", "kid", "--fit", "fit"], "--metrics: kid needs data that was not trained on: --data"),
         (["--metrics", "text_image", "--data", "held"], "text_image needs captioned pictures to fit"),
         (["--metrics", "kid", "--data", "held", "--samples", "3"], "kid needs 4 items and samples"),
