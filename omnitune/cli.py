@@ -170,12 +170,16 @@ def _run_commands(commands: Any) -> None:
 def _evaluate_command(commands: Any) -> None:
     one = commands.add_parser("evaluate", help="measure what a run has learned, offline")
     one.add_argument("folder", type=Path, help="runs/NAME")
-    one.add_argument("--data", type=Path, help="folder of captioned items that were not trained on")
+    one.add_argument(
+        "--data", type=Path, help="what was not trained on: a folder, or a file of conversations"
+    )
     one.add_argument(
         "--fit", type=Path, action="append", default=[],
         help="folder of captioned pictures that the text-image score learns; may be given again",
     )  # fmt: skip
-    one.add_argument("--metrics", help="of loss,psnr,kid,text_image,motion; all that apply by default")
+    one.add_argument(
+        "--metrics", help="of loss,psnr,kid,text_image,motion,exact_match,rouge; all that apply by default"
+    )
     one.add_argument("--samples", type=int, help="how many to generate; one a caption by default")
     one.add_argument("--size", help="480x832 or 49x480x832; the run's buckets by default")
     one.add_argument("--steps", type=int, help="denoising steps")

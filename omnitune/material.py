@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .callbacks.sample import check_frames, check_pictures, parse_bucket
+from .callbacks.sample import Validation, check_frames, check_pictures, parse_bucket
 from .data import buckets
 from .data.conversations import ConversationScan, read_conversations
 from .data.dialogue import TalkIndex, TalkSamples, Tokens, deal_talks
@@ -17,9 +17,19 @@ from .files import Hashes
 from .types import Bucket, Item, Mistakes, UserError
 
 if TYPE_CHECKING:
-    from .callbacks.sample import Validation
     from .config import Run
     from .families.base import Family
+
+
+OF_PIXELS = ("size", "last_images", "negative_prompt", "steps", "guidance", "seed", "fps")
+"""Options of validation that models which answer in text do not read."""
+
+
+def refuse_vain(options: Validation, names: Sequence[str], why: str) -> None:
+    """Raise UserError for options of validation that were changed in vain."""
+    plain = Validation()
+    if vain := [name for name in names if getattr(options, name) != getattr(plain, name)]:
+        raise UserError("\n".join(f"validation.{name}: has no effect, {why}; remove it" for name in vain))
 
 
 def look_through(data: Data | Conversations, memo: Hashes) -> None:
@@ -44,6 +54,8 @@ class Captions:
             self.sample_size()
         with mistakes.noted():
             check_frames(run.validation, family)
+        with mistakes.noted():
+            refuse_vain(run.validation, ("max_tokens",), "the model generates pixels")
 
     def check_samples(self, options: "Validation", told: Mapping[str, str]) -> None:
         """Raise UserError if samples lack pictures that the model is given, or have some that it is not."""
@@ -140,18 +152,16 @@ class Dialogues:
             with mistakes.noted():
                 family.check_packing()
         with mistakes.noted():
-            self._check_validation()
-
-    def _check_validation(self) -> None:
-        options = self.run.validation
-        for key in ("size", "last_images"):
-            if getattr(options, key):
-                raise UserError(f"validation.{key}: has no effect, the model answers in text; remove it")
+            refuse_vain(run.validation, OF_PIXELS, "the model answers in text")
+        if run.conditions:
+            with mistakes.noted():
+                raise UserError(
+                    f"conditions: {run.conditions[0].name} has no effect on conversations; remove it"
+                )
 
     def check_samples(self, options: "Validation", told: Mapping[str, str]) -> None:
         """Raise UserError for pictures that are not there, or that nothing is asked about."""
-        if options.last_images:
-            raise UserError(f"{told['last_images']}: has no effect, the model answers in text; leave it out")
+        refuse_vain(options, OF_PIXELS, "the model answers in text")
         check_pictures(options, told)
 
     def largest(self, index: Any) -> Bucket | None:
