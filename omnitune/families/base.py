@@ -231,8 +231,8 @@ class Family(ABC):
 
     @property
     def limits(self) -> Limits:
-        """The sizes of pixels that samples may have."""
-        raise NotImplementedError(f"{self.name} takes pictures of any size")
+        """The sizes of pixels that samples may have; a family that is trained on captions says."""
+        raise NotImplementedError(f"{self.name} is trained on {self.trained_on}, which have no sizes")
 
     @abstractmethod
     def blocks(self, component: str) -> list[nn.Module]:
@@ -290,6 +290,10 @@ class Denoiser(Family):
 
     alphas_cumprod: Tensor | None = None
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits: ...
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
