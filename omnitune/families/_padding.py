@@ -32,9 +32,20 @@ class Padding:
         return text
 
     def attach(self, module: Any) -> None:
-        """Have the cross-attention of Wan's blocks weigh what was folded."""
+        """Have a network fold what a pipeline pads in full, and the cross-attention of Wan's blocks weigh it."""
+        module.register_forward_pre_hook(self._fold, with_kwargs=True)
         for block in module.blocks:
             block.attn2.register_forward_pre_hook(self._weigh)
+
+    def _fold(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        text = kwargs["encoder_hidden_states"]  # (B, L, D)
+        if text.shape[1] == self.length:
+            there = (text != 0).any(-1) * torch.arange(1, self.length + 1, device=text.device)
+            lengths = there.amax(1).tolist()
+            text = self.pad([row[:length] for row, length in zip(text, lengths, strict=True)])
+        return args, {**kwargs, "encoder_hidden_states": text}
 
     def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, text, _, rotary = args

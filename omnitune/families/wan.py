@@ -14,7 +14,7 @@ from ._diffusers import LORA_FILE
 from ._files import ModelFiles
 from ._latents import LatentFamily
 from ._padding import Padding
-from .base import Noisy, Sampling
+from .base import Noisy
 
 
 @option
@@ -188,10 +188,6 @@ class Wan(LatentFamily):
         if name in self.cores and self.options.fold_padding:
             self.padding.attach(module)
         return module
-
-    def generate(self, pipe: Any, wanted: Sampling) -> Any:
-        self.padding.bias = None  # the pipeline pads in full
-        return super().generate(pipe, wanted)
 
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """The pipeline reads the second expert's adapter from a file of its own, named as the first's."""

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from omnitune.families.base import Noisy
+from omnitune.families.base import Noisy, Sampling
 from omnitune.families.wan import Wan, WanOptions
+from omnitune.types import Bucket
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +43,19 @@ def test_folded_padding_feeds_one_zero_for_all(families):
     assert text.shape == (2, 6, 32)
     assert bias[0, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 61, 0, 0])
     assert bias[1, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 1, 1, 59])
+
+
+def test_samples_are_made_of_folded_padding_too(tiny_wan):
+    shapes, made = [], []
+    for fold in (False, True):
+        family = Wan.load(
+            str(tiny_wan), "cpu", torch.float32, options=WanOptions(text_length=64, fold_padding=fold)
+        )
+        family.components["transformer"].blocks[0].attn2.to_k.register_forward_hook(
+            lambda module, args, output: shapes.append(args[0].shape[1])
+        )
+        made += family.sample([Sampling("rocket", "", Bucket(5, 32, 32), 2, 3.0, 0)])
+    assert max(shapes[:4]) == 64
+    assert max(shapes[4:]) < 20
+    assert (made[0].int() - made[1].int()).abs().max() <= 1
+    assert made[0].float().std() > 1
