@@ -32,7 +32,7 @@ class Padding:
         return text
 
     def attach(self, module: Any) -> None:
-        """Have a network fold what a pipeline pads in full, and the cross-attention of Wan's blocks weigh it."""
+        """Have a network fold what a pipeline pads in full, and cross-attention weigh what was folded."""
         module.register_forward_pre_hook(self._fold, with_kwargs=True)
         for block in module.blocks:
             block.attn2.register_forward_pre_hook(self._weigh)
