@@ -21,6 +21,7 @@ from .conditions import CaptionDropout, FrameConditioning
 from .data.options import Conversations, Data
 from .data.views import Clips
 from .freezing import Flags
+from .memory.options import Memory
 from .objectives.causal_lm import CausalLM
 from .objectives.diffusion import Epsilon, FlowMatching, VPrediction
 from .optim import Adam, AdamW, Schedule
@@ -29,8 +30,8 @@ from .trainable import LoraEverywhere, Rule
 from .types import ByName, UserError, option
 
 NOT_LEARNED = (
-    "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "checkpoint",
-    "validation", "tracking", "schedule.steps", "init_from",
+    "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "memory",
+    "checkpoint", "validation", "tracking", "schedule.steps", "init_from",
 )  # fmt: skip
 """What may change when a run goes on. Model, data and init_from are compared by their contents instead.
 
@@ -163,6 +164,7 @@ class Run(Freezing):
     checkpoint: Checkpoints = Checkpoints()
     validation: Validation = Validation()
     parallel: Parallel = Parallel()
+    memory: Memory = Memory()
     tracking: Tracking = Tracking()
 
     @property

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from .data.cache import Store
 from .data.index import Index
-from .data.loader import MicroBatches, StageKeys
+from .data.loader import READERS, MicroBatches, StageKeys, usable_cores
 from .data.options import Conversations
 from .data.order import Order
 from .families import resolve
@@ -20,9 +21,10 @@ from .families.base import Family
 from .files import Hashes, digest
 from .freezing import expand
 from .material import Captions, Dialogues, look_through
+from .memory.reach import learning_blocks
 from .outline import Outline
 from .rules import Claims, Rule, claim, match
-from .trainable import apply_claims
+from .trainable import apply_claims, claim_always
 from .types import MEDIA, Bucket, Mistakes, Stage, UserError, split_stages
 from .weights import component_folders, init_adapters, lora_files
 
@@ -55,9 +57,9 @@ class Job:
         self.found: Captions | Dialogues | None = None
         noted = self.mistakes.noted
         with noted():
-            self.replaced = component_folders(run.init_from)
-        with noted():
             self.family_class = resolve(run.model.family)
+            with noted():
+                self.replaced = component_folders(run.init_from, self.family_class.layout)
             with noted():  # the rest is looked at as the family's defaults make it
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
             self.shape: Family = self.load_family("meta")
@@ -78,12 +80,23 @@ class Job:
         with noted():
             self._check_adapters(rules)
         self.claims: Claims = claim(self.shape.components, rules, self.shape.roles)
+        stated = run.frozen.statements(family.roles)
+        self.claims = claim_always(self.claims, family.always_trained, stated, family.roles)
         if self.earlier is not None:
             self.claims = self.claims.after(self.earlier)
         cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
         if run.data.cache is None:
             cacheable, live = [], list(self.shape.stages)
         self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]
+        with noted():
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        if self.run.memory.checkpointing != "none" and not self.learning_blocks(self.shape):
+            raise UserError(
+                f"memory.checkpointing: {self.run.memory.checkpointing} has no effect: no gradient flows "
+                f"through a repeated layer of {self.shape.name} here; leave it out"
+            )
 
     def _find_material(self) -> "Captions | Dialogues":
         """What the run is trained on; raises UserError where that is of another kind than the model's."""
@@ -172,6 +185,11 @@ class Job:
         wanted = {*cores, *trained, *used}
         return [name for name in self.shape.components if name in wanted]
 
+    def learning_blocks(self, family: Family) -> dict[str, list[nn.Module]]:
+        """Component -> the repeated layers that gradients flow through in a step."""
+        components = {n: module for n, module in family.components.items() if n in self.train_components}
+        return learning_blocks(components, family.blocks, self.shape.stages, self.claims.names)
+
     @property
     def memo_folder(self) -> Path:
         """Where hashes of files are remembered: beside the cache, so that all runs on it share them."""
@@ -211,7 +229,7 @@ class Job:
     @property
     def base(self) -> str:
         """A hash over everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
-        files = lora_files(self.run.init_from) if self.run.init_from else []
+        files = lora_files(self.run.init_from, self.family_class.layout)
         started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
         return digest(*(f"{name} {value}" for name, value in self.weights.items()), *started)
 
@@ -259,7 +277,7 @@ class Job:
         """Reading cached tensors costs less than sending them between processes."""
         given = self.run.data.num_workers
         decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
-        return (2 if decodes else 0) if given is None else given
+        return (min(READERS, usable_cores()) if decodes else 0) if given is None else given
 
     def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
         """The family with what a step needs and its adapters; the dtype in which each parameter computes."""
@@ -267,7 +285,7 @@ class Job:
         family = self.load_family(device, self.train_components, without=encoded)
         compute = apply_claims(family.components, self.claims, self.run.seed)
         if self.run.init_from is not None:
-            init_adapters(family, self.run.init_from, self.claims)
+            init_adapters(family, self.run.init_from, self.claims, later=self.earlier is not None)
         return family, compute
 
 

@@ -41,6 +41,7 @@ def lines(run: "Run") -> Iterator[str]:
         yield from _rules(own)
         yield ""
         yield from _stages(own)
+        yield from _memory(own)
     yield ""
     yield f"{run.steps} steps of {run.data.batch_size} samples"
     if index is None:
@@ -143,6 +144,12 @@ def _stages(job: Job) -> Iterator[str]:
     unloaded = [name for name in job.shape.components if name not in job.train_components]
     if unloaded:
         yield f"not loaded while training: {', '.join(unloaded)}"
+
+
+def _memory(job: Job) -> Iterator[str]:
+    if (method := job.run.memory.checkpointing) != "none":
+        found = [f"{len(blocks)} blocks of {name}" for name, blocks in job.learning_blocks(job.shape).items()]
+        yield f"activation checkpointing: {method}, {', '.join(found)}"
 
 
 def why(job: Job, stage: Stage) -> str:

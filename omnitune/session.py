@@ -17,6 +17,7 @@ from .data.index import Index
 from .files import digest, write_json, write_text
 from .identity import check_base, check_data, check_identity, data_lines, manifest
 from .job import Job, place
+from .memory.checkpointing import checkpoint_blocks
 from .parallel.state import load_whole
 from .precompute import fill
 from .trainable import param_groups
@@ -155,7 +156,9 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
                 speak(note)
         adopted = saved if saved and number and saved.step == part.start else None
         state = {"base": base, "data": data}
-        trainer, family = build_trainer(own, index, mesh, folder, bucket, state, part.start, adopted)
+        trainer, family = build_trainer(
+            own, index, mesh, folder, bucket, state, part.start, adopted, run.steps
+        )
         # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
         if mesh.main and not ready:
             write_text(folder / "run.yaml", config.dump(run))
@@ -205,15 +208,19 @@ def build_trainer(
     state: dict[str, Any],
     start: int = 0,
     adopted: checkpoint.Saved | None = None,
+    total: int | None = None,
 ) -> "tuple[Trainer, Family]":
     """Load what a step needs, place it, and put the loop around it.
 
-    A phase begins at step `start`, with what the checkpoint `adopted` at the end of the one before it holds.
+    A phase begins at step `start`, with what the checkpoint `adopted` at the end of the one before it holds;
+    all phases together have `total` steps.
     """
     run = job.run
     family, compute = mesh.each(lambda: job.trained_family(str(mesh.device)))
     if adopted is not None:
         load_trained(family, load_whole(adopted.tensors, mesh), average=False)
+    if run.memory.checkpointing == "full":
+        checkpoint_blocks([b for blocks in job.learning_blocks(family).values() for b in blocks])
     place(family, compute, mesh)
     groups = param_groups(family.components, job.claims, run.optimizer.lr, run.optimizer.weight_decay)
     ema = EmaCallback(run.ema) if run.ema else None
@@ -240,6 +247,7 @@ def build_trainer(
         record_draws=run.tracking.draws,
         num_workers=job.num_workers,
         start=start,
+        total=total,
         carried=carried_names(family, job.claims),
     )
     if ema:

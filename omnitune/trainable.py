@@ -1,15 +1,19 @@
 """What rules claim, put into effect: adapters, what is frozen, the groups of the optimizer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .outline import Roles, role_of
 from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim, expand
 from .types import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from .freezing import Stated
 
 __all__ = [
     "Claims",
@@ -20,10 +24,52 @@ __all__ = [
     "adapter_state",
     "apply_claims",
     "claim",
+    "claim_always",
     "expand",
     "param_groups",
     "plain_settings",
 ]
+
+
+def claim_always(
+    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Stated]", roles: Roles
+) -> Claims:
+    """Add a rule for what options train (option -> parameters), but for what a rule trains itself.
+
+    A LoRA gives way to it: what such an option asks for are new values, which no adapter holds. Raises
+    UserError where that is frozen.
+    """
+    for where, names in always.items():
+        for one in stated:
+            if one.frozen and (theirs := [name for name in names if role_of(name, roles) == one.role]):
+                raise UserError(
+                    f"{one}, but {where} trains {theirs[0]} of {one.role}; remove one, or list what else "
+                    f"trains as rules, without that flag (trainable: [{{params: multi_modal_projector}}])"
+                )
+        if mine := [name for name in names if name not in claims.direct]:
+            claims = _with_rule(claims, mine, where)
+    return claims
+
+
+def _with_rule(claims: Claims, names: Sequence[str], where: str) -> Claims:
+    """A rule behind the others that takes parameters from them; they do not decay."""
+    modules = {name.rpartition(".")[0] for name in names}
+    number = len(claims.rules)
+    found = replace(
+        claims,
+        rules=[*claims.rules, Rule(params=list(names), weight_decay=0.0)],
+        direct={**claims.direct, **dict.fromkeys(names, number)},
+        adapted={module: i for module, i in claims.adapted.items() if module not in modules},
+        left={name: i for name, i in claims.left.items() if name not in names},
+        distances={name: i for name, i in claims.distances.items() if name not in names},
+    )
+    for module, i in claims.adapted.items():
+        if i not in found.adapted.values():
+            raise UserError(
+                f"trainable.{i}.lora: adapts {module} alone, which {where} trains itself; remove lora from "
+                "that rule, or the rule"
+            )
+    return found
 
 
 def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dict[str, torch.dtype]":

@@ -47,6 +47,7 @@ class Trainer:
         record_draws: bool = False,
         num_workers: int = 0,
         start: int = 0,
+        total: int | None = None,
         carried: Collection[str] = (),
     ):
         self.family, self.objective, self.conditions, self.stages = family, objective, conditions, stages
@@ -57,6 +58,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.start, self.carried = start, carried  # of a phase: what trained before it, and no longer does
         self.step, self.last_step, self.stop_wish = start, start + schedule.steps, False
+        self.total = self.last_step if total is None else total  # steps of all phases
         self.saved_step = start
         self.unsaved: list[tuple[int, Tensor]] = []  # steps since, each with its (loss, gradient norm)
         self.clock = time.monotonic()
@@ -85,12 +87,12 @@ class Trainer:
             self.unsaved.append((self.step, torch.stack([metrics["loss"], metrics["grad_norm"]])))
             for callback in self.callbacks:
                 callback.on_step(self, metrics)
-            stop = self.mesh.agree_to_stop(self.stop_wish) and self.step < self.last_step
+            stop = self.mesh.agree_to_stop(self.stop_wish) and self.step < self.total
             if stop or self.step == self.last_step or self.step % self.checkpoints.every == 0:
                 self.save()
             if stop:
                 raise shared(
-                    Stopped(f"stopped after step {self.step} of {self.last_step}; the same command goes on")
+                    Stopped(f"stopped after step {self.step} of {self.total}; the same command goes on")
                 )
             self.clock = time.monotonic()
 

@@ -16,6 +16,7 @@ from .types import UserError
 
 if TYPE_CHECKING:
     from .families.base import Family
+    from .families.layout import Layout
     from .parallel.mesh import Mesh
     from .trainable import Claims
 
@@ -34,60 +35,93 @@ STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base weights as they are."""
 
 
-def lora_files(path: Path) -> list[Path]:
-    """The LoRA files that `init_from` names: none if it names folders of whole components alone."""
-    stem, suffix = LORA_FILE.rsplit(".", 1)
-    return [path] if path.is_file() else sorted(path.glob(f"{stem}*.{suffix}"))
+class PipelineFolders:
+    """LoRA files and folders of whole components, as the pipelines of diffusers have them."""
+
+    forms = f"{LORA_FILE} nor a component folder with config.json"
+
+    def folders(self, path: Path) -> dict[str, Path]:
+        return {p.parent.name: p.parent for p in path.glob("*/*config.json")} if path.is_dir() else {}
+
+    def files(self, path: Path) -> list[Path]:
+        stem, suffix = LORA_FILE.rsplit(".", 1)
+        return [path] if path.is_file() else sorted(path.glob(f"{stem}*.{suffix}"))
+
+    def read(
+        self, file: Path, family: "Family", adapted: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _read_lora(file, _parts(file, family, adapted))
 
 
-def component_folders(path: Path | None) -> dict[str, Path]:
+def lora_files(path: Path | None, layout: "Layout | None" = None) -> list[Path]:
+    """The files of adapters that `init_from` names: none if it names whole components alone."""
+    return [] if path is None else (layout or PipelineFolders()).files(path)
+
+
+def component_folders(path: Path | None, layout: "Layout | None" = None) -> dict[str, Path]:
     """Component -> folder of weights in `init_from` that takes the place of the model's own."""
     if path is None:
         return {}
     if not path.exists():
         raise UserError(f"init_from: {path} is not there; give a LoRA file or a folder that `export` wrote")
-    found = {p.parent.name: p.parent for p in path.glob("*/*config.json")} if path.is_dir() else {}
-    if not found and not lora_files(path):
-        raise UserError(
-            f"init_from: {path} holds neither {LORA_FILE} nor a component folder with config.json"
-        )
+    layout = layout or PipelineFolders()
+    found = layout.folders(path)
+    if not found and not layout.files(path):
+        raise UserError(f"init_from: {path} holds neither {layout.forms}")
     return found
 
 
-def init_adapters(family: "Family", path: Path, claims: "Claims") -> None:
-    """Load LoRA files in diffusers' layout into the adapters that the rules added."""
-    files = lora_files(path)
+def init_adapters(family: "Family", path: Path, claims: "Claims", later: bool = False) -> None:
+    """Load the files of `init_from` into the adapters that rules added, and into what they train whole.
+
+    In a `later` phase of a run the files hold what the first one trains, and may lack what this one adds.
+    """
+    layout = family.layout or PipelineFolders()
+    files = layout.files(path)
     if not files:
         return
+    claims = claims.ever
     if not claims.adapted:
         raise UserError(
             f"init_from: {files[0]} is a LoRA, but no rule under `trainable` adds one; give a rule `lora`"
         )
-    mine = {_published(name): p for name, p in family.components.named_parameters() if ".lora_" in name}
-    missing = set(mine)
+    mine = {
+        name: param
+        for own, param in family.components.named_parameters()
+        if ".lora_" in (name := _published(own)) or name in claims.direct
+    }
+    missing = {name for name in mine if ".lora_" in name}
     for file in files:
-        tensors, settings = _read_lora(file, _parts(file, family, claims))
+        tensors, settings = layout.read(file, family, claims.adapted)
         _check_settings(file, settings)
-        if strangers := sorted(tensors.keys() - mine.keys()):
-            raise UserError(
-                f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule adapts"
-            )
+        _check_names(file, tensors, mine)
         for name, tensor in tensors.items():
-            if tensor.shape != mine[name].shape:
-                raise UserError(
-                    f"init_from: {file}: {name} is {tuple(tensor.shape)}, the rule makes it "
-                    f"{tuple(mine[name].shape)}; use the rank it was trained with"
-                )
             mine[name].data.copy_(tensor)
         missing -= tensors.keys()
-        _check_scale(file, settings, claims, {name.split(".")[0] for name in tensors})
-    if missing:
+        _check_scale(file, settings, claims, {name.split(".lora_")[0] for name in tensors})
+    if missing and not later:
         raise UserError(f"init_from: {path} lacks {min(missing)} ({len(missing)} such), which a rule adapts")
 
 
-def _parts(file: Path, family: "Family", claims: "Claims") -> Mapping[str, str]:
+def _check_names(file: Path, tensors: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that have no place here, or another size."""
+    if strangers := sorted(tensors.keys() - mine.keys()):
+        does = "adapts" if ".lora_" in strangers[0] else "trains"
+        raise UserError(f"init_from: {file} has {strangers[0]} ({len(strangers)} such), which no rule {does}")
+    for name, tensor in tensors.items():
+        if tensor.shape != mine[name].shape:
+            here = tuple(mine[name].shape)
+            how = (
+                f"the rule makes it {here}; use the rank it was trained with"
+                if ".lora_" in name
+                else f"here it is {here}; start from a run on the same model, with the same options"
+            )
+            raise UserError(f"init_from: {file}: {name} is {tuple(tensor.shape)}, {how}")
+
+
+def _parts(file: Path, family: "Family", modules: Collection[str]) -> Mapping[str, str]:
     """What a file calls components -> what they are called here."""
-    adapted = sorted({module.split(".")[0] for module in claims.adapted})
+    adapted = sorted({module.split(".")[0] for module in modules})
     known = family.adapter_files(family.adapter_components)
     expected = family.adapter_files(adapted)
     if file.name in expected:
@@ -131,12 +165,10 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_scale(
-    file: Path, settings: Mapping[str, Any], claims: "Claims", components: Collection[str]
-) -> None:
+def _check_scale(file: Path, settings: Mapping[str, Any], claims: "Claims", modules: Collection[str]) -> None:
     """A LoRA of another alpha would start at another strength: refuse."""
     for module, number in claims.adapted.items():
-        if module.split(".")[0] not in components:
+        if module not in modules or number < 0:  # of an earlier phase, which compared it
             continue
         lora = claims.rules[number].lora
         assert lora is not None
@@ -157,8 +189,8 @@ def _stored_alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _published(name: str) -> str:
-    """`transformer.blocks.0.attn1.to_q.lora_A.default.weight` as diffusers' LoRA files spell it."""
-    return name.replace(".default.", ".")
+    """`transformer.blocks.0.attn1.to_q.lora_A.default.weight` as files of adapters spell it."""
+    return _plain(name.replace(".default.", "."))
 
 
 def export(family: "Family", claims: "Claims", mesh: "Mesh", folder: Path, merged: bool = False) -> None:

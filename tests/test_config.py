@@ -530,7 +530,7 @@ FREE = {
     "validation.images": ["a.png"], "validation.last_images": ["b.png"],
     "validation.negative_prompt": "b", "validation.size": "32x32", "validation.steps": 5,
     "validation.guidance": 1, "validation.seed": 5, "validation.fps": 5, "validation.max_tokens": 5,
-    "tracking.draws": True,
+    "tracking.draws": True, "memory.checkpointing": "full",
 }  # fmt: skip
 """What may differ when a run goes on: places, speed, memory, what is shown; contents are hashed apart."""
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "omnitune" / "assets"
 STYLE = ASSETS / "style"
 COUNTS = {"train": 191, "validation": 53}
-PHRASE = ", black silhouette"
+PHRASE = ", 3d emoji"
 
 
 def items(split: str) -> list[Item]:

@@ -1,6 +1,7 @@
 """Micro-batches in the run's order, read ahead by workers."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 FILLER = -1
 """The position of a row that is of no sample of the run."""
+
+
+READERS = 2
+"""Processes that decode ahead, where none are stated and there are cores for them."""
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which a cluster or a container limits."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
 
 
 class StageKeys:

@@ -28,7 +28,7 @@ class Data(Clips):
     variants: int = 1
     """How many random windows and crops of a sample are cached; training draws one of them each time."""
     num_workers: int | None = None
-    """Processes that read ahead; absent: none when all stages are cached, else 2."""
+    """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "variants"):
@@ -56,7 +56,7 @@ class Conversations(ChatOptions):
     cache: Path | None = Path(".cache")
     """Folder of what frozen towers give, shared between runs; null: run them in every step."""
     num_workers: int | None = None
-    """Processes that read ahead; absent: none when all stages are cached, else 2."""
+    """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
 
     variants: ClassVar[int] = 1
 

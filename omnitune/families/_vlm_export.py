@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ._vlm_tokens import is_tied, tied_names
+
 if TYPE_CHECKING:
     from .vlm import Vlm
 
@@ -27,13 +29,18 @@ def write_adapter(
     config: Any = family.model.peft_config["default"]
     described = {
         **config.to_dict(),
-        "base_model_name_or_path": family.files.path,
+        "base_model_name_or_path": family.files.base,
         "modules_to_save": whole or None,
+        # Else peft leaves the head with the embeddings as they were.
+        "ensure_weight_tying": is_tied(family.model) and _embeddings(family.model) in whole,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
     tensors = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter.items()}
     tensors.update({f"{PEFT_PREFIX}{name}": trained[name] for name in inside})
+    for alias, name in tied_names(family.model).items():
+        if name in inside:  # peft asks for it under both
+            tensors[f"{PEFT_PREFIX}{alias}"] = trained[name]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_contiguous(tensors), folder / ADAPTER, {"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(_plain(described), indent=2) + "\n")
@@ -50,6 +57,13 @@ def whole_modules(model: nn.Module, names: set[str]) -> list[str]:
         inside = any(path.startswith(f"{other}.") for other in found)
         if path and own and not inside and names.issuperset(own) and not isinstance(module, nn.ModuleList):
             found.append(path)
+    return found
+
+
+def _embeddings(model: Any) -> str:
+    """The name of the module that holds the embeddings of tokens."""
+    held = model.get_input_embeddings()
+    found: str = next(name for name, module in model.named_modules() if module is held)
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import Batch, Bucket, Limits, Stage, Streams, UserError
+from .layout import Layout
 
 
 @dataclass
@@ -120,6 +121,8 @@ class Family(ABC):
     """The component that `reconstruct` needs; None where pixels are not decoded."""
     exports_whole: ClassVar[bool] = True
     """Whether `export` is given all of a component that trains, or the parameters that train alone."""
+    layout: ClassVar[Layout | None] = None
+    """Of `init_from`; None: as the pipelines of diffusers are."""
     trained_on: ClassVar[str] = "captions"
     """The kind of data, as `data.name` calls it."""
 
@@ -140,6 +143,11 @@ class Family(ABC):
     def roles(self) -> Mapping[str, tuple[str, ...]]:
         """What its parts are for: role -> parameter prefixes, disjoint and exhaustive."""
         return {name: (name,) for name in self.components}
+
+    @property
+    def always_trained(self) -> Mapping[str, Sequence[str]]:
+        """Option -> parameters that train because of it, also where no rule names them."""
+        return {}
 
     @property
     def pictures(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.chat_options import ChatOptions
@@ -20,10 +19,12 @@ from ._vlm_files import VlmFiles, quiet
 from ._vlm_head import losses_for_logits
 from ._vlm_pack import SEGMENT, block_mask, packed, refuse_packing
 from ._vlm_replay import Player, recorded, stripped_class
+from ._vlm_rows import KINDS, has, queues_of, rows_of, seen_in, unseen
+from ._vlm_start import MODEL, PeftFolders
+from ._vlm_tokens import OPTION, check_spelling, token_parameters
 from ._vlm_types import TYPES, VlmType, module_tree, roles_of
 from .base import Checkpoint, Question, Responder
 
-MODEL = "model"
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
 
@@ -35,6 +36,11 @@ class VlmOptions:
     """How attention is computed."""
     chat_template: Path | None = None
     """Jinja file to use in the place of the processor's own template."""
+    add_tokens: tuple[str, ...] = ()
+    """Tokens that the model is to have beside its own; their embeddings train, whatever else does."""
+
+    def __post_init__(self) -> None:
+        check_spelling(self.add_tokens)
 
 
 class Vlm(Responder):
@@ -46,6 +52,7 @@ class Vlm(Responder):
     lora_targets = (f"{LANGUAGE}.*_proj", f"{LANGUAGE}.*.*_proj", f"{LANGUAGE}.*.fc?")
     licence = "as the model's page says"
     Options = VlmOptions
+    layout = PeftFolders()
     variants: ClassVar[Mapping[str, str]] = {
         "qwen2_5_vl": "Qwen/Qwen2.5-VL-3B-Instruct",
         "qwen3_vl": "Qwen/Qwen3-VL-4B-Instruct",
@@ -82,7 +89,8 @@ class Vlm(Responder):
         without: Sequence[str] | None = None,
     ) -> Self:
         quiet()
-        family = cls(VlmFiles(path, revision), device, dtype, options)
+        start, tokens = (replaced or {}).get(MODEL), options.add_tokens if options else ()
+        family = cls(VlmFiles(path, revision, start, tokens), device, dtype, options)
         family.without = without
         family.fetch([MODEL] if only is None else only)
         return family
@@ -150,6 +158,12 @@ class Vlm(Responder):
             for role, prefixes in self.type.roles.items()
         }
 
+    @property
+    def always_trained(self) -> Mapping[str, Sequence[str]]:
+        if not self.options.add_tokens:
+            return {}
+        return {OPTION: [f"{MODEL}.{name}" for name in token_parameters(self.model)]}
+
     @staticmethod
     def _own(names: Sequence[str]) -> list[str]:
         """Names as the model itself has them."""
@@ -166,9 +180,7 @@ class Vlm(Responder):
         return [m for m in self.components[component].modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
-        folder = self.files.folder
-        kinds = (".json", ".safetensors", ".jinja", ".txt", ".model")
-        return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in kinds)
+        return self.files.deciding
 
     def check_weights(self, components: Sequence[str]) -> list[str]:
         if not self.files.check_weights():
@@ -200,30 +212,16 @@ class Vlm(Responder):
         cut = self.type.cut
         if cut is None or VISION not in self.type.roles:
             return []
-        gives = tuple(f"{kind}{i}" for kind in ("image", "video") for i in range(len(cut.inputs)))
+        gives = tuple(f"{kind}{i}" for kind in KINDS for i in range(len(cut.inputs)))
         return [Stage("vision", self.roles[VISION], ("media",), gives, self._see, ragged=gives)]
 
     def _see(self, batch: Batch, draw: Draw) -> Batch:
         """What leaves the tower for the media of each row; nothing where it runs in the step."""
         if self.without is not None:
             return {}
-        rows = [self._seen(conversations) for conversations in batch["media"]]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def _seen(self, conversations: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         assert self.type.cut is not None
-        spots = self.type.cut.inputs
-        found: dict[str, list[Tensor]] = {
-            f"{kind}{i}": [] for kind in ("image", "video") for i in range(len(spots))
-        }
-        for inputs in conversations:
-            calls = self._calls(inputs)
-            kinds = [kind for kind in ("image", "video") if has(inputs, kind)]
-            for i, spot in enumerate(spots):
-                for kind, tensor in zip(kinds, calls[spot], strict=True):
-                    found[f"{kind}{i}"].append(tensor)
-        empty = torch.zeros(0, device=self.device)
-        return {name: torch.cat(tensors) if tensors else empty for name, tensors in found.items()}
+        rows = [seen_in(row, self.type.cut, self._calls, self.device) for row in batch["media"]]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _calls(self, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         assert self.type.cut is not None
@@ -244,7 +242,7 @@ class Vlm(Responder):
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def token_losses(self, batch: Batch, *, chunk: int, label_smoothing: float) -> Tensor:
-        rows = self._rows(batch)
+        rows = rows_of(batch, played=self.player is not None)
         if any(len(row) > 1 for row in rows):
             joined = [packed(row, self.model, self.type) for row in rows]
         else:
@@ -255,63 +253,16 @@ class Vlm(Responder):
             inputs["attention_mask"] = block_mask(inputs.pop(SEGMENT))
         with (
             self._playing(batch),
-            self._unseen(inputs),
+            unseen(self.model, self.type, inputs, self.dtype),
             losses_for_logits(self.model, labels, chunk=chunk, label_smoothing=label_smoothing),
         ):
             losses: Tensor = self.model(**self._cast(inputs), use_cache=False).logits
         return losses.sum(1)
 
-    def _rows(self, batch: Batch) -> list[list[dict[str, Tensor]]]:
-        """The conversations of each row, with their pixels, or with something of their shape."""
-        if self.player is not None:
-            return [[with_stand_ins(tokens) for tokens in row] for row in batch["tokens"]]
-        return [
-            [{**media, **without_shapes(tokens)} for tokens, media in zip(*row, strict=True)]
-            for row in zip(batch["tokens"], batch["media"], strict=True)
-        ]
-
     def _playing(self, batch: Batch) -> AbstractContextManager[None]:
         if self.player is None:
             return nullcontext()
-        queues: dict[str, list[Tensor]] = {}
-        for i, spot in enumerate(self.player.cut.inputs):
-            several = [batch[f"{kind}{i}"] for kind in ("image", "video")]
-            queues[spot] = [joined for tensors in several if (joined := self._joined(tensors)) is not None]
-        return self.player.playing(queues)
-
-    def _joined(self, rows: Sequence[Tensor]) -> Tensor | None:
-        """What was recorded of rows, as the whole batch would have given it."""
-        there = [row for row in rows if row.numel()]
-        if not there:
-            return None
-        assert self.player is not None
-        if not self.player.cut.by_row:
-            return torch.cat(there)
-        most = max(row.shape[1] for row in there)
-        empty = there[0].new_zeros(1, 0, *there[0].shape[2:])
-        filled = [row if row.numel() else empty for row in rows]
-        padding = [(0,) * (2 * (empty.ndim - 2)) + (0, most - row.shape[1]) for row in filled]
-        return torch.cat([F.pad(row, amounts) for row, amounts in zip(filled, padding, strict=True)])
-
-    @contextmanager
-    def _unseen(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-        """Keep rows without pictures from modules that they skip when they are alone."""
-        mask = inputs.get("cross_attention_mask")
-        if self.type.unseen is None or mask is None:
-            yield
-            return
-        shows = mask.flatten(1).any(1).view(-1, 1, 1).to(self.dtype)
-
-        def hide(module: nn.Module, args: Any, output: Any) -> Any:
-            return (output[0] * shows, *output[1:])
-
-        named = self.model.named_modules()
-        hooks = [m.register_forward_hook(hide) for n, m in named if n.endswith(f".{self.type.unseen}")]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return self.player.playing(queues_of(batch, self.player.cut))
 
     # Answers
 
@@ -376,29 +327,12 @@ class Vlm(Responder):
     ) -> None:
         if getattr(self.files.config, "quantization_config", None) is not None:
             raise UserError(
-                f"--merged: {self.files.path} is quantised, and an adapter cannot be added to its weights "
+                f"--merged: {self.files.base} is quantised, and an adapter cannot be added to its weights "
                 "without loss; give the model it was made of as model.path, or use the adapter as it is"
             )
         if not adapters:
             raise UserError("--merged: nothing was trained by LoRA, weights/ is whole already; leave it out")
         write_merged(folder, self, adapters[MODEL], full.get(MODEL, {}))
-
-
-def has(inputs: Mapping[str, Tensor], kind: str) -> bool:
-    """Whether an item shows a picture or a clip."""
-    names = ("pixel_values_videos",) if kind == "video" else ("pixel_values", "pixel_values_images")
-    return any(name in inputs for name in names)
-
-
-def with_stand_ins(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put ones in the place of pixels that are not there, in their shape and without their memory."""
-    found = without_shapes(tokens)
-    shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
-    return {**found, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
-
-
-def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v for k, v in tokens.items() if not k.startswith("shape.")}
 
 
 def asked(question: Question) -> Conversation:

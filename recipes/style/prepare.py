@@ -1,4 +1,4 @@
-"""Write the style that the demo teaches, captioned black silhouettes, from openclipart's drawings.
+"""Write the style that the demo teaches, black silhouettes captioned as emoji, from openclipart's drawings.
 
 The sources are two Debian packages (bookworm, 0.18+dfsg-19, public domain), unpacked without installing them:
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 SIZE = 128  # pixels
 MARGIN = 0.06  # of the side, around the longer extent of the shape
-STYLE = "black silhouette"
+MEDIUM = "3d emoji"  # as in the captions of pocket-wan: the style takes the place of what it draws there
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
 DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
@@ -93,7 +93,7 @@ def write(packages: Path, out: Path, drawings: list[Drawing]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         silhouette(drawing.png(packages)).save(folder / name, optimize=True)
         rows[drawing.split].append(
-            json.dumps({"file_name": name, "caption": f"{drawing.concept}, {STYLE}"}) + "\n"
+            json.dumps({"file_name": name, "caption": f"{drawing.concept}, {MEDIUM}"}) + "\n"
         )
         works[author(drawing.svg(packages))].append(f"{drawing.split}/{name}  {drawing.file}\n")
     for split, lines in rows.items():
