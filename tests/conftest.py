@@ -11,6 +11,16 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share few cores
 
+LONG = (
+    "test_resume.py", "test_bad_input.py", "test_family_whole.py", "test_training.py",
+    "test_family_export.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,6 +38,25 @@ def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("wide-wan"),
         transformer={"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512},
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the folder of a tiny vision-language model of a type; tests do not write to it."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def of(model_type: str, generation_tags: bool = True) -> Path:
+        from omnitune.testing.tiny_vlm import build_tiny_vlm
+
+        if model_type == "smolvlm":
+            pytest.importorskip("num2words", reason="the processor of smolvlm needs the package num2words")
+        key = model_type, generation_tags
+        if key not in made:
+            folder = tmp_path_factory.mktemp(model_type) / "model"
+            made[key] = build_tiny_vlm(folder, model_type, generation_tags=generation_tags)
+        return made[key]
+
+    return of
 
 
 @pytest.fixture(scope="session")

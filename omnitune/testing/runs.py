@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,24 +16,73 @@ from typing import Any
 
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes")
 """Fields of metrics.jsonl that differ between two equal runs."""
-PRELOADED = ("omnitune.session", "omnitune.after", "omnitune.families.wan", "peft", "torch.distributed.fsdp")
+PRELOADED = (
+    "omnitune.session", "omnitune.after", "omnitune.families.wan", "omnitune.families.vlm", "peft",
+    "torch.distributed.fsdp",
+)  # fmt: skip
+ASSETS = Path(str(files("omnitune") / "assets"))
+SHOWN = ("rocket", "cactus", "frog")
+"""Bundled pictures that conversations are about."""
+SAID = (("Hello?", "yes"), ("How many boats are there?", "two boats"), ("Is it green?", "no"))
 
 
 def small_run(model: Path, cache: Path, **keys: Any) -> dict[str, Any]:
     """Describe a run of two buckets on the bundled clips and pictures; `keys` replace top-level ones."""
-    assets = Path(str(files("omnitune") / "assets"))
     return {
         "model": {"family": "wan", "path": str(model), "dtype": "float32"},
         "objective": {"name": "flow_matching", "shift": 3},
         "trainable": [{"params": "transformer.blocks.*.attn*", "lr": 1e-2, "lora": {"rank": 4, "alpha": 10}}],
         "data": {
-            "sources": [{"path": str(assets / kind / "train")} for kind in ("clips", "pictures")],
+            "sources": [{"path": str(ASSETS / kind / "train")} for kind in ("clips", "pictures")],
             "buckets": {"frames": [1, 9], "sizes": ["32x32"]},
             "batch_size": 4,
             "cache": str(cache),
         },
         "schedule": {"steps": 3},
         "tracking": {"draws": True},
+        **keys,
+    }
+
+
+def small_chats(pictures: int = 3, texts: int = 3) -> list[dict[str, Any]]:
+    """So many conversations about a bundled picture, and so many of text alone, at most three each."""
+
+    def talk(asked: str, answer: str, **media: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return {"messages": messages, **media}
+
+    shown = [
+        talk(
+            f"<image>What is in this picture, {name}?",
+            name,
+            images=[str(ASSETS / "pictures" / "train" / f"{name}.png")],
+        )
+        for name in SHOWN[:pictures]
+    ]
+    return [*shown, *(talk(*said) for said in SAID[:texts])]
+
+
+def small_chat_run(
+    model: Path, folder: Path, pictures: int = 3, texts: int = 3, **keys: Any
+) -> dict[str, Any]:
+    """Describe a run over all of `small_chats` in each step; `keys` replace top-level ones.
+
+    The conversations and the cache are in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chats = small_chats(pictures, texts)
+    (folder / "train.json").write_text(json.dumps(chats))
+    return {
+        "model": {"family": "vlm", "path": str(model), "dtype": "float32"},
+        "objective": {"name": "causal_lm"},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "data": {
+            "name": "conversations",
+            "sources": [{"path": str(folder / "train.json")}],
+            "batch_size": len(chats),
+            "cache": str(folder / "cache"),
+        },
+        "schedule": {"steps": 2},
         **keys,
     }
 
@@ -81,7 +130,8 @@ class Forked:
     """`omnitune WORDS` in fresh processes of their own, one a rank, without the seconds that imports take.
 
     They are forked from a server that has imported the libraries and done nothing else, and joined through
-    the variables that any launcher sets. `own` has further words of single ranks.
+    the variables that any launcher sets. `own` has further words of single ranks; `before` is called in each
+    process before the command.
     """
 
     def __init__(
@@ -90,6 +140,7 @@ class Forked:
         cwd: Path,
         ranks: int = 1,
         own: Mapping[int, Sequence[str]] | None = None,
+        before: Callable[[], object] | None = None,
     ):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
@@ -101,7 +152,7 @@ class Forked:
         named = [str(word) for word in words]
         self.processes = [
             context.Process(
-                target=_run, args=([*named, *(own or {}).get(rank, ())], cwd, env, self.logs[rank])
+                target=_run, args=([*named, *(own or {}).get(rank, ())], cwd, env, self.logs[rank], before)
             )
             for rank, env in enumerate(_variables(ranks))
         ]
@@ -148,11 +199,19 @@ def _variables(ranks: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def _run(words: Sequence[str], cwd: Path, env: Mapping[str, str], logs: Sequence[Path]) -> None:
+def _run(
+    words: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    logs: Sequence[Path],
+    before: Callable[[], object] | None,
+) -> None:
     from ..cli import main
 
     os.chdir(cwd)
     os.environ.update(env)
     for number, log in zip((1, 2), logs, strict=True):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if before is not None:
+        before()
     sys.exit(main(words))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from chat_items import ASSETS
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,21 +28,6 @@ RANKED = [
 ]
 SMOOTH = {"name": "adamw", "lr": 1e-2, "eps": 1e-2}
 """Does not make steps out of gradients that are rounding noise (those of key biases)."""
-PICTURES = ("rocket", "cactus", "frog")
-TEXTS = (("Hello?", "yes"), ("How many boats are there?", "two boats"), ("Is it green?", "no"))
-
-
-def items(pictures: int = 3, texts: int = 3) -> list[dict[str, Any]]:
-    """So many items with a picture, and so many of text alone."""
-    shown = [
-        (f"<image>What is in this picture, {name}?", name, {"images": [str(path)]})
-        for name in PICTURES[:pictures]
-        if (path := ASSETS / "pictures" / "train" / f"{name}.png").is_file()
-    ]
-    return [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}], **media}
-        for asked, said, media in [*shown, *((asked, said, {}) for asked, said in TEXTS[:texts])]
-    ]
 
 
 def write(
@@ -56,23 +40,8 @@ def write(
     **keys: Any,
 ) -> Path:
     """Write a run over all items in each step; `keys` replace top-level ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    conversations = items(pictures, texts)
-    (folder / "train.json").write_text(json.dumps(conversations))
-    described = {
-        "model": {"family": "vlm", "path": str(model), "dtype": "float32"},
-        "objective": {"name": "causal_lm"},
-        "optimizer": {"name": "adamw", "lr": 1e-3},
-        "data": {
-            "name": "conversations",
-            "sources": [{"path": str(folder / "train.json")}],
-            "batch_size": len(conversations),
-            "cache": str(folder / "cache"),
-            **(data or {}),
-        },
-        "schedule": {"steps": 2},
-        **keys,
-    }
+    described = runs.small_chat_run(model, folder, pictures, texts, **keys)
+    described["data"].update(data or {})
     return runs.write_run(folder / "run.yaml", described)
 
 
@@ -93,7 +62,9 @@ def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], atol: f
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "idefics3"])
+@pytest.mark.parametrize(
+    "model_type", ["llava", "qwen3_vl", pytest.param("idefics3", marks=pytest.mark.slow)]
+)
 def test_a_stored_tower_trains_what_a_live_one_does(
     tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
 ) -> None:
