@@ -22,7 +22,7 @@ from .parallel.state import load_whole
 from .precompute import fill
 from .trainable import param_groups
 from .trainer import Trainer
-from .types import Bucket, UserError
+from .types import Bucket, Stopped, UserError, shared
 from .weights import carried_names, export, load_trained
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock, which processes that read data would hold for a killed run until they end.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{folder}: another process trains here; wait for it, or choose another name="
@@ -171,6 +172,8 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
             speak(_going_on(folder, trainer.step, run, number))
         with _signals(trainer):
             trainer.fit()
+        if not last and any(mesh.gather(trainer.stop_wish)):  # since the last step's end
+            raise shared(Stopped(f"stopped after step {part.end} of {run.steps}; the same command goes on"))
         saved = checkpoint.Saved(folder / "checkpoints" / f"step-{part.end:08d}", part.end)
         if not last:
             del trainer, family

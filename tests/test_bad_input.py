@@ -692,6 +692,7 @@ def test_two_processes_tell_of_a_rule_without_effect_once(place: "Workplace") ->
     assert found.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_tell_of_a_missing_weight_file_once(place: "Workplace") -> None:
     Path("wan/transformer/diffusion_pytorch_model.safetensors").unlink()
     assert refused_by_two(place) == (
@@ -700,6 +701,7 @@ def test_two_processes_tell_of_a_missing_weight_file_once(place: "Workplace") ->
     )
 
 
+@pytest.mark.slow
 def test_two_processes_tell_of_changed_data_once(trained: "Workplace") -> None:
     trained.add("new.png")
     found = refused_by_two(trained, "schedule.steps=4")
@@ -735,10 +737,11 @@ def refused_under_torchrun(place: "Workplace", *words: str) -> str:
     ("old", "new", "message"),
     [
         ("batch_size: 2", "batch_sise: 2", "run.yaml:6: data.batch_sise is not an option"),
-        (
+        pytest.param(
             "{lora: {rank: 2}}",
             "[{params: transformer.blokcs}]",
             "run.yaml:2: trainable.0: 'transformer.blokcs'",
+            marks=pytest.mark.slow,
         ),
         ("schedule:", "parallel: {replicate: 3}\nschedule:", "run.yaml:7: parallel: replicate 3 x shard -1"),
     ],

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from omnitune import checkpoint, config, session
@@ -244,7 +245,13 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(
     assert_bit_equal(undisturbed(80), folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_the_parent_of_two_processes_saves_the_step(
     home: Path, undisturbed: Callable[..., Path], number: signal.Signals
 ) -> None:
@@ -349,6 +356,16 @@ def test_what_the_launcher_kills_is_not_lost() -> None:
     assert launch._lost_rank([failure(0, 75, 101), failure(1, -signal.SIGKILL, 100)]) is not None
 
 
+def test_a_stop_of_which_no_rank_tells_is_no_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*words: str) -> None:
+        raise SignalException("told to end", signal.SIGTERM)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *made: stopped)
+    assert launch.launch(["train", "run.yaml"], 2, 600) == (
+        75, "stopped by SIGTERM; what was not saved is done again",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_of_processes_below_one_is_refused(
     home: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -396,7 +413,10 @@ def by_shell(*words: str, cwd: Path) -> Ended:
     return ended(start(*words, cwd=cwd))
 
 
-@pytest.mark.parametrize(("kibibytes", "command"), [(700, by_shell), (1024, run), (1040, run)])
+@pytest.mark.parametrize(
+    ("kibibytes", "command"),
+    [pytest.param(700, by_shell, marks=pytest.mark.slow), (1024, run), (1040, run)],
+)
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(
     home: Path, undisturbed: Callable[..., Path], disk: Disk, kibibytes: int, command: Callable[..., Ended]
 ) -> None:

@@ -63,9 +63,11 @@ def launch(words: Sequence[str], nproc: int, grace: int) -> tuple[int, str | Non
         )
         try:
             elastic_launch(config, sys.executable)("-m", "omnitune.cli", *words)
-        except (ChildFailedError, SignalException) as error:
-            failures = error.failures if isinstance(error, ChildFailedError) else {}
-            found = _lost_rank(failures.values()) or _first_report(Path(reports))
+        except SignalException as stop:  # ranks that say nothing ended before it, or had not begun
+            told = f"stopped by {stop.sigval.name}; what was not saved is done again"
+            return _first_report(Path(reports)) or (75, told)
+        except ChildFailedError as error:
+            found = _lost_rank(error.failures.values()) or _first_report(Path(reports))
             return found or (
                 3,
                 f"a rank was lost: {str(error).splitlines()[0]}; the last checkpoint is intact",
