@@ -41,7 +41,7 @@ class ChatTemplate:
         self.text, self.name = text, name
         self.has_tags = TAGS.search(text) is not None
         self._variables = dict(tokenizer.special_tokens_map)
-        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._end_tokens = tuple({*added, *tokenizer.all_special_tokens})
         self._forms: dict[Role, bool] = {}
 

@@ -1,5 +1,6 @@
 """Where the assistant speaks, by chat templates that do it in ways of their own."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_white_space_that_ends_answers_without_a_token_is_learned(processor: Any
         "{{ m.role | upper }}: {{ said(m) }}\n", "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
     assert learned(processor, template) == " yes|\n| |two| boats|\n"
+
+
+def test_an_ordinary_token_that_was_added_ends_no_answer(processor: Any) -> None:
+    own = copy.deepcopy(processor("qwen2_vl"))
+    own.tokenizer.add_tokens(["<loc_3>"])
+    template = every(
+        "{{ m.role | upper }}: {{ said(m) }}\n", "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    item = talk(user("Where?"), answer("<loc_3>"))
+    made = encoded(Chat(own, "qwen2_vl", ChatOptions(), template), item)
+    assert spoken(own, made.tokens).endswith("<loc_3>|\n")
 
 
 def test_default_system_message_is_not_learned(processor: Any) -> None:
