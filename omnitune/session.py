@@ -184,7 +184,8 @@ def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
 
 def _going_on(folder: Path, step: int, run: "Run", number: int) -> str:
     if step >= run.steps:
-        return f"{folder} is trained to step {step} already; a larger schedule.steps extends it"
+        way_on = "" if run.phases else "; a larger schedule.steps extends it"
+        return f"{folder} is trained to step {step} already{way_on}"
     phase = f", phase {number + 1} of {len(run.phases)}" if run.phases else ""
     return f"going on after step {step} of {run.steps}{phase}"
 

@@ -116,6 +116,13 @@ def test_a_stop_anywhere_goes_on_bit_for_bit(
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_a_finished_run_says_so(run_file: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "metrics.jsonl").read_text()
+    train(run_file)
+    assert "runs/phased is trained to step 7 already\n" in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
 def test_a_stage_that_an_earlier_phase_trained_is_not_cached_later(run_file: Path) -> None:
     phases = [
         {"trainable": [{"params": "text_encoder", "lr": 1e-4}], "schedule": {"steps": 1}},
