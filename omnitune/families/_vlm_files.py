@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..types import UserError
-from ._vlm_tokens import add_tokens, check_tokens, make_room
+from ._vlm_tokens import add_tokens, added_tokens, check_tokens, make_room
 
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS = "model.safetensors"
@@ -214,6 +214,11 @@ class VlmFiles:
         """Those added that the weights know nothing of."""
         if self.start is None:
             return [*self.tokens]
+        if self.tokens and added_tokens(self.start) is None:
+            raise UserError(
+                f"init_from: {self.start} has no tokenizer.json, so whether its rows know {self.tokens[0]!r} "
+                "cannot be told; copy it there"
+            )
         return check_tokens(self.start, self.processor.tokenizer, self.tokens)
 
     @cached_property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 OF_WHOLE_PARTS = ("modules_to_save", "ensure_weight_tying")
 """Settings of peft that say which parts were trained whole; the tensors say it too."""
 
@@ -28,7 +29,13 @@ class PeftFolders:
     forms = f"{ADAPTER} nor {CONFIG}"
 
     def folders(self, path: Path) -> dict[str, Path]:
-        return {MODEL: path} if (path / CONFIG).is_file() else {}
+        # Some tools leave the config of the base beside an adapter.
+        has_weights = any((path / name).is_file() for name in WEIGHTS)
+        if has_weights and (path / CONFIG).is_file() and (path / ADAPTER).is_file():
+            raise UserError(
+                f"init_from: {path} holds a whole model and an adapter; give a folder with one of them"
+            )
+        return {MODEL: path} if (path / CONFIG).is_file() and not (path / ADAPTER).is_file() else {}
 
     def files(self, path: Path) -> list[Path]:
         folder = path.parent if path.name == ADAPTER else path
@@ -56,7 +63,7 @@ def _once(file: Path, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) ->
     """Tensors by our names, tied ones under the one that is listed."""
     found = {name.removeprefix(PEFT_PREFIX): value for name, value in tensors.items()}
     for alias, name in tied.items():
-        if alias in found and not torch.equal(found.pop(alias), found.get(name, torch.zeros(()))):
+        if alias in found and not _equal(found.pop(alias), found.get(name)):
             raise UserError(
                 f"init_from: {file} has {alias} apart from {name}, and in this model they are one; "
                 "start from a run that left them tied"
@@ -64,11 +71,15 @@ def _once(file: Path, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) ->
     return {f"{MODEL}.{name}": value for name, value in found.items()}
 
 
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as stream:
             return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"init_from: {file} cannot be read: {error}") from error
 
 

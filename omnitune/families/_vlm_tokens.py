@@ -57,16 +57,19 @@ def make_room(model: Any, tokenizer: Any, new: Sequence[str]) -> None:
     the model answers stays nearly what it was. Nothing is drawn, so that all ranks and every later start have
     the same rows. Spare rows at the end of a vocabulary were never trained, and are set to the mean too.
     """
+    params = dict(model.named_parameters())
+    before = {name: len(params[name]) for name in token_parameters(model)}
     lacking = max(tokenizer.get_vocab().values()) + 1 - _num_rows(model)
     if lacking > 0:
         _grow(model, lacking)
     if not new or model.get_input_embeddings().weight.is_meta:
         return
-    ids = sorted(tokenizer.convert_tokens_to_ids(list(new)))
-    params = dict(model.named_parameters())
+    ids = set(tokenizer.convert_tokens_to_ids(list(new)))
     with torch.no_grad():
-        for name in token_parameters(model):
-            params[name][ids] = _mean(params[name][: ids[0]]).to(params[name].dtype)
+        for name, old in before.items():
+            rows = params[name]
+            untaught = sorted(ids | set(range(old, len(rows))))  # mllama's head has none for its picture
+            rows[untaught] = _mean(rows[: untaught[0]]).to(rows.dtype)
 
 
 def _num_rows(model: Any) -> int:

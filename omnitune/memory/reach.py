@@ -22,12 +22,24 @@ def learning_blocks(
     opened, closed = _uses(stages, trained)
     found: dict[str, list[nn.Module]] = {}
     for component, module in components.items():
-        names = {id(m): f"{component}.{name}" for name, m in module.named_modules()}
-        for block in outermost(blocks(component)):
-            name = names[id(block)]
+        names = {id(m): name for name, m in module.named_modules()}
+        repeated = dict.fromkeys(_repeated(names[id(block)]) for block in blocks(component))
+        for block in outermost([module.get_submodule(name) for name in repeated if name]):
+            name = f"{component}.{names[id(block)]}"
             if _is_within(name, opened) or not _is_within(name, closed):
                 found.setdefault(component, []).append(block)
     return found
+
+
+def _repeated(name: str) -> str:
+    """The layer of a list that a module is, or is within; empty where it is in none.
+
+    Some models list the attention of a layer alone, or a projector that runs once.
+    """
+    parts = name.split(".")
+    while parts and not parts[-1].isdigit():
+        parts.pop()
+    return ".".join(parts)
 
 
 def _uses(stages: Sequence[Stage], trained: Collection[str]) -> tuple[set[str], set[str]]:

@@ -113,6 +113,31 @@ def test_every_type_of_vision_language_model_learns_the_same(
     assert_same(plain, full)
 
 
+@pytest.mark.parametrize(
+    "model_type", [t if t == "paligemma" else pytest.param(t, marks=pytest.mark.slow) for t in tiny_types()]
+)
+def test_projectors_of_stored_towers_learn_the_same_bits(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    texts = 1 if TYPES[model_type].text_only else 0
+    model = tiny_vlm(model_type)
+    run = small_chat_run(model, tmp_path / "chats", pictures=1, texts=texts, **PROJECTOR_ONLY)
+    plain = trainer_of(tmp_path / "plain", run)
+    full = trainer_of(tmp_path / "full", {**run, **FULL})
+    assert kept(full) < kept(plain)
+    assert_same(plain, full)
+
+
+def test_a_layer_of_which_the_attention_alone_is_listed_counts_whole(
+    tiny_vlm: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = small_chat_run(tiny_vlm("idefics3"), tmp_path / "chats", pictures=1, texts=1, **ALL_OPEN, **FULL)
+    described, _ = config.load(write_run(tmp_path / "run.yaml", run))
+    job = session.make_job(described)
+    names = {type(block).__name__ for block in job.learning_blocks(job.shape)["model"]}
+    assert names == {"Idefics3EncoderLayer", "LlamaDecoderLayer"}
+
+
 def shapes(trainer: Trainer, component: str, block: str) -> set[tuple[int, ...]]:
     """The shapes of what blocks are given first."""
     found = set()

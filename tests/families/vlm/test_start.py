@@ -15,6 +15,7 @@ from test_export_vlm import loaded
 from torch import Tensor
 
 from omnitune import cli, config, session
+from omnitune.families._vlm_start import PeftFolders
 from omnitune.testing import runs
 
 LORA: dict[str, Any] = {
@@ -298,6 +299,19 @@ def test_folders_that_are_no_start_say_what_is_missing(
     assert f"{file} cannot be read" in refused(ran, tmp_path / "new", folder, capsys)
 
 
+def test_the_config_of_a_base_beside_an_adapter_is_no_model(
+    left: Left, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = left("lora")
+    folder = copied(ran, tmp_path / "theirs")
+    shutil.copy(exported(left("full")) / "config.json", folder)
+    assert PeftFolders().folders(folder) == {}
+    shutil.copy(exported(left("full")) / "model.safetensors", folder)
+    assert f"init_from: {folder} holds a whole model and an adapter; give a folder with one of them" in (
+        refused(ran, tmp_path / "new", folder, capsys)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -352,6 +366,18 @@ def test_tokens_that_stood_for_something_else_are_refused(
     assert f"init_from: the tokenizer of {exported(ran)} {lacking}" in said(*TOKENS[:2])
     moved = "has '<loc_0>' at 444, here it is at 446 (2 such); state model.options.add_tokens in the order"
     assert moved in said(*TOKENS[::-1])
+
+
+def test_tokens_of_a_model_without_its_tokenizer_are_not_guessed(
+    left: Left, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = left("full with tokens")
+    folder = Path(shutil.copytree(exported(ran), tmp_path / "theirs"))
+    (folder / "tokenizer.json").unlink()
+    assert (
+        f"init_from: {folder} has no tokenizer.json, so whether its rows know '<loc_0>' cannot be told"
+        in (refused(ran, tmp_path / "new", folder, capsys))
+    )
 
 
 def test_further_tokens_on_a_whole_model_get_rows_and_leave_the_others(left: Left, tmp_path: Path) -> None:
