@@ -19,15 +19,11 @@ from typing import Any
 
 from tiny_run import machine, verdict, wan
 
-from omnitune import config, session
-from omnitune.memory.kept import Kept
-from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
-from omnitune.random import Draw
+from omnitune.testing.kept import kept, trainer_of
 from omnitune.testing.runs import small_chat_run, small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm
-from omnitune.trainer import Trainer, encode
+from omnitune.trainer import Trainer
 
 MOST_KEPT = {"projector through a frozen language model": 0.15, "LoRA on Wan": 0.1}
 WIDTH, LAYERS, IMAGE, PATCH = 256, 8, 140, 14
@@ -83,24 +79,6 @@ def lora(folder: Path, steps: int) -> dict[str, Any]:
     return run
 
 
-def trainer_of(folder: Path, described: Mapping[str, Any], checkpointing: str) -> Trainer:
-    file = write_run(folder / f"{checkpointing}.yaml", described)
-    run, _ = config.load(file, [f"memory.checkpointing={checkpointing}"])
-    mesh = Mesh(run.parallel)
-    ((_, job),), index = session.prepare(run, mesh)
-    fill(job, index, mesh)
-    return session.build_trainer(job, index, mesh, folder, None, {})[0]
-
-
-def kept(trainer: Trainer, batch: Any) -> int:
-    draw = Draw(0, batch["position"])
-    encoded = encode(batch, draw, trainer.stages, trainer.mesh.device)
-    with (count := Kept()):
-        loss = trainer.objective.loss(trainer.family, encoded, draw, trainer.conditions)
-    assert loss.totals
-    return count.num_bytes
-
-
 def seconds(trainer: Trainer, batches: Any) -> float:
     start = time.perf_counter()
     trainer.train_step(batches)
@@ -109,7 +87,8 @@ def seconds(trainer: Trainer, batches: Any) -> float:
 
 
 def measure(folder: Path, described: Mapping[str, Any], rounds: int) -> Measured:
-    trainers = [trainer_of(folder, described, word) for word in ("none", "full")]
+    file = write_run(folder / "run.yaml", described)
+    trainers = [trainer_of(file, f"memory.checkpointing={word}") for word in ("none", "full")]
     steps = list(trainers[0].read())
     sizes = [kept(trainer, steps[0][0]) for trainer in trainers]
     pairs = []

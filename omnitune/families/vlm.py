@@ -37,7 +37,7 @@ class VlmOptions:
     chat_template: Path | None = None
     """Jinja file to use in the place of the processor's own template."""
     add_tokens: tuple[str, ...] = ()
-    """Tokens that the model is to have beside its own; their embeddings train, whatever else does."""
+    """Tokens that the model is to have beside its own; their embeddings train beside what the rules train."""
 
     def __post_init__(self) -> None:
         check_spelling(self.add_tokens)

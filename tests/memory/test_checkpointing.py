@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from omnitune import config, session
 from omnitune.families._vlm_types import TYPES
 from omnitune.memory.checkpointing import checkpoint_blocks, outermost
-from omnitune.memory.kept import Kept
-from omnitune.parallel.mesh import Mesh
 from omnitune.parallel.precision import hold_master_weights
-from omnitune.precompute import fill
-from omnitune.random import Draw
+from omnitune.testing import kept
+from omnitune.testing.kept import Kept
 from omnitune.testing.runs import small_chat_run, small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
-from omnitune.trainer import Trainer, encode
+from omnitune.trainer import Trainer
 
 FULL = {"memory": {"checkpointing": "full"}}
 PROJECTOR_ONLY = {"trainable": "full", "train_mm_proj_only": True}
@@ -30,11 +28,7 @@ Described = dict[str, Any]
 
 
 def trainer_of(folder: Path, described: Mapping[str, Any]) -> Trainer:
-    run, _ = config.load(write_run(folder / "run.yaml", described))
-    mesh = Mesh(run.parallel)
-    ((_, job),), index = session.prepare(run, mesh)
-    fill(job, index, mesh)
-    return session.build_trainer(job, index, mesh, folder, None, {})[0]
+    return kept.trainer_of(write_run(folder / "run.yaml", described))
 
 
 def learned(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
@@ -46,15 +40,9 @@ def learned(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
     return float(metrics["loss"]), {name: p.grad for name, p in named if p.grad is not None}
 
 
-def kept(trainer: Trainer) -> int:
+def kept_bytes(trainer: Trainer) -> int:
     """Bytes that the forward pass of the first micro-batch leaves for the backward pass."""
-    batch = next(trainer.read())[0]
-    draw = Draw(0, batch["position"])
-    encoded = encode(batch, draw, trainer.stages, trainer.mesh.device)
-    with (count := Kept()):
-        loss = trainer.objective.loss(trainer.family, encoded, draw, trainer.conditions)
-    assert loss.totals
-    return count.num_bytes
+    return kept.kept(trainer, next(trainer.read())[0])
 
 
 def assert_same(plain: Trainer, full: Trainer) -> None:
@@ -91,7 +79,7 @@ def test_losses_and_gradients_are_the_same_bits(
     run["model"]["dtype"] = dtype
     plain = trainer_of(tmp_path / "plain", run)
     full = trainer_of(tmp_path / "full", {**run, **FULL})
-    assert kept(full) < kept(plain)
+    assert kept_bytes(full) < kept_bytes(plain)
     assert_same(plain, full)
 
 
@@ -109,7 +97,7 @@ def test_every_type_of_vision_language_model_learns_the_same(
     run = small_chat_run(tiny_vlm(model_type), tmp_path / "chats", pictures=1, texts=texts, **ALL_OPEN)
     plain = trainer_of(tmp_path / "plain", run)
     full = trainer_of(tmp_path / "full", {**run, **FULL})
-    assert kept(full) < kept(plain)
+    assert kept_bytes(full) < kept_bytes(plain)
     assert_same(plain, full)
 
 
@@ -124,7 +112,7 @@ def test_projectors_of_stored_towers_learn_the_same_bits(
     run = small_chat_run(model, tmp_path / "chats", pictures=1, texts=texts, **PROJECTOR_ONLY)
     plain = trainer_of(tmp_path / "plain", run)
     full = trainer_of(tmp_path / "full", {**run, **FULL})
-    assert kept(full) < kept(plain)
+    assert kept_bytes(full) < kept_bytes(plain)
     assert_same(plain, full)
 
 
@@ -147,7 +135,7 @@ def shapes(trainer: Trainer, component: str, block: str) -> set[tuple[int, ...]]
 
     modules = trainer.family.components[component].modules()
     hooks = [m.register_forward_pre_hook(see, with_kwargs=True) for m in modules if type(m).__name__ == block]
-    kept(trainer)
+    kept_bytes(trainer)
     for hook in hooks:
         hook.remove()
     return found
@@ -159,9 +147,9 @@ def test_a_frozen_layer_that_gradients_flow_through_keeps_its_input_alone(tmp_pa
         changes = {"config": {"text_config": {"num_hidden_layers": layers}}}
         model = build_tiny_vlm(tmp_path / f"model-{layers}", "llava", changes=changes)
         run = small_chat_run(model, tmp_path / "chats", pictures=2, texts=1, **PROJECTOR_ONLY)
-        plain.append(kept(trainer_of(tmp_path / "plain", run)))
+        plain.append(kept_bytes(trainer_of(tmp_path / "plain", run)))
         trainer = trainer_of(tmp_path / "full", {**run, **FULL})
-        full.append(kept(trainer))
+        full.append(kept_bytes(trainer))
     ((rows, tokens, width),) = shapes(trainer, "model", "LlamaDecoderLayer")
     assert full[1] - full[0] == 2 * rows * tokens * width * 4
     assert plain[1] - plain[0] > 10 * (full[1] - full[0])
@@ -172,9 +160,9 @@ def test_an_adapted_layer_keeps_its_input_alone(tmp_path: Path, cache: Path) -> 
     for layers in (2, 4):
         model = build_tiny(tmp_path / f"model-{layers}", transformer={"num_layers": layers})
         run = small_run(model, cache, trainable=[ATTENTION])
-        plain.append(kept(trainer_of(tmp_path / "plain", run)))
+        plain.append(kept_bytes(trainer_of(tmp_path / "plain", run)))
         trainer = trainer_of(tmp_path / "full", {**run, **FULL})
-        full.append(kept(trainer))
+        full.append(kept_bytes(trainer))
     ((rows, tokens, width),) = shapes(trainer, "transformer", "WanTransformerBlock")
     assert full[1] - full[0] == 2 * rows * tokens * width * 4
     assert plain[1] - plain[0] > 10 * (full[1] - full[0])
@@ -198,7 +186,7 @@ def saved_within(trainer: Trainer) -> dict[str, int]:
             block.register_forward_pre_hook(lambda m, args, name=name: running.append(name))
             block.register_forward_hook(lambda m, args, output: running.pop() and None)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept(trainer)
+        kept_bytes(trainer)
     return found
 
 

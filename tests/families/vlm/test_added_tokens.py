@@ -1,5 +1,6 @@
 """Tokens that a run adds: their rows, how they train, and that others find them in what is exported."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,13 +15,11 @@ from safetensors.torch import load_file
 from test_export_vlm import Left, assert_same_logits, keys, loaded, logits
 from torch import Tensor
 
-from omnitune import cli, config, session
+from omnitune import cli
 from omnitune.data.chat_options import ChatOptions
 from omnitune.data.conversation import Conversation, Message
-from omnitune.families._vlm_tokens import is_tied, make_room, token_parameters
+from omnitune.families._vlm_tokens import add_tokens, is_tied, make_room, token_parameters
 from omnitune.families.vlm import Vlm, VlmOptions
-from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.testing import runs
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
 
@@ -135,6 +134,19 @@ def test_spare_rows_are_taken_before_any_are_made(bases: dict[str, Path]) -> Non
     assert family.files.config.get_text_config().vocab_size == 600
 
 
+def test_a_row_that_the_head_lacked_is_no_zero(tiny_vlm: Callable[..., Path]) -> None:
+    """mllama's head has no row for the token of pictures, which stands behind all others."""
+    family = Vlm.load(str(tiny_vlm("mllama")), "cpu", torch.float32)
+    tokenizer = copy.deepcopy(family.files.processor.tokenizer)
+    head, old = family.model.get_output_embeddings(), len(tokenizer)
+    head.weight.data = head.weight.data[: old - 1].clone()
+    head.out_features = old - 1
+    mean = head.weight.double().mean(0).float()
+    add_tokens(tokenizer, ["<a>"])
+    make_room(family.model, tokenizer, ["<a>"])
+    torch.testing.assert_close(head.weight[old - 1 :], mean.expand(2, -1), rtol=0, atol=1e-7)
+
+
 def test_a_new_token_is_never_the_likeliest_at_first(bases: dict[str, Path]) -> None:
     family = load(bases["untied"])
     with torch.no_grad():
@@ -192,16 +204,7 @@ class Spoken(Left):
     """A finished run whose conversations speak of the added tokens."""
 
     def __init__(self, base: Path, folder: Path, **keys_of_run: Any):
-        file = runs.write_run(folder / "run.yaml", described(base, folder, **keys_of_run))
-        run = config.validate(config.read(file))
-        self.folder, self.mesh, self.job = folder, Mesh(run.parallel), session.make_job(run)
-        index = self.job.index()
-        fill(self.job, index, self.mesh)
-        trainer, family = session.build_trainer(self.job, index, self.mesh, folder, index.buckets[0], {})
-        self.family: Any = family
-        for batches in trainer.read():
-            trainer.train_step(batches)
-            trainer.step += 1
+        self._train(folder, runs.write_run(folder / "run.yaml", described(base, folder, **keys_of_run)))
 
 
 def inputs_with_tokens(left: Left) -> list[dict[str, Tensor]]:

@@ -36,7 +36,10 @@ class Left:
     """A finished run in memory, and what it writes."""
 
     def __init__(self, model: Path, folder: Path, texts: int = 3, **keys: Any):
-        run = config.validate(config.read(write(folder, model, pictures=2, texts=texts, **keys)))
+        self._train(folder, write(folder, model, pictures=2, texts=texts, **keys))
+
+    def _train(self, folder: Path, file: Path) -> None:
+        run = config.validate(config.read(file))
         self.folder, self.mesh, self.job = folder, Mesh(run.parallel), session.make_job(run)
         index = self.job.index()
         fill(self.job, index, self.mesh)

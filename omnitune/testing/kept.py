@@ -1,12 +1,20 @@
-"""Count what a piece of code leaves in memory."""
+"""Count what a piece of code, or a run's forward pass, leaves in memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .. import config, session
+from ..parallel.mesh import Mesh
+from ..precompute import fill
+from ..random import Draw
+from ..trainer import Trainer, encode
+from ..types import Batch
 
 
 class Kept(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,3 +56,22 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, Tensor):
             yield value.untyped_storage()
+
+
+def trainer_of(file: Path, *overrides: str) -> Trainer:
+    """Make ready to train a run of one phase in the folder of its YAML, its cache filled."""
+    run, _ = config.load(file, overrides)
+    mesh = Mesh(run.parallel)
+    ((_, job),), index = session.prepare(run, mesh)
+    fill(job, index, mesh)
+    return session.build_trainer(job, index, mesh, file.parent, None, {})[0]
+
+
+def kept(trainer: Trainer, batch: Batch) -> int:
+    """Bytes that the forward pass of a micro-batch leaves for the backward pass."""
+    draw = Draw(0, batch["position"])
+    encoded = encode(batch, draw, trainer.stages, trainer.mesh.device)
+    with (count := Kept()):
+        loss = trainer.objective.loss(trainer.family, encoded, draw, trainer.conditions)
+    assert loss.totals
+    return count.num_bytes
