@@ -14,7 +14,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from omnitune import demo
+from omnitune.commands import demo
 
 LEAST = {"held-out loss": 0.15, "KID-EffLite0": 0.30}
 

@@ -25,11 +25,13 @@ from peft import LoraConfig
 from tiny_run import Settings, TinyRun, tiny_run, verdict, wan
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.batch import Batch
+from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
-from omnitune.trainer import Trainer, encode
-from omnitune.types import Batch
+from omnitune.stages import encode
+from omnitune.trainer import Trainer
 
 BOUND = 1.03
 LEAST_SECONDS = 0.2

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from tiny_run import machine, verdict
 
-from omnitune import config, session
-from omnitune.families._chat import collate
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.data.encode import fill
+from omnitune.families.vlm.chat import collate
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 
 LEAST_GAIN, MOST_OVERHEAD, BALANCE = 1.8, 1.05, (0.9, 1.1)

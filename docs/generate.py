@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omnitune.config import schema
+from omnitune.commands.init import sizes
+from omnitune.config.run import schema
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Checkpoint, Denoiser, Family
-from omnitune.init import sizes
 
 DOCS = Path(__file__).parent
 START, END = "<!-- table -->", "<!-- end of table -->"

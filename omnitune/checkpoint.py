@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import hash_file, sync, write_json
-from .types import option
+from .options import option
 
 if TYPE_CHECKING:
     from torch import Tensor

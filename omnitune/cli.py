@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .types import MachineError, Stopped, UserError, is_shared, shared
+from .errors import MachineError, Stopped, UserError, is_shared, shared
 
 if TYPE_CHECKING:
-    from .config import Run
+    from .config.run import Run
     from .parallel.mesh import Mesh
 
 DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
@@ -211,7 +212,7 @@ def with_run(arguments: argparse.Namespace, work: "Callable[[Run], int | None]")
 
     document = config.read(arguments.file, arguments.overrides)
     run = config.validate(document)
-    return guarded(lambda: work(run), document.placed)
+    return guarded(lambda: work(run), partial(config.placed, document))
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -257,7 +258,7 @@ def _check_ranks(run: "Run", world: int, command: str) -> None:
     try:
         run.parallel.sizes(world)
     except UserError as error:
-        from . import session
+        from .commands import train as session
 
         session.refuse(run, error, session.run_folder(run) if command == "train" else None)
 
@@ -290,12 +291,12 @@ def _ignore_once(number: int, frame: Any) -> None:
 
 
 def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh") -> None:
-    from . import session
+    from .commands import train as session
 
     if command == "train":
         session.train(run, mesh)
         return
-    from .precompute import fill
+    from .data.encode import fill
 
     if run.data.cache is None:
         raise shared(UserError("data.cache: is null, so there is nothing to fill; name a folder"))
@@ -312,25 +313,25 @@ def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh")
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from .check import check_run
+    from .commands.check import check_run
 
     return with_run(arguments, check_run)
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from .plan import print_plan
+    from .commands.plan import print_plan
 
     return with_run(arguments, print_plan)
 
 
 def write_samples(arguments: argparse.Namespace) -> None:
-    from .after import sample_run
+    from .commands.sample import sample_run
 
     sample_run(arguments)
 
 
 def export_weights(arguments: argparse.Namespace) -> None:
-    from .after import export_run
+    from .commands.sample import export_run
 
     export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out, arguments.merged)
 
@@ -348,20 +349,20 @@ def write_report(arguments: argparse.Namespace) -> None:
 
 
 def write_init(arguments: argparse.Namespace) -> None:
+    from .commands.init import text
     from .families import resolve
-    from .init import text
 
     print(text(resolve(arguments.family), arguments.variant), end="")
 
 
 def models(arguments: argparse.Namespace) -> None:
-    from .init import table
+    from .commands.init import table
 
     print(table(), end="")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    from .demo import demo
+    from .commands.demo import demo
 
     demo()
 

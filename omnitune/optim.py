@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from .types import option
+from .options import option
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

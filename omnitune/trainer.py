@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
+from .batch import Batch
 from .callbacks.base import Callback, Metrics
-from .conditions import Condition
+from .conditions.base import Condition
 from .data.loader import FILLER, MicroBatches, read_steps
+from .errors import Stopped, UserError, shared
+from .export.weights import CARRIED
 from .families.base import Family
 from .objectives.base import Objective
 from .optim import Schedule
 from .parallel.mesh import Mesh
 from .parallel.state import load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
-from .types import Batch, Stage, Stopped, UserError, shared
-from .weights import CARRIED
+from .stages import Stage, encode
 
 
 class Trainer:
@@ -216,14 +218,6 @@ def diverged(step: int, loss: float, norm: float, saved_step: int) -> UserError:
     )
 
 
-def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.device) -> Batch:
-    """Move a batch to the device and run the stages that are not cached."""
-    batch = {name: _to(value, device) for name, value in batch.items()}
-    for stage in stages:
-        batch = {**batch, **stage.run(batch, draw)}
-    return batch
-
-
 def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """Sample ids and draw hashes of a step in the order of the global batch, whoever drew them."""
     rows: dict[int, dict[str, Any]] = {}
@@ -234,11 +228,3 @@ def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
             rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
     ordered = [rows[position] for position in sorted(rows)]
     return {key: [row[key] for row in ordered] for key in ordered[0]}
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [v.to(device, non_blocking=True) for v in value]
-    return value

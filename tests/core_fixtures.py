@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.data import media
-from omnitune.job import Job
 from omnitune.parallel.mesh import Mesh, Parallel
+from omnitune.resolve import Job
 
 
 class Workplace:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from omnitune.freezing import Flags, expand
-from omnitune.outline import role_of
-from omnitune.rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.parameters import role_of
+from omnitune.trainable.rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim
 
 ROLES = {
     "vision_tower": ("model.visual.patch_embed", "model.visual.blocks"),

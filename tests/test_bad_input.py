@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnitune import session
 from omnitune.callbacks import log
 from omnitune.checkpoint import newest
 from omnitune.cli import machine_message
+from omnitune.commands import train as session
+from omnitune.errors import UserError
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.testing.runs import Forked, ended, run, start
-from omnitune.types import UserError
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace

@@ -11,12 +11,12 @@ import yaml
 from omnitune import config
 from omnitune.callbacks.ema import Ema
 from omnitune.checkpoint import Checkpoints
-from omnitune.conditions import CaptionDropout
-from omnitune.config import Run
+from omnitune.conditions.caption_dropout import CaptionDropout
+from omnitune.config.run import Run
+from omnitune.errors import UserError
 from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, VPrediction
 from omnitune.optim import Adam, AdamW
-from omnitune.trainable import Lora, LoraEverywhere, Rule
-from omnitune.types import UserError
+from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule
 
 ROOT = Path(__file__).parent.parent
 
@@ -420,9 +420,10 @@ def test_every_key_that_stands_twice_is_told(file: Path) -> None:
 def test_later_mistakes_are_placed_by_the_names_they_start_with(file: Path) -> None:
     file.write_text(BASE)
     _, document = config.load(file, ["objective.shift=3", "objective.name=flow_matching"])
-    placed = document.placed(
+    placed = config.placed(
+        document,
         "trainable.0: 'x' matches no parameter\ndata.buckets.sizes: 1x1 is wrong\nobjective.shift: no\n"
-        "model.options.text_length: no\nclips/fox.mp4: is damaged\nsomething else: entirely"
+        "model.options.text_length: no\nclips/fox.mp4: is damaged\nsomething else: entirely",
     )
     assert placed.split("\n") == [
         "run.yaml:3: trainable.0: 'x' matches no parameter",

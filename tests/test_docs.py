@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from omnitune import config
+from omnitune.commands.plan import lines
+from omnitune.errors import UserError
 from omnitune.families import REGISTRY
-from omnitune.plan import lines
-from omnitune.types import UserError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -3,9 +3,9 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from omnitune import session
+from omnitune.commands import train as session
+from omnitune.data.encode import fill
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace

@@ -15,10 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnitune import after, cli, config, session
+from omnitune import cli, config
+from omnitune.commands import sample as after
+from omnitune.commands import train as session
+from omnitune.export.weights import LORA_FILE
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.testing.runs import small_run, write_run
-from omnitune.weights import LORA_FILE
 
 ATTENTION: Any = {"params": "transformer.blocks.*.attn*", "lr": 3e-2, "lora": {"rank": 4, "alpha": 10}}
 PATCHES: Any = {"params": "transformer.patch_embedding", "lr": 3e-2}

@@ -23,10 +23,10 @@ from seer import (
 )
 from torch import nn
 
-from omnitune.freezing import Flags, RoleLine, expand, role_table
-from omnitune.rules import Claims, Lora, Rule, Trainable, claim
-from omnitune.trainable import apply_claims
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Flags, RoleLine, expand, role_table
+from omnitune.trainable.rules import Claims, Lora, Rule, Trainable, claim
 
 FAMILIAR = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")

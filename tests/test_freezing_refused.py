@@ -6,9 +6,9 @@ import pytest
 from seer import CORES, LORA, ROLES, TARGETS, components, message
 from torch import nn
 
-from omnitune.freezing import Flags, expand
-from omnitune.rules import Lora, Rule, Trainable
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.rules import Lora, Rule, Trainable
 
 
 def test_freezing_what_a_rule_trains_is_refused() -> None:

@@ -12,7 +12,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from omnitune import checkpoint, cli, session
+from omnitune import checkpoint, cli
+from omnitune.commands import train as session
 from omnitune.parallel.state import stored_shapes
 from omnitune.testing.runs import small_run, write_run
 

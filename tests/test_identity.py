@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.testing.runs import run, small_run, write_run
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from test_resume import wait_for, workers
 
-from omnitune import checkpoint, session
+from omnitune import checkpoint
 from omnitune.checkpoint import Saved
+from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_chat_run, start, write_run

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from omnitune import checkpoint, config, session
+from omnitune import checkpoint, config
 from omnitune.cli import main
+from omnitune.commands import train as session
+from omnitune.errors import Stopped
 from omnitune.parallel.mesh import Mesh
 from omnitune.testing.runs import small_run, write_run
-from omnitune.types import Stopped
 
 LORA = {"params": "transformer.blocks.*.attn*", "lr": 1e-2, "lora": {"rank": 4}}
 FULL = {"params": "transformer.blocks.1.ffn", "lr": 1e-2}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from omnitune import demo
+from omnitune.commands import demo
 
 ASSETS = Path(__file__).parents[1] / "omnitune" / "assets"
 POCKET = ASSETS / "pocket-wan"

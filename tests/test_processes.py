@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from omnitune import checkpoint, config, session
+from omnitune import checkpoint, config
+from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.random import Draw

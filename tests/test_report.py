@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from omnitune.data import media
+from omnitune.errors import UserError
 from omnitune.report import curves, gallery, sections, write_report
 from omnitune.report.contents import Sample, read_contents
-from omnitune.types import UserError
 
 PROMPTS = ['a <script>alert("fox")</script> & snow', "a boat, un bateau, 船"]
 VOID = {"meta", "img", "input", "line", "polyline", "circle"}

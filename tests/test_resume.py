@@ -18,17 +18,18 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from omnitune import checkpoint, config, session
+from omnitune import checkpoint, config
+from omnitune.batch import Batch
 from omnitune.callbacks import log
 from omnitune.callbacks.base import Metrics
 from omnitune.checkpoint import Saved
 from omnitune.cli import main
+from omnitune.commands import train as session
 from omnitune.parallel import launch
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_run, start, write_run
 from omnitune.trainer import Trainer
-from omnitune.types import Batch
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from omnitune.data import media
-from omnitune.data.sources import Folder, scan
+from omnitune.data.captions.item import Item
+from omnitune.data.captions.sources import Folder, scan
 from omnitune.files import Hashes
 from omnitune.testing.tiny import train_tokenizer
-from omnitune.types import Item
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "omnitune" / "assets"

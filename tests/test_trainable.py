@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from omnitune.trainable import (
+from omnitune.errors import UserError
+from omnitune.trainable.adapters import (
     Lora,
     LoraEverywhere,
     Rule,
@@ -16,7 +17,6 @@ from omnitune.trainable import (
     expand,
     param_groups,
 )
-from omnitune.types import UserError
 
 
 class Block(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from omnitune.trainable import Lora, Rule, apply_claims, claim, param_groups
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.trainable.adapters import Lora, Rule, apply_claims, claim, param_groups
 
 
 def network(count: int, *, beside: int = 0) -> nn.ModuleDict:

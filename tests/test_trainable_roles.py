@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from omnitune.outline import Outline, called, role_of, spoken
-from omnitune.trainable import Lora, Rule, claim
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.trainable.adapters import Lora, Rule, claim
+from omnitune.trainable.parameters import Outline, called, role_of, spoken
 
 ROLES = {
     "tower": ("model.visual.embed", "model.visual.blocks"),

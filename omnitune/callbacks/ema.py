@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..types import option
+from ..options import option
 from .base import Callback, Metrics
 
 if TYPE_CHECKING:

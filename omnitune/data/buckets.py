@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import field
 from math import isqrt
 
-from ..types import Bucket, Item, Limits, UserError, option
+from ..errors import UserError
+from ..options import option
+from .captions.item import Item
+from .sizes import Bucket, Limits
 
 
 @option

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import UserError
 from ..files import atomic, digest, open_memo, writable
-from ..types import UserError
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 60.0

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..batch import Batch
+from ..errors import UserError
 from ..random import Draw
-from ..types import MEDIA, Batch, Stage, UserError
+from ..stages import MEDIA, Stage
 from .cache import Store, stack_rows
-from .index import Samples
+from .captions.index import Samples
 from .order import Order, Row, slices
 
 if TYPE_CHECKING:
-    from ..conditions import Condition
+    from ..conditions.base import Condition
     from ..parallel.mesh import Mesh
 
 

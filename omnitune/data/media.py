@@ -16,8 +16,8 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import UserError
 from ..files import atomic
-from ..types import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..random import permuted, seed_of
-from ..types import Bucket
+from .sizes import Bucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,21 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from .. import session
-from ..data.conversation import Conversation
-from ..data.dialogue import TalkIndex
-from ..data.options import Conversations
-from ..precompute import fill
-from ..types import UserError
+from ..commands import train as session
+from ..data.conversations.conversation import Conversation
+from ..data.conversations.options import Conversations
+from ..data.conversations.rows import TalkIndex
+from ..data.encode import fill
+from ..errors import UserError
+from ..objectives.held_out import Step
+from ..objectives.token_loss import token_loss
 from . import rows
 from .asked import ANSWERED, Asked
 from .data import conversations, first_items, num_trained
 from .features import INSTALL
-from .loss import Step
 from .replies import answers, exact_match, majority, rouge_l
 from .subject import Subject
 from .table import Measure
-from .token_loss import token_loss
 
 
 class AnswerEvaluation(Subject):

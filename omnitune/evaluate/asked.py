@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..types import UserError
+from ..errors import UserError
 
 NEED_DATA = ("loss", "psnr", "kid")
 GENERATED = (*NEED_DATA, "text_image", "motion")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .. import session
+from ..commands import train as session
+from ..data.encode import fill
 from ..families import resolve
 from ..files import write_json
-from ..precompute import fill
+from ..objectives.held_out import QUANTILES, Step, held_out_loss
 from . import rows
 from .answering import AnswerEvaluation
 from .asked import GENERATED, NEED_DATA, Asked
@@ -19,7 +20,6 @@ from .data import middle, reconstructed, shown
 from .distances import LEAST_KID, Lpips, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
 from .features import Clip, FeatureNetwork, load_features
 from .generated import Generated
-from .loss import QUANTILES, Step, held_out_loss
 from .subject import Subject
 from .table import Measure, table
 from .text_image import (

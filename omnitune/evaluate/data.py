@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..callbacks.sample import parse_bucket
-from ..data import dataset_info
 from ..data.buckets import Buckets
-from ..data.conversations import ConversationSource
-from ..data.sources import Folder, Source
+from ..data.captions.sources import Folder, Source
+from ..data.conversations import dataset_info
+from ..data.conversations.sources import ConversationSource
 from ..files import read_jsonl
-from ..job import Job
+from ..resolve import Job
+from ..sampling import parse_bucket
 
 if TYPE_CHECKING:
-    from ..config import Run
-    from ..data.dialogue import TalkIndex
-    from ..data.index import Index
+    from ..config.run import Run
+    from ..data.captions.index import Index
+    from ..data.captions.options import Data
+    from ..data.conversations.options import Conversations
+    from ..data.conversations.rows import TalkIndex
     from ..data.media import Pixels
-    from ..data.options import Conversations, Data
+    from ..data.sizes import Limits
     from ..families.base import Family
-    from ..types import Limits
 
 
 def deterministic(run: "Run") -> "Run":

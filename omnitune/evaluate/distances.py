@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..random import permuted
-from ..types import UserError
 from .features import FeatureNetwork, load_state, read_state, require
 
 if TYPE_CHECKING:

@@ -4,13 +4,12 @@ EfficientNet-Lite0 comes from a package. Inception and CLIP are read from a file
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..data.cache import Store
+from ..errors import UserError
 from ..files import digest, hash_file
-from ..types import UserError
+from ..objectives.held_out import batched
 
 if TYPE_CHECKING:
     from ..data.media import Pixels
 
     Pictures = Iterable[Pixels]
 
-T = TypeVar("T")
 State = dict[str, Tensor]
 
 BATCH = 32
@@ -51,12 +50,6 @@ def require(module: str, package: str, what: str) -> None:
 def is_installed() -> bool:
     """Whether KID-EffLite0 can be measured: its packages are those of the extra `eval`."""
     return all(find_spec(name) is not None for name in ("torchmetrics", *EFFICIENTNET))
-
-
-def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    stream = iter(values)
-    while batch := list(islice(stream, size)):
-        yield batch
 
 
 @dataclass(frozen=True)

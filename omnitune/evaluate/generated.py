@@ -7,21 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import after, session
-from ..callbacks.sample import given_frames
-from ..data.options import Data
+from ..commands import sample as after
+from ..commands import train as session
+from ..data.captions.options import Data
+from ..data.sizes import Bucket
+from ..errors import UserError
 from ..families.base import Sampling
-from ..job import Job
+from ..objectives.held_out import QUANTILES
 from ..random import permuted
-from ..types import Bucket, UserError
+from ..resolve import Job
+from ..sampling import given_frames
 from .asked import Asked
 from .data import held_out, num_trained, shown, to_8bit
-from .loss import QUANTILES
 from .subject import Subject
 from .text_image import candidates_of
 
 if TYPE_CHECKING:
-    from ..data.index import Index
+    from ..data.captions.index import Index
     from ..data.media import Pixels
 
 

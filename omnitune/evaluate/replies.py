@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data.conversation import Conversation
+from ..data.conversations.conversation import Conversation
 from .features import require
 from .text_image import Share
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..objectives.held_out import HeldOutLoss
+from ..objectives.token_loss import TokenLoss
 from .distances import Distance, Motion
-from .loss import HeldOutLoss
 from .table import Measure
 from .text_image import Share
-from .token_loss import TokenLoss
 
 
 def of_loss(found: HeldOutLoss) -> list[Measure]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .. import after, session
+from ..commands import sample as after
+from ..commands import train as session
+from ..errors import UserError
 from ..parallel.mesh import Mesh, Parallel
-from ..types import UserError
 from .asked import Asked
 from .data import deterministic
 from .table import Measure

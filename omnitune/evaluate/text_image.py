@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import UserError
-from .features import BATCH, Clip, FeatureNetwork, batched, require
+from ..errors import UserError
+from ..objectives.held_out import batched
+from .features import BATCH, Clip, FeatureNetwork, require
 
 if TYPE_CHECKING:
     from .features import Pictures

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..types import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from .base import Family
@@ -15,7 +15,7 @@ REGISTRY = {
     "flux": "omnitune.families.flux:Flux",
     "wan": "omnitune.families.wan:Wan",
     "ltx_video": "omnitune.families.ltx_video:LTXVideo",
-    "vlm": "omnitune.families.vlm:Vlm",
+    "vlm": "omnitune.families.vlm.family:Vlm",
 }
 
 

@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..types import Batch, Bucket, Limits, Stage, Streams, UserError
+from ..batch import Batch, Streams
+from ..data.sizes import Bucket, Limits
+from ..errors import UserError
+from ..stages import Stage
 from .layout import Layout
 
 

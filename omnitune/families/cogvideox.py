@@ -8,12 +8,16 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from torch import Tensor, nn
 
+from ..batch import Batch, Streams
+from ..data.sizes import Bucket, Limits
+from ..errors import UserError
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Bucket, Limits, Stage, Streams, UserError, option
-from ._files import ModelFiles
-from ._latents import LatentFamily
-from ._positions import resize_positions
+from ..stages import Stage
 from .base import Noisy
+from .diffusion.files import ModelFiles
+from .diffusion.latents import LatentFamily
+from .diffusion.positions import resize_positions
 
 IMAGE_SIGMA = (-3.0, 0.5)  # mean and deviation of log sigma of the noise on a given frame, as CogVideo has it
 OFS = 2.0  # what the pipeline feeds 1.5 image-to-video beside the timestep

@@ -13,11 +13,13 @@ from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..batch import Batch, Streams
+from ..data.sizes import Limits
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Limits, Streams, option
-from ._files import ModelFiles
-from ._latents import LatentFamily
 from .base import Noisy
+from .diffusion.files import ModelFiles
+from .diffusion.latents import LatentFamily
 
 
 @option

@@ -8,11 +8,14 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
+from ..batch import Batch, Streams
+from ..data.sizes import Limits
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
-from ._files import ModelFiles
-from ._latents import LatentFamily
+from ..stages import Stage
 from .base import Noisy
+from .diffusion.files import ModelFiles
+from .diffusion.latents import LatentFamily
 
 
 @option

@@ -9,11 +9,14 @@ import torch
 from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from torch import Tensor, nn
 
+from ..batch import Batch, Streams
+from ..data.sizes import Limits
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, option
-from ._files import ModelFiles
-from ._latents import LatentFamily
+from ..stages import Stage
 from .base import Noisy, Sampling
+from .diffusion.files import ModelFiles
+from .diffusion.latents import LatentFamily
 
 INTERLEAVE = {"latent_concat": 2, "token_replace": 4}  # of the picture's tokens, one in so many is kept
 IMAGE_TOKENS = 576

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from diffusers import LTXImageToVideoPipeline, LTXPipeline
 from torch import Tensor
 
+from ..batch import Batch, Streams
+from ..data.sizes import Limits
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Limits, Streams, option
-from ._latents import LatentFamily
 from .base import Noisy, Sampling
+from .diffusion.latents import LatentFamily
 
 DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 """Level and noise of latents that are decoded, as diffusers' documentation advises for 0.9.5."""

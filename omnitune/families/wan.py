@@ -8,13 +8,17 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
+from ..batch import Batch, Streams
+from ..data.sizes import Limits
+from ..errors import UserError
+from ..options import option
 from ..random import Draw
-from ..types import Batch, Limits, Stage, Streams, UserError, option
-from ._diffusers import LORA_FILE
-from ._files import ModelFiles
-from ._latents import LatentFamily
-from ._padding import Padding
+from ..stages import Stage
 from .base import Noisy
+from .diffusion.files import ModelFiles
+from .diffusion.latents import LatentFamily
+from .diffusion.padding import Padding
+from .diffusion.pipeline import LORA_FILE
 
 
 @option

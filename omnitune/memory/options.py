@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..types import option
+from ..options import option
 
 
 @option

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import nn
 
-from ..types import Stage
+from ..stages import Stage
 from .checkpointing import outermost
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..conditions import Condition
+from ..batch import Batch, LossSum
+from ..conditions.base import Condition
 from ..random import Draw
-from ..types import Batch, LossSum
 
 if TYPE_CHECKING:
     from ..families.base import Family

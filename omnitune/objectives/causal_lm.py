@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..conditions import Condition
+from ..batch import Batch, LossSum
+from ..conditions.base import Condition
+from ..errors import UserError
 from ..families.base import Responder
+from ..options import option
 from ..random import Draw
-from ..types import Batch, LossSum, UserError, option
 
 if TYPE_CHECKING:
     from ..families.base import Family

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditions import Condition
+from ..batch import Batch, LossSum, Streams
+from ..conditions.base import Condition
+from ..errors import UserError
 from ..families.base import Denoiser, Noisy
+from ..options import option
 from ..random import Draw
-from ..types import Batch, LossSum, Streams, UserError, option
 
 if TYPE_CHECKING:
     from ..families.base import Family

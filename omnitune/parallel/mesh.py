@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..types import UserError, option, shared
+from ..errors import UserError, shared
+from ..options import option
 from .precision import hold_master_weights
 
 T = TypeVar("T")

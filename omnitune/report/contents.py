@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..types import UserError
+from ..errors import UserError
 
 Record = dict[str, Any]
 

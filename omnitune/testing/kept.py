@@ -9,12 +9,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import config, session
+from .. import config
+from ..batch import Batch
+from ..commands import train as session
+from ..data.encode import fill
 from ..parallel.mesh import Mesh
-from ..precompute import fill
 from ..random import Draw
-from ..trainer import Trainer, encode
-from ..types import Batch
+from ..stages import encode
+from ..trainer import Trainer
 
 
 class Kept(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,8 +17,8 @@ from typing import Any
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes")
 """Fields of metrics.jsonl that differ between two equal runs."""
 PRELOADED = (
-    "omnitune.session", "omnitune.after", "omnitune.families.wan", "omnitune.families.vlm", "peft",
-    "torch.distributed.fsdp",
+    "omnitune.commands.train", "omnitune.commands.sample", "omnitune.families.wan",
+    "omnitune.families.vlm.family", "peft", "torch.distributed.fsdp",
 )  # fmt: skip
 ASSETS = Path(str(files("omnitune") / "assets"))
 SHOWN = ("rocket", "cactus", "frog")

@@ -181,7 +181,7 @@ def build_tiny(
     import torch
 
     from ..families import resolve
-    from ..families._files import ModelFiles
+    from ..families.diffusion.files import ModelFiles
 
     cls: Any = resolve(family)
     cls.quiet()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnitune.callbacks.sample import Validation, parse_bucket, wanted, write_samples
-from omnitune.types import Bucket, UserError
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
+from omnitune.sampling import Validation, parse_bucket, wanted, write_samples
 
 
 def write(folder: Path, frames: int, *prompts: str) -> set[str]:

@@ -1,7 +1,9 @@
 import pytest
 
 from omnitune.data.buckets import Buckets, assign, resolve, shapes
-from omnitune.types import Bucket, Item, Limits, UserError
+from omnitune.data.captions.item import Item
+from omnitune.data.sizes import Bucket, Limits
+from omnitune.errors import UserError
 
 WAN = Limits(spatial=16, temporal=4)
 

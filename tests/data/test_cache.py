@@ -16,16 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnitune import files, precompute, session
+from omnitune import files
 from omnitune.cli import STOPS, _work, main
+from omnitune.commands import train as session
 from omnitune.data import cache
+from omnitune.data import encode as precompute
 from omnitune.data.cache import Store, split_rows, stack_rows
-from omnitune.families._diffusers import DiffusersFamily
-from omnitune.job import Job
+from omnitune.data.encode import fill
+from omnitune.errors import UserError
+from omnitune.families.diffusion.pipeline import DiffusersFamily
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.random import Draw
-from omnitune.types import UserError
+from omnitune.resolve import Job
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace

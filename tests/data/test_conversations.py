@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from conftest import Make
 
-from omnitune.data.conversation import Conversation, Media, Message
-from omnitune.data.conversations import ConversationScan, ConversationSource, read_conversations
+from omnitune.data.conversations.conversation import Conversation, Media, Message
+from omnitune.data.conversations.sources import ConversationScan, ConversationSource, read_conversations
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import UserError
 
 ASSETS = Path(__file__).parents[2] / "omnitune" / "assets"
 FROG, FOX = ASSETS / "pictures/train/frog.png", ASSETS / "clips/validation/fox.mp4"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from conftest import Make
 
-from omnitune.data.conversation import Media, Message
-from omnitune.data.conversations import ConversationScan, ConversationSource, read_conversations
+from omnitune.data.conversations.conversation import Media, Message
+from omnitune.data.conversations.sources import ConversationScan, ConversationSource, read_conversations
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import UserError
 
 MESSAGES = [{"role": "user", "content": "<image>Who are they?"}, {"role": "assistant", "content": "Kane."}]
 DEMO = {

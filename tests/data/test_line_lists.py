@@ -7,10 +7,11 @@ import pytest
 from conftest import Make
 
 from omnitune import config
-from omnitune.data.line_lists import LineLists
-from omnitune.data.sources import Folder, Scan, scan
+from omnitune.data.captions.item import Item
+from omnitune.data.captions.lists import LineLists
+from omnitune.data.captions.sources import Folder, Scan, scan
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import Item, UserError
 
 
 def scanned(root: Path, **options: Any) -> Scan:

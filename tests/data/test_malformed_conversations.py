@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from conftest import Make
 
-from omnitune.data.conversations import ConversationSource, read_conversations
+from omnitune.data.conversations.sources import ConversationSource, read_conversations
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import UserError
 
 
 def mistakes(root: Path, *items: Any, **options: Any) -> list[str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from omnitune.data import media
 from omnitune.data.media import Probe, iter_frames, probe, read_frames, read_image, write_image, write_video
-from omnitune.types import UserError
+from omnitune.errors import UserError
 
 ZOO = {
     "h264.mp4": {},

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import Make
 
-from omnitune.data.sources import Folder, scan
+from omnitune.data.captions.sources import Folder, scan
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import UserError
 
 
 def ids(root: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from omnitune.data.order import Order, Row, Turns, slices
-from omnitune.types import Bucket
+from omnitune.data.sizes import Bucket
 
 SMALL, LARGE, CLIP = Bucket(1, 16, 16), Bucket(1, 32, 32), Bucket(5, 16, 16)
 

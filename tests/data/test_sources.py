@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from omnitune.data import media
-from omnitune.data.sources import Folder, scan
+from omnitune.data.captions.item import Item
+from omnitune.data.captions.sources import Folder, scan
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import Item, UserError
 
 
 def rows(*entries):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from omnitune.data.sources import Folder, scan
-from omnitune.data.views import Clips, Crop, View, load_pixels, num_frames_at, plan, view
+from omnitune.data.captions.crops import Clips, Crop, View, load_pixels, num_frames_at, plan, view
+from omnitune.data.captions.item import Item
+from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
 from omnitune.files import Hashes
-from omnitune.types import Bucket, Item, UserError
 
 ONE, FIVE, NINE = Bucket(1, 32, 48), Bucket(5, 32, 48), Bucket(9, 32, 48)
 

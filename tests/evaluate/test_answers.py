@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from omnitune import cli
-from omnitune.data.conversation import Conversation, Message
-from omnitune.data.dialogue import LengthBucket, Talk, TalkIndex
+from omnitune.data.conversations.conversation import Conversation, Message
+from omnitune.data.conversations.rows import LengthBucket, Talk, TalkIndex
 from omnitune.evaluate import (
     AnswerEvaluation,
     Asked,
@@ -22,9 +22,9 @@ from omnitune.evaluate import (
     exact_match,
     majority,
     rouge_l,
-    token_loss,
 )
 from omnitune.evaluate.data import first_items
+from omnitune.objectives import token_loss
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 
@@ -157,7 +157,7 @@ def test_the_first_items_are_those_of_the_file() -> None:
 def test_the_loss_is_that_of_transformers_weighted_by_tokens(home: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from omnitune.families._chat import collate
+    from omnitune.families.vlm.chat import collate
 
     one = of_base(home, "loss")
     (row,) = one.measures()
@@ -203,7 +203,7 @@ def test_everything_is_measured_and_written(
 ) -> None:
     pytest.importorskip("torchmetrics")
     said = ["Cactus ", "two boats", "a frog", "no"]
-    monkeypatch.setattr("omnitune.families.vlm.Vlm.answers", lambda *_: said)
+    monkeypatch.setattr("omnitune.families.vlm.family.Vlm.answers", lambda *_: said)
     assert evaluate(home, "--data", "held.json") == 0
     out, err = capsys.readouterr()
     written = home / "runs/run/evaluation/step-00000002.json"

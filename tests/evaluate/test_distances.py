@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from omnitune.errors import UserError
 from omnitune.evaluate import kid, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
-from omnitune.types import UserError
 
 
 def blurred(picture):

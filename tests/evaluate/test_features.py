@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from omnitune.errors import UserError
 from omnitune.evaluate import Clip, ClipScorer, clip_score, features, kid, load_features
 from omnitune.evaluate.features import resized
 from omnitune.testing.tiny import train_tokenizer
-from omnitune.types import UserError
 
 
 @pytest.fixture(scope="module")

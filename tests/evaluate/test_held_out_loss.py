@@ -12,16 +12,18 @@ import torch
 from core_fixtures import Workplace
 from diffusers import AutoencoderKLWan
 
-from omnitune import after, config, session
-from omnitune.conditions import Condition
+from omnitune import config
+from omnitune.commands import sample as after
+from omnitune.commands import train as session
+from omnitune.conditions.base import Condition
+from omnitune.data.encode import fill
 from omnitune.evaluate import HeldOutLoss, Step, held_out_loss
 from omnitune.evaluate.data import deterministic, held_out
-from omnitune.evaluate.loss import QuantileDraw
-from omnitune.job import place
 from omnitune.objectives.diffusion import Epsilon, FlowMatching
+from omnitune.objectives.held_out import QuantileDraw
 from omnitune.parallel.mesh import Mesh, Parallel
-from omnitune.precompute import fill
 from omnitune.random import Draw
+from omnitune.resolve import place
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from omnitune.errors import UserError
 from omnitune.evaluate import psnr
 from omnitune.evaluate.data import reconstructed, to_8bit
-from omnitune.families._latents import LatentFamily
 from omnitune.families.base import Family
+from omnitune.families.diffusion.latents import LatentFamily
 from omnitune.families.wan import Wan
-from omnitune.types import UserError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pocket" / "autoencoder.py"
 

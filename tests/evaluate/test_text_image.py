@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from omnitune.errors import UserError
 from omnitune.evaluate import TextImageScorer, auc, recall
 from omnitune.evaluate.text_image import ALPHAS
-from omnitune.types import UserError
 
 
 @pytest.fixture(scope="module")

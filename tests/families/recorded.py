@@ -15,16 +15,17 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor, nn
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.data.encode import fill
+from omnitune.data.sizes import Bucket
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Denoiser, Noisy
 from omnitune.objectives.diffusion import Diffusion, expand
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
-from omnitune.types import Bucket
 
 SIDES, LATENT_FRAMES, FPS = 64, 3, 12
 CAPTIONS = ("rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool")

@@ -12,19 +12,21 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from recorded import Case, certain_posteriors, run_of
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.data import buckets
 from omnitune.data.buckets import Buckets
+from omnitune.data.encode import fill
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
+from omnitune.export.weights import export
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.cogvideox import CogVideoX, CogVideoXOptions
-from omnitune.job import Job
 from omnitune.objectives.diffusion import VPrediction
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.random import Draw
+from omnitune.resolve import Job
 from omnitune.testing.tiny import build_tiny
-from omnitune.types import Bucket, UserError
-from omnitune.weights import export
 
 Load = Callable[..., CogVideoX]
 

@@ -11,14 +11,15 @@ from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from recorded import Calls, call
 from torch import Tensor
 
-from omnitune import config, init
+from omnitune import config
+from omnitune.commands import init
+from omnitune.data.sizes import Bucket
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.cogview4 import CogView4, CogView4Options
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.random import Draw
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable import Lora, LoraEverywhere, adapter_state, apply_claims, claim, expand
-from omnitune.types import Bucket
+from omnitune.trainable.adapters import Lora, LoraEverywhere, adapter_state, apply_claims, claim, expand
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-from omnitune.families._files import ModelFiles
+from omnitune.families.diffusion.files import ModelFiles
 
 SHIPPED = {
     path.name.removesuffix(".json"): json.loads(path.read_text())

@@ -9,7 +9,8 @@ import torch
 from recorded import Calls, Case, cases, run_of
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh
 from omnitune.trainer import Trainer
 

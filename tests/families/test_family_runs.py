@@ -9,12 +9,13 @@ import torch
 from recorded import Case, cases, certain_posteriors, run_of
 from safetensors.torch import load_file
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.evaluate import Step, held_out_loss
+from omnitune.export.weights import export
 from omnitune.parallel.mesh import Mesh
 from omnitune.testing import runs
 from omnitune.trainer import Trainer
-from omnitune.weights import export
 
 pytestmark = pytest.mark.slow
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -25,7 +26,7 @@ THREE = ("rocket", "a cat plays with a ball of wool", "two boats on a lake")
 
 def learn(case: Case, model: Path, folder: Path, **keys: Any) -> tuple[list[float], Trainer]:
     """Train on three clips; their loss at fixed noise before and after, and where every answer is 0."""
-    from omnitune.precompute import fill
+    from omnitune.data.encode import fill
 
     keys = {"schedule": {"steps": STEPS}, "optimizer": {"name": "adamw", "lr": 5e-3}, **keys}
     run = config.validate(config.read(run_of(case, model, folder, captions=THREE, **keys)))

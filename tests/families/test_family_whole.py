@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from recorded import CAPTIONS, SIDES, Case, cases, run_of, write_clips
 
-from omnitune import config, session
+from omnitune import config
 from omnitune.cli import main
+from omnitune.commands import train as session
+from omnitune.commands.init import table, text
+from omnitune.commands.plan import lines
+from omnitune.errors import UserError
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Denoiser
-from omnitune.init import table, text
 from omnitune.parallel.mesh import Mesh
-from omnitune.plan import lines
 from omnitune.testing import runs
-from omnitune.types import UserError
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
 VARIANTS = [

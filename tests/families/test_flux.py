@@ -12,15 +12,18 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from recorded import Calls, call
 from torch import Tensor
 
-from omnitune import config, init
+from omnitune import config
+from omnitune.batch import Batch
+from omnitune.commands import init
 from omnitune.config import validate_options
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.flux import Flux, FluxOptions
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.random import Draw
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable import Lora, LoraEverywhere, Rule, adapter_state, apply_claims, claim, expand
-from omnitune.types import Batch, Bucket, UserError
+from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule, adapter_state, apply_claims, claim, expand
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)

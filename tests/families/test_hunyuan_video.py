@@ -13,16 +13,18 @@ from PIL import Image
 from recorded import Case, run_of
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.data.encode import fill
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.hunyuan_video import HunyuanVideo, HunyuanVideoOptions
 from omnitune.objectives.diffusion import FlowMatching
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.random import Draw
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny import build_tiny
-from omnitune.types import Bucket, UserError
 
 KEPT = 12
 """Text length here, so that one of the captions is cut."""

@@ -12,14 +12,15 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from omnitune.data.sizes import Bucket
+from omnitune.errors import UserError
+from omnitune.export.weights import adapter_state
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.ltx_video import LTXVideo
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.random import Draw
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable import Lora, LoraEverywhere, apply_claims, claim, expand
-from omnitune.types import Bucket, UserError
-from omnitune.weights import adapter_state
+from omnitune.trainable.adapters import Lora, LoraEverywhere, apply_claims, claim, expand
 
 CAPTIONS = ["rocket", "an airplane flies over the sea, seen from below"]
 NO_DRAW = Draw(0, [0, 1])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnitune.check import check_run
-from omnitune.families._files import ModelFiles
+from omnitune.commands.check import check_run
+from omnitune.errors import UserError
+from omnitune.families.diffusion.files import ModelFiles
 from omnitune.families.wan import Wan
 from omnitune.testing.tiny import build_tiny
-from omnitune.types import UserError
 
 pytest_plugins = ["core_fixtures"]
 

@@ -10,11 +10,12 @@ import torch
 from recorded import Case, cases, run_of
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.data.encode import fill
 from omnitune.families.base import Denoiser, Noisy
 from omnitune.objectives.diffusion import Diffusion
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.trainer import Trainer
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)

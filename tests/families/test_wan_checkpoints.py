@@ -12,13 +12,14 @@ from recorded import Case, run_of, write_clips
 from test_family_export import STEPS, trained
 from test_training import loss_of, seen, trainer_of
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.errors import UserError
 from omnitune.evaluate import Asked, Evaluation
 from omnitune.families.wan import Wan, WanOptions
 from omnitune.parallel.mesh import Mesh
 from omnitune.report import write_report
 from omnitune.testing.runs import write_run
-from omnitune.types import UserError
 
 I2V, EXPERTS, PER_TOKEN = (
     Case("wan", "i2v", "first"), Case("wan", "t2v-a14b", None), Case("wan", "ti2v-5b", "first")

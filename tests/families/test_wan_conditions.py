@@ -10,11 +10,12 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 from torch import Tensor
 
-from omnitune import config, session
+from omnitune import config
+from omnitune.commands import train as session
 from omnitune.data import media
+from omnitune.data.encode import fill
 from omnitune.objectives.diffusion import FlowMatching
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from omnitune.data.sizes import Bucket
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.wan import Wan, WanOptions
-from omnitune.types import Bucket
 
 
 @pytest.fixture(scope="module")

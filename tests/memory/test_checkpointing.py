@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omnitune import config, session
-from omnitune.families._vlm_types import TYPES
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.families.vlm.types import TYPES
 from omnitune.memory.checkpointing import checkpoint_blocks, outermost
 from omnitune.parallel.precision import hold_master_weights
 from omnitune.testing import kept

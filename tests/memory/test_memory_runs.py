@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from omnitune import config
+from omnitune.commands.plan import lines
+from omnitune.errors import UserError
 from omnitune.families.wan import Wan
-from omnitune.plan import lines
 from omnitune.testing.runs import metrics, run, small_chat_run, small_run, write_run
-from omnitune.types import UserError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "vlm_lora.yaml"
 FULL = "memory.checkpointing=full"

@@ -13,7 +13,9 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 from torch.distributions import Normal
 
-from omnitune.conditions import Condition
+from omnitune.batch import Batch, LossSum, Streams
+from omnitune.conditions.base import Condition
+from omnitune.errors import UserError
 from omnitune.families.base import Denoiser, Noisy
 from omnitune.objectives.diffusion import (
     Diffusion,
@@ -24,7 +26,6 @@ from omnitune.objectives.diffusion import (
     zero_terminal,
 )
 from omnitune.random import Draw
-from omnitune.types import Batch, LossSum, Streams, UserError
 
 ROWS, SHAPE = 3, (2, 3, 4, 5)  # C, T, H, W
 BETAS = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)

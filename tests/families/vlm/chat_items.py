@@ -7,11 +7,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Conversation, Media, Message
+from omnitune.data.conversations.conversation import Conversation, Media, Message
+from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.media import probe
-from omnitune.families._chat import Chat, Encoded
-from omnitune.families._vlm_types import TYPES
+from omnitune.families.vlm.chat import Chat, Encoded
+from omnitune.families.vlm.types import TYPES
 
 ASSETS = Path(__file__).parents[3] / "omnitune" / "assets"
 WHERE = "train.json: item 1"

@@ -16,10 +16,10 @@ from test_export_vlm import Left, assert_same_logits, keys, loaded, logits
 from torch import Tensor
 
 from omnitune import cli
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Conversation, Message
-from omnitune.families._vlm_tokens import add_tokens, is_tied, make_room, token_parameters
-from omnitune.families.vlm import Vlm, VlmOptions
+from omnitune.data.conversations.conversation import Conversation, Message
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.families.vlm.family import Vlm, VlmOptions
+from omnitune.families.vlm.tokens import add_tokens, is_tied, make_room, token_parameters
 from omnitune.testing import runs
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
 
@@ -160,7 +160,7 @@ def test_a_mean_is_the_same_however_many_rows_are_added_up_at_once(
     bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load(bases["untied"])
-    monkeypatch.setattr("omnitune.families._vlm_tokens.CHUNK", 7)
+    monkeypatch.setattr("omnitune.families.vlm.tokens.CHUNK", 7)
     parts = load(bases["untied"])
     for name, param in whole.model.named_parameters():
         assert torch.equal(param, dict(parts.model.named_parameters())[name])

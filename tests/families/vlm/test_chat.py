@@ -11,12 +11,12 @@ from PIL import Image
 from tiny_chats import ONE_PICTURE, SHOWS_CLIPS
 from torch import Tensor
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Conversation, Media
-from omnitune.families._chat import Chat, Dropped, Encoded, collate
-from omnitune.families._vlm_types import TYPES
+from omnitune.data.conversations.conversation import Conversation, Media
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.errors import UserError
+from omnitune.families.vlm.chat import Chat, Dropped, Encoded, collate
+from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
-from omnitune.types import UserError
 
 TYPE_NAMES = tiny_types()
 TEMPLATED = [name for name in TYPE_NAMES if TYPES[name].prompt is None]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from chat_items import PICTURE, WHERE, answer, chat, drawn, encoded, processors, talk, user
 
-from omnitune.data.chat_options import PATTERNS, Boxes, ChatOptions
-from omnitune.data.conversation import Conversation
-from omnitune.families._chat import Chat
-from omnitune.families._chat_media import moved
-from omnitune.types import UserError
+from omnitune.data.conversations.conversation import Conversation
+from omnitune.data.conversations.options import PATTERNS, Boxes, ChatOptions
+from omnitune.errors import UserError
+from omnitune.families.vlm.chat import Chat
+from omnitune.families.vlm.media import moved
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from chat_items import (
     user,
 )
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Conversation, Message
-from omnitune.families._chat import Chat
-from omnitune.types import UserError
+from omnitune.data.conversations.conversation import Conversation, Message
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.errors import UserError
+from omnitune.families.vlm.chat import Chat
 
 HEAD = """\
 {%- macro said(m) -%}

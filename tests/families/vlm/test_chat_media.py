@@ -10,12 +10,12 @@ import torch
 from chat_items import CLIP, WHERE, answer, chat, clip, drawn, encoded, processors, talk, user
 from PIL import Image
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Media
+from omnitune.data.conversations.conversation import Media
+from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.media import read_frames
-from omnitune.families._chat import Dropped, collate
-from omnitune.families._chat_media import sampled, scaled, shown, within
-from omnitune.types import UserError
+from omnitune.errors import UserError
+from omnitune.families.vlm.chat import Dropped, collate
+from omnitune.families.vlm.media import sampled, scaled, shown, within
 
 OPTIONS = ChatOptions()
 

@@ -12,15 +12,16 @@ from safetensors import safe_open
 from test_ranks_vlm import ALL_OPEN, write
 from torch import Tensor
 
-from omnitune import config, session
-from omnitune.data.chat_options import ChatOptions
-from omnitune.families._chat import collate
-from omnitune.families._vlm_export import write_merged
-from omnitune.families._vlm_types import TYPES
+from omnitune import config
+from omnitune.commands import train as session
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.data.encode import fill
+from omnitune.export.weights import export
+from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.export import write_merged
+from omnitune.families.vlm.types import TYPES
 from omnitune.parallel.mesh import Mesh
-from omnitune.precompute import fill
 from omnitune.testing.tiny_vlm import tiny_types
-from omnitune.weights import export
 
 LORA: dict[str, Any] = {
     "trainable": {"lora": {"rank": 4, "alpha": 10}, "lr": 1e-2}, "freeze_vision_tower": False,

@@ -11,12 +11,12 @@ from chat_items import CLIP, PICTURE, PICTURES, TEXT, TURNS, answer, picture, ta
 from tiny_chats import ONE_PICTURE, SHOWS_CLIPS
 from torch import Tensor
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.data.conversation import Conversation
-from omnitune.families._chat import collate
-from omnitune.families._vlm_types import TYPES
+from omnitune.data.conversations.conversation import Conversation
+from omnitune.data.conversations.options import ChatOptions
 from omnitune.families.base import Question
-from omnitune.families.vlm import Vlm
+from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.family import Vlm
+from omnitune.families.vlm.types import TYPES
 from omnitune.random import Draw
 from omnitune.testing.tiny_vlm import tiny_types
 

@@ -10,15 +10,15 @@ from test_export_vlm import LORA, Left, assert_answers_alike, assert_same_logits
 from test_family import batch, entry, losses
 
 from omnitune import config
-from omnitune.data.chat_options import ChatOptions
-from omnitune.families._chat import collate
-from omnitune.families._vlm_types import TYPES, roles_of
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.errors import UserError
 from omnitune.families.base import Question
-from omnitune.families.vlm import Vlm
-from omnitune.freezing import Flags, expand
+from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.family import Vlm
+from omnitune.families.vlm.types import TYPES, roles_of
 from omnitune.random import Draw
-from omnitune.rules import Lora, LoraEverywhere
-from omnitune.types import UserError
+from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.rules import Lora, LoraEverywhere
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "vlm" / "categories.yaml"
 NUM_TOKENS = 49  # of a picture

@@ -14,8 +14,9 @@ from test_added_tokens import Ran, described
 from test_export_vlm import loaded
 from torch import Tensor
 
-from omnitune import cli, config, session
-from omnitune.families._vlm_start import PeftFolders
+from omnitune import cli, config
+from omnitune.commands import train as session
+from omnitune.families.vlm.start import PeftFolders
 from omnitune.testing import runs
 
 LORA: dict[str, Any] = {

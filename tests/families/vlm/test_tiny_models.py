@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_chats import CHATS, EVERY_CASE, inputs, render
 
-from omnitune.families._vlm_types import TYPES
+from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
 
 Loaded = Callable[[str], tuple[Any, Any]]

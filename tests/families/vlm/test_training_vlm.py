@@ -15,14 +15,14 @@ from test_family import APART, entry
 from tiny_chats import SHOWS_CLIPS
 from torch import nn
 
-from omnitune.data.chat_options import ChatOptions
-from omnitune.families._vlm_types import TYPES, covers
-from omnitune.families.vlm import Vlm
-from omnitune.freezing import Flags, expand
-from omnitune.rules import Lora, LoraEverywhere
+from omnitune.data.conversations.options import ChatOptions
+from omnitune.errors import UserError
+from omnitune.families.vlm.family import Vlm
+from omnitune.families.vlm.types import TYPES, covers
 from omnitune.testing.tiny_vlm import tiny_types
-from omnitune.trainable import apply_claims, claim, param_groups
-from omnitune.types import UserError
+from omnitune.trainable.adapters import apply_claims, claim, param_groups
+from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.rules import Lora, LoraEverywhere
 
 VISION, PROJECTOR, LANGUAGE = ROLES = "vision_tower", "multi_modal_projector", "language_model"
 OPEN = [c for c in product((True, False), repeat=3) if any(c)]

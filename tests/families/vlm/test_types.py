@@ -10,9 +10,9 @@ import torch
 from tiny_chats import EVERY_CASE, SHOWS_CLIPS, cases, inputs
 from torch import Tensor, nn
 
-from omnitune.families._vlm_types import TYPES, Cut, covers, module_tree, roles_of
+from omnitune.errors import UserError
+from omnitune.families.vlm.types import TYPES, Cut, covers, module_tree, roles_of
 from omnitune.testing.tiny_vlm import tiny_types
-from omnitune.types import UserError
 
 Loaded = Callable[[str], tuple[Any, Any]]
 Replace = Callable[[str, Tensor], Tensor]

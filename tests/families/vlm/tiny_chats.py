@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from omnitune.families._vlm_types import TYPES
+from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
 
 WIDE = Image.linear_gradient("L").resize((100, 60)).convert("RGB")

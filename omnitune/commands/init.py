@@ -1,0 +1,141 @@
+"""A first run.yaml for a family, and the table of families."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import UserError
+from ..families import REGISTRY, resolve
+
+if TYPE_CHECKING:
+    from ..families.base import Checkpoint, Family
+
+
+def text(family: "type[Family]", name: str | None = None) -> str:
+    """A commented run.yaml with the published defaults of a variant, by default the family's first."""
+    variant = find_variant(family, name)
+    d = variant.defaults
+    if d is None:
+        return _conversations(family, variant)
+    given = (
+        f"  - {{name: frame_conditioning, frames: {variant.frames}}}    # what the model is shown of a clip\n"
+        if variant.frames
+        else ""
+    )
+    levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
+    clip = d.size.count("x") == 2
+    size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
+    images = "  images: [fox.png]    # the first frame of each sample\n" if variant.frames else ""
+    last = "  last_images: [fox_later.png]\n" if variant.frames == "both" else ""
+    return f"""\
+# omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
+model:
+  family: {family.name}
+  path: {variant.path}    # a folder in the diffusers layout, or a hub id
+  dtype: bfloat16    # float32 on a CPU
+  options: {{text_length: {family.Options().text_length}}}    # tokens that a caption is cut to
+
+# What is learned; a shift above 1 moves training towards high noise.
+objective: {{name: {d.objective}{levels}}}
+conditions:
+  - {{name: caption_dropout, probability: 0.1}}    # keeps guidance working
+{given}
+# First matching rule wins, the rest stays frozen. Instead of rules: `full`, or {{lora: {{rank: 32}}}}.
+trainable:
+  - params: [{", ".join(f'"{target}"' for target in family.lora_targets)}]
+    lr: 1e-4
+    lora: {{rank: 32}}
+optimizer: {{name: adamw, lr: 1e-4, weight_decay: 0.01}}
+schedule: {{steps: 2000, warmup: 100, decay: cosine}}
+
+data:
+  sources:
+    - {{path: {"clips" if clip else "pictures"}}}    # with a .txt beside each, or metadata.jsonl
+  buckets: {{frames: {list(d.frames)}, {size}}}    # 1 frame is a picture
+{f"  fps: {d.fps:g}    # clips are resampled to the rate the model was trained at" if clip else ""}
+  batch_size: 4    # what the optimizer sees, over all devices
+  cache: .cache    # encoded latents and texts, shared between runs
+
+checkpoint: {{every: 500, keep: 3}}
+validation:
+  every: 500
+  prompts: [a fox runs through snow]
+{images}{last}  size: {d.size}
+  guidance: {d.guidance:g}
+{f"  fps: {d.fps:g}" if clip else ""}
+parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same
+""".replace("\n\n  batch_size", "\n  batch_size").replace("\n\nparallel", "\nparallel")
+
+
+def _conversations(family: "type[Family]", variant: "Checkpoint") -> str:
+    return f"""\
+# omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
+model:
+  family: {family.name}
+  path: {variant.path}    # a folder as save_pretrained writes it, or a hub id
+  dtype: bfloat16    # float32 on a CPU
+
+objective: {{name: causal_lm}}
+# `full`, `{{lora: ...}}` or rules; with either word the vision tower and the projector stay frozen.
+trainable: {{lora: {{rank: 16}}, lr: 1e-4}}
+freeze_vision_tower: true
+freeze_multi_modal_projector: true
+freeze_language_model: false
+optimizer: {{name: adamw, weight_decay: 0}}
+schedule: {{steps: 1000, warmup: 30, decay: cosine}}
+
+data:
+  name: conversations
+  sources:
+    - {{path: train.json}}    # sharegpt, messages or alpaca; or a folder with dataset_info.json
+  max_length: 2048    # tokens of a row, pictures among them; nothing is ever cut
+  too_long: drop    # or shrink: pictures are made smaller until the row fits
+  batch_size: 16    # rows the optimizer sees, over all devices
+  cache: .cache    # what the frozen tower gives, shared between runs
+
+checkpoint: {{every: 200, keep: 3}}
+validation:
+  every: 200
+  prompts: ["What is in this picture?"]
+  images: [fox.png]    # one for each prompt
+parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same
+"""
+
+
+def find_variant(family: "type[Family]", name: str | None) -> "Checkpoint":
+    if name is not None and name not in family.variants:
+        raise UserError(
+            f"--variant: {name!r} is not one of {family.name}; choose from {', '.join(family.variants)}"
+        )
+    return family.checkpoint(name)
+
+
+def table() -> str:
+    """What each family can do, one block each."""
+    return "\n".join("\n".join([name, *_block(resolve(name))]) + "\n" for name in REGISTRY)
+
+
+def _block(family: "type[Family]") -> Iterator[str]:
+    shown = {
+        "tasks": ", ".join(family.tasks),
+        "methods": f"lora ({', '.join(family.adapter_components)}), full",
+        "lora targets": ", ".join(family.lora_targets),
+        "options": ", ".join(family.Options.__dataclass_fields__) or "none",
+        "licence": family.licence,
+    }
+    for key, value in shown.items():
+        yield f"  {key}: {value}"
+    for name in family.variants:
+        variant = family.checkpoint(name)
+        told = f"; {sizes(family, variant)}" if variant.defaults else ""
+        yield f"  {name}: {variant.path}{told}"
+
+
+def sizes(family: "type[Family]", variant: "Checkpoint") -> str:
+    """Which sizes a published checkpoint takes, and the smallest of them."""
+    shape = family.load(variant.path, "meta", torch.float32, only=[])
+    if variant.frames and shape.lacking():
+        shape.give_frames(variant.frames, optional=False, dropout=False)
+    limits = shape.limits
+    return f"{limits.rule}; the smallest {limits.smallest}"

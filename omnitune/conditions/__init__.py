@@ -1,0 +1,1 @@
+"""Extra inputs to a denoiser, one file each."""

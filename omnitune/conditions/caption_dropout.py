@@ -1,0 +1,35 @@
+"""Captions dropped at random, for classifier-free guidance."""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from ..options import option
+from ..random import Draw
+from .base import Condition, Inputs
+
+if TYPE_CHECKING:
+    pass
+
+
+@option
+class CaptionDropout(Condition):
+    """Replace a caption by the empty prompt, so that the model keeps an unconditional branch for guidance.
+
+    Ho and Salimans 2022, "Classifier-free diffusion guidance", algorithm 1.
+    """
+
+    name: Literal["caption_dropout"] = "caption_dropout"
+    probability: float = 0.1
+    """Of each sample, each time it is seen; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+
+    def inputs(self, inputs: Inputs, draw: Draw) -> Inputs:
+        return {**inputs, "caption": ""} if draw.row("caption_dropout") < self.probability else inputs
+
+    def variants(self, inputs: Inputs) -> list[Inputs]:
+        return [inputs, {**inputs, "caption": ""}]
+
+    def deterministic(self) -> Self | None:
+        return None

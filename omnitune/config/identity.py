@@ -1,0 +1,148 @@
+"""What a run was made of: written beside its results, and compared before it goes on."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.captions.index import Index
+from ..errors import UserError
+from ..files import digest, read_jsonl
+from .validate import as_data, validate
+from .yaml import read
+
+if TYPE_CHECKING:
+    from ..parallel.mesh import Mesh
+    from .run import Run
+
+
+def check_identity(run: "Run", folder: Path) -> None:
+    """Refuse a folder whose run learns something else."""
+    file = folder / "run.yaml"
+    if not file.is_file():
+        return
+    stored = learned_settings(as_data(validate(read(file))))
+    mine = learned_settings(as_data(run))
+    differing = sorted(k for k in stored.keys() | mine.keys() if stored.get(k) != mine.get(k))
+    if differing:
+        lines = "; ".join(f"{k} {stored.get(k)!r} there, {mine.get(k)!r} here" for k in differing[:5])
+        raise UserError(
+            f"{differing[0]}: {folder} holds a run that learns something else ({lines}); "
+            "choose another name=, delete that folder, or go back to its settings"
+        )
+
+
+def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with other data than the checkpoint was trained on."""
+    mine = index.fingerprints()
+    if state["data"] == digest(*(f"{k} {v}" for k, v in sorted(mine.items()))):
+        return
+    lines = folder / "data.jsonl"
+    if not lines.is_file():
+        raise UserError(
+            f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
+            "difference, is missing; bring the data back, or start another run with name="
+        )
+    stored = {row["id"]: row["fingerprint"] for row in read_jsonl(lines)}
+    changed = [i for i in mine if i in stored and stored[i] != mine[i]]
+    kinds = {
+        "changed": changed,
+        "gone": [i for i in stored if i not in mine],
+        "new": [i for i in mine if i not in stored],
+    }
+    told = "; ".join(f"{kind}: {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if ids[5:] else ''}"
+                     for kind, ids in kinds.items() if ids)  # fmt: skip
+    raise UserError(
+        f"data.sources: the data is not what {folder} was trained on ({told}); bring it "
+        "back, or start another run "
+        f"with name=, from this one's weights by init_from={folder}/weights"
+    )
+
+
+def check_base(fingerprint: str, state: Mapping[str, Any], run: "Run", folder: Path) -> None:
+    if state["base"] != fingerprint:
+        raise UserError(
+            f"model.path: the weights at {run.model.path} are not those that {folder} was started from; "
+            "bring those back, or start another run with name="
+        )
+
+
+def data_lines(index: Index) -> str:
+    prints = index.fingerprints()
+    rows = [
+        {"id": item.id, "bucket": str(bucket), "caption": item.caption, "fingerprint": prints[item.id]}
+        for item, bucket in zip(index.items, index.buckets, strict=True)
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
+    """What decides the result besides the configuration."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("omnitune", "torch", "diffusers", "transformers", "peft", "safetensors", "av", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+        "identity": identity_hash(run),
+        "base_weights": base,
+        "data": data,
+        "seed": run.seed,
+        "device": torch.cuda.get_device_name()
+        if mesh.device.type == "cuda"
+        else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "ranks": mesh.world,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the omnitune sources, where they are a checkout."""
+    here = Path(__file__).parents[1]
+    if not (here.parent / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+NOT_LEARNED = (
+    "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "memory",
+    "checkpoint", "validation", "tracking", "schedule.steps", "init_from",
+)  # fmt: skip
+"""What may change when a run goes on. Model, data and init_from are compared by their contents instead.
+
+Whether `data.cache` is null may not where windows or crops are drawn: cached pixels are one of N variants,
+live ones are drawn anew each time.
+"""
+
+
+def learned_settings(data: dict[str, Any]) -> dict[str, Any]:
+    """What of a run changes learning, as {dotted key: value}."""
+    flat = _flatten(data)
+    found = {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
+    if "random" in (flat.get("data.window"), flat.get("data.crop")):
+        found["data.cache"] = "null" if flat["data.cache"] is None else "a folder"
+    return found
+
+
+def identity_hash(run: "Run") -> str:
+    return blake2b(
+        json.dumps(learned_settings(as_data(run)), sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = {f"{prefix}.{k}" if prefix else str(k): v for k, v in value.items()}
+    elif isinstance(value, list) and value:
+        items = {f"{prefix}.{i}": v for i, v in enumerate(value)}
+    else:
+        return {prefix: value}
+    return {k: v for name, child in items.items() for k, v in _flatten(child, name).items()}

@@ -1,0 +1,187 @@
+"""A run, from YAML. The only module that knows pydantic and yaml; what it builds are plain dataclasses."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from ..callbacks.ema import Ema
+from ..checkpoint import Checkpoints
+from ..conditions.caption_dropout import CaptionDropout
+from ..conditions.frames import FrameConditioning
+from ..data.captions.options import Data
+from ..data.conversations.options import Conversations
+from ..memory.options import Memory
+from ..objectives.causal_lm import CausalLM
+from ..objectives.diffusion import Epsilon, FlowMatching, VPrediction
+from ..optim import Adam, AdamW, Schedule
+from ..options import ByName, option
+from ..parallel.mesh import Parallel
+from ..sampling import Validation
+from ..trainable.adapters import LoraEverywhere, Rule
+from ..trainable.freezing import Flags
+
+
+@option
+class Model:
+    """The pretrained model."""
+
+    family: str
+    """Name in `omnitune models`, or `package.module:Class`."""
+    path: str
+    """Folder in the diffusers layout, or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """In which the networks are stored and computed; what trains is stored in float32 always."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the family (text length...), listed by `omnitune models`."""
+
+
+@option
+class Tracking:
+    """What is written down while training."""
+
+    draws: bool = False
+    """Write draws.jsonl: sample ids and a hash of every random draw of each step, to compare two runs."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "rules"
+    return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
+
+
+AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction | CausalLM, ByName("flow_matching")]
+AnyCondition = Annotated[CaptionDropout | FrameConditioning, ByName("caption_dropout")]
+AnyData = Annotated[Data | Conversations, ByName("captions")]
+AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
+AnyTrainable = Annotated[
+    Annotated[list[Rule], Tag("rules")]
+    | Annotated[Literal["full"], Tag("full")]
+    | Annotated[LoraEverywhere, Tag("lora")],
+    Discriminator(_kind),
+]
+
+
+@option
+class Freezing:
+    """What is said of freezing, by role."""
+
+    freeze: dict[str, bool] = field(default_factory=dict)
+    """Role -> whether it stays as it is; false trains it. `omnitune plan` lists the roles of a model."""
+    freeze_vision_tower: bool | None = None
+    """The same as `freeze: {vision_tower: ...}`."""
+    freeze_multi_modal_projector: bool | None = None
+    """The same as `freeze: {multi_modal_projector: ...}`."""
+    freeze_language_model: bool | None = None
+    """The same as `freeze: {language_model: ...}`."""
+    freeze_llm: bool | None = None
+    """The same as `freeze_language_model`."""
+    train_mm_proj_only: bool | None = None
+    """True trains the projector alone; false says nothing."""
+
+    @property
+    def frozen(self) -> Flags:
+        """What is said of freezing."""
+        return Flags(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)})
+
+
+@option
+class Phase(Freezing):
+    """A part of a run with rules and rates of its own."""
+
+    trainable: AnyTrainable
+    """As a run's."""
+    schedule: Schedule
+    """Its length, and how its rates move; both count from its first step."""
+    optimizer: AnyOptimizer | None = None
+    """Absent: the run's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phase of a run, or all of it: what is trained from one step to another."""
+
+    start: int
+    end: int
+    run: "Run"
+
+
+@option
+class Run(Freezing):
+    """Everything that a training run needs to be repeated."""
+
+    name: str
+    """Of the run's folder; the YAML file's name unless stated."""
+    model: Model
+    trainable: AnyTrainable | None = None
+    """Rules, `full` (all of the core network) or `{lora: {...}}` (the family's default layers)."""
+    phases: list[Phase] = field(default_factory=list)
+    """Parts that follow each other, each with its own `trainable`, flags of freezing and `schedule`."""
+    data: AnyData
+    objective: AnyObjective = FlowMatching()
+    conditions: list[AnyCondition] = field(default_factory=list)
+    optimizer: AnyOptimizer = AdamW()
+    schedule: Schedule = Schedule()
+    seed: int = 0
+    """Of every random draw."""
+    init_from: Path | None = None
+    """LoRA file or exported weights folder to start from."""
+    ema: Ema | None = None
+    """Keep an exponential moving average of what trains."""
+    checkpoint: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    parallel: Parallel = Parallel()
+    memory: Memory = Memory()
+    tracking: Tracking = Tracking()
+
+    @property
+    def steps(self) -> int:
+        """Of all phases."""
+        return self.parts()[-1].end
+
+    def parts(self) -> list[Part]:
+        """What follows each other, each as a run without phases."""
+        if not self.phases:
+            return [Part(0, self.schedule.steps, self)]
+        found: list[Part] = []
+        for phase in self.phases:
+            start = found[-1].end if found else 0
+            stated = {f.name: getattr(phase, f.name) for f in dataclasses.fields(phase)}
+            stated["optimizer"] = phase.optimizer or self.optimizer
+            run = dataclasses.replace(self, phases=[], **stated)
+            found.append(Part(start, start + phase.schedule.steps, run))
+        return found
+
+    def _check_phases(self) -> None:
+        if self.trainable is None and not self.phases:
+            raise ValueError("trainable: is missing; give rules, full, {lora: {}}, or phases")
+        if not self.phases:
+            return
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Freezing)}
+        said = [name for name, value in plain.items() if value not in (None, {})]
+        said += ["trainable"] if self.trainable is not None else []
+        said += ["schedule"] if self.schedule != Schedule() else []
+        if said:
+            raise ValueError(f"{said[0]}: stands beside phases, which have their own; move it into them")
+        if self.ema is not None:
+            raise ValueError("ema: an average over phases that train other parts is none; leave it out")
+
+    def __post_init__(self) -> None:
+        self._check_phases()
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        names = [condition.name for condition in self.conditions]
+        if twice := [i for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"conditions.{twice[0]}: {names[twice[0]]} stands here a second time; keep one")
+        micro, batch = self.parallel.micro_batch_size, self.data.batch_size
+        if micro is not None and micro > batch:
+            raise ValueError(
+                f"parallel.micro_batch_size: {micro} is above data.batch_size {batch}, which is "
+                "what the optimizer "
+                "sees over all devices; raise that or lower this"
+            )

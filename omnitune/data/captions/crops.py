@@ -1,0 +1,294 @@
+"""Decide what of an item is shown: which frames, how large, which part; and read exactly that."""
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import UserError
+from ...options import option
+from .. import media
+from ..buckets import assign
+from ..sizes import Bucket
+from .item import Item
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILTER = "lanczos"
+"""What resizes; part of every view's key. diffusers' image processors resize with it."""
+
+
+@option
+class Clips:
+    """Which frames of a clip are shown, and which part of a frame."""
+
+    fps: float | None = None
+    """Frames per second that the model sees; a clip's own by default."""
+    window: Literal["head", "middle", "random"] = "head"
+    """Where a clip that is longer than its bucket is cut."""
+    short: Literal["error", "skip", "loop", "hold", "shorter"] = "error"
+    """What becomes of a clip too short for every bucket of several frames.
+
+    `skip` leaves it out, `loop` starts it again, `hold` repeats its last frame, `shorter` shows one
+    frame of it.
+    """
+    crop: Literal["center", "random"] = "center"
+    """Which part of a frame whose shape is not the bucket's is shown."""
+
+
+Chance = Callable[[str], float]
+"""Gives a number in [0, 1) for a purpose; `Draw.row` is one."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a resized frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What of an item is shown: these frames, resized to (height, width), of which a part is cut out."""
+
+    indices: tuple[int, ...]
+    resize: tuple[int, int]
+    crop: Crop
+
+    def key(self) -> str:
+        """Text that is equal for equal pixels of the same file: part of a cache key."""
+        return json.dumps(asdict(self) | {"filter": FILTER}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An item that is left out, as the user asked, and why."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each item goes, in the order of the items."""
+
+    kept: list[tuple[Item, Bucket]]
+    dropped: list[Dropped]
+    notes: list[str]
+
+
+def plan(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: str = "data") -> Layout:
+    """Place every item: the most frames it fills at the rate asked for, then the nearest shape.
+
+    Pictures train in buckets of one frame. A clip goes to one only if no bucket has several frames, or if it
+    is too short for those that have and `short` says `shorter`.
+    """
+    if clips.fps is not None and clips.fps <= 0:
+        raise UserError(f"{where}.fps: {clips.fps} is not above 0; leave it out for clips' own rates")
+    single = [bucket for bucket in buckets if bucket.frames == 1]
+    several = [bucket for bucket in buckets if bucket.frames > 1]
+    pictures = [item for item in items if item.kind == "image"]
+    short = [item for item in items if several and _is_short(item, several, clips)]
+    mistakes = []
+    if pictures and not single:
+        mistakes.append(_homeless_pictures(pictures, several, where))
+    if short and (clips.short == "error" or (clips.short == "shorter" and not single)):
+        mistakes.append(_too_short(short, several, clips, where))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+    left_out = {item.id for item in short} if clips.short == "skip" else set()
+    kept = [(item, _home(item, single, several, clips)) for item in items if item.id not in left_out]
+    dropped = [Dropped(item, _shortness(item, several, clips)) for item in items if item.id in left_out]
+    return Layout(kept, dropped, _notes(items, short, several, clips, where))
+
+
+def num_frames_at(item: Item, fps: float | None) -> int:
+    """Count the frames a clip gives at a rate: as many as have a nearest source frame within the clip."""
+    if item.times and fps is not None:
+        return ceil(_end(item) * fps)
+    return ceil((item.num_frames - Fraction(1, 2)) / _step(item, fps))
+
+
+def view(item: Item, bucket: Bucket, clips: Clips, draw: Chance) -> View:
+    """Choose frames and crop of an item; only `random` windows and crops draw."""
+    height, width = _covering(item.width, item.height, bucket)
+    if clips.crop == "random":
+        top = _pick(draw("crop_top"), height - bucket.height)
+        left = _pick(draw("crop_left"), width - bucket.width)
+    else:
+        top, left = (height - bucket.height) // 2, (width - bucket.width) // 2
+    crop = Crop(top, left, bucket.height, bucket.width)
+    return View(_frames(item, bucket.frames, clips, draw), (height, width), crop)
+
+
+def load_pixels(item: Item, view: View) -> "Tensor":
+    """Read a view as (3, T, H, W) in [-1, 1], one source frame in memory at a time."""
+    import numpy as np
+
+    shown = {index: _shown(frame, view) for index, frame in media.iter_frames(item.path, view.indices)}
+    return to_pixels(np.stack([shown[index] for index in view.indices]))
+
+
+def to_pixels(frames: "media.Pixels") -> "Tensor":
+    """Frames (T, H, W, 3) in uint8 as (3, T, H, W) in [-1, 1]."""
+    import torch
+
+    # The arithmetic of diffusers' processors, so that equal pixels give equal bits.
+    return (torch.from_numpy(frames).float() / 255 * 2 - 1).permute(3, 0, 1, 2).contiguous()
+
+
+def covering_picture(path: Path, bucket: Bucket) -> "media.Pixels":
+    """A picture scaled to cover a bucket, its centre cut out: (1, H, W, 3) in uint8."""
+    import numpy as np
+
+    frame = media.read_image(path)[0]
+    height, width = _covering(frame.shape[1], frame.shape[0], bucket)
+    crop = Crop((height - bucket.height) // 2, (width - bucket.width) // 2, bucket.height, bucket.width)
+    return np.array(_shown(frame, View((0,), (height, width), crop)))[None]
+
+
+def _shown(frame: "media.Pixels", view: View) -> "media.Pixels":
+    import numpy as np
+    from PIL import Image
+
+    height, width = view.resize
+    resized = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+    crop = view.crop
+    return np.asarray(resized)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+
+
+# Frames
+
+
+def _step(item: Item, fps: float | None) -> Fraction:
+    """Source frames per shown frame; exact, so that counts and indices cannot disagree by rounding."""
+    return Fraction(1) if fps is None or item.kind == "image" else Fraction(item.fps) / Fraction(fps)
+
+
+def _frames(item: Item, count: int, clips: Clips, draw: Chance) -> tuple[int, ...]:
+    """Source frames to show: frame k is the one nearest in time to the start of the window + k / fps."""
+    length = num_frames_at(item, clips.fps)
+    if count > length:
+        assert clips.short in ("loop", "hold"), (item.id, count, length, clips.short)
+        again = [k % length if clips.short == "loop" else length - 1 for k in range(length, count)]
+        return tuple(_nearest(item, 0, k, clips.fps) for k in [*range(length), *again])
+    start = _start(_slack(item, count - 1, clips.fps), clips, draw)
+    return tuple(_nearest(item, start, k, clips.fps) for k in range(count))
+
+
+def _nearest(item: Item, start: int, k: int, fps: float | None) -> int:
+    """The source frame nearest in time to frame `start` + k / fps; the later of two as near."""
+    if not item.times or fps is None:
+        return start + floor(k * _step(item, fps) + Fraction(1, 2))
+    time = item.times[start] + k / fps
+    after = min(bisect_right(item.times, time), item.num_frames - 1)
+    return after if item.times[after] - time <= time - item.times[after - 1] else after - 1
+
+
+def _slack(item: Item, k: int, fps: float | None) -> int:
+    """The last source frame from which a window of k + 1 shown frames stays within the clip."""
+    if not item.times or fps is None:
+        return item.num_frames - 1 - _nearest(item, 0, k, fps)
+    return max(bisect_left(item.times, _end(item) - k / fps) - 1, 0)
+
+
+def _end(item: Item) -> float:
+    """Seconds at which a clip of variable rate ends: half a mean frame after its last, as at a fixed rate."""
+    return item.times[-1] + 0.5 / item.fps
+
+
+def _start(slack: int, clips: Clips, draw: Chance) -> int:
+    if clips.window == "random":
+        return _pick(draw("window"), slack)
+    return slack // 2 if clips.window == "middle" else 0
+
+
+def _pick(uniform: float, slack: int) -> int:
+    """One of 0 to `slack`, equally likely."""
+    return int(uniform * (slack + 1))
+
+
+def _covering(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
+    """The smallest (height, width) of a frame's shape that covers the bucket."""
+    if width * bucket.height >= height * bucket.width:
+        return bucket.height, max(bucket.width, round(width * bucket.height / height))
+    return max(bucket.height, round(height * bucket.width / width)), bucket.width
+
+
+# Placing
+
+
+def _is_short(item: Item, several: Sequence[Bucket], clips: Clips) -> bool:
+    return item.kind == "video" and num_frames_at(item, clips.fps) < _least(several)
+
+
+def _least(several: Sequence[Bucket]) -> int:
+    return min(bucket.frames for bucket in several)
+
+
+def _home(item: Item, single: list[Bucket], several: list[Bucket], clips: Clips) -> Bucket:
+    count = num_frames_at(item, clips.fps)
+    if several and _is_short(item, several, clips) and clips.short in ("loop", "hold"):
+        count = _least(several)
+    found = assign(item, count, single if item.kind == "image" else single + several)
+    assert found is not None, (item.id, count, single, several)
+    return found
+
+
+def _shortness(item: Item, several: Sequence[Bucket], clips: Clips) -> str:
+    rate = clips.fps or item.fps
+    return f"{num_frames_at(item, clips.fps)} of the {_least(several)} frames needed at {rate:g} fps"
+
+
+def _homeless_pictures(pictures: Sequence[Item], several: Sequence[Bucket], where: str) -> str:
+    counts = sorted({bucket.frames for bucket in several})
+    lines = "".join(f"\n  {item.where}: {item.id}" for item in pictures)
+    return f"{where}.buckets.frames: {counts} has no place for pictures; add 1 to it, or remove them:{lines}"
+
+
+def _too_short(short: Sequence[Item], several: Sequence[Bucket], clips: Clips, where: str) -> str:
+    lines = "".join(f"\n  {item.where}: {item.id}: {_shortness(item, several, clips)}" for item in short)
+    frames = f"{where}.buckets.frames"
+    if clips.short == "shorter":
+        out = f"add 1 to {frames} for `shorter`, or set it to skip, loop or hold"
+    else:
+        out = f"set it to skip, loop, hold or shorter, or put a smaller count into {frames}"
+    return f"{where}.short: {clips.short}: {_number(short, 'clip')} too short for {frames}; {out}:{lines}"
+
+
+def _notes(
+    items: Sequence[Item], short: Sequence[Item], several: Sequence[Bucket], clips: Clips, where: str
+) -> list[str]:
+    videos = [item for item in items if item.kind == "video"]
+    if videos and not several:
+        return [f"{_number(videos, 'clip')} shown as one frame: {where}.buckets.frames is [1]"]
+    notes = []
+    if (uneven := [item for item in videos if item.times]) and clips.fps is None:
+        named = ", ".join(item.id for item in uneven)
+        notes.append(
+            f"{_number(uneven, 'clip')} of variable frame rate, shown frame by frame; state {where}.fps to "
+            f"pick frames by time: {named}"
+        )
+    if not short:
+        return notes
+    done = {
+        "skip": "left out",
+        "loop": "shown from the start again",
+        "hold": "held at the last frame",
+        "shorter": "shown as one frame",
+    }[clips.short]
+    named = "; ".join(f"{item.id}: {_shortness(item, several, clips)}" for item in short)
+    return [*notes, f"{_number(short, 'clip')} too short and {done} ({where}.short: {clips.short}): {named}"]
+
+
+def _number(items: Sequence[Any], noun: str) -> str:
+    return f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"

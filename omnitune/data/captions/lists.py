@@ -1,0 +1,146 @@
+"""Read CogVideo's layout: lists of captions, clips and pictures, line i of each belongs together."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from ...options import option
+from .entries import Entry, Findings, wrong_file
+
+CAPTIONS = (Path("prompts.txt"), Path("prompt.txt"))
+IMAGES = Path("images.txt")
+
+
+@option
+class LineLists:
+    """Lists of captions, of clips and of pictures, in CogVideo's layout: line i of each belongs together."""
+
+    name: Literal["line_lists"] = "line_lists"
+    path: Path
+    """Folder of the lists; relative paths start at the folder in which the command runs."""
+    captions: Path | None = None
+    """List of captions; absent: `prompts.txt` or `prompt.txt`, the one that is there."""
+    media: Path = Path("videos.txt")
+    """List of clips or pictures, relative to the folder of the lists or absolute."""
+    images: Path | None = IMAGES
+    """List of pictures that image-to-video is conditioned on in place of the clips' first frames.
+
+    `images.txt` is read if it is there, any other must be; null: none is read.
+    """
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A list, and how messages name it."""
+
+    shown: Path
+    lines: Sequence[str]
+
+    def where(self, index: int) -> str:
+        return f"{self.shown.as_posix()}:{index + 1}"
+
+
+def read(source: LineLists, root: Path, findings: Findings) -> list[Entry]:
+    """What the lists of a folder state, without the lines in which something is wrong."""
+    captions = _read(source, root, _captions(source, root, findings), "captions", findings)
+    media = _read(source, root, source.media, "media", findings)
+    wanted = None if source.images == IMAGES and not (root / IMAGES).exists() else source.images
+    images = _read(source, root, wanted, "images", findings)
+    pictures = _files(images, root, findings) if images else None
+    if media is None:
+        return []
+    files = _once(media, _files(media, root, findings), findings)
+    lists = [found for found in (captions, media, images) if found]
+    if captions is None or _unequal(lists, findings):
+        return []
+    return [
+        Entry(file, caption, media.where(i), picture, images.where(i) if images else "")
+        for i, (caption, file, picture) in enumerate(
+            zip(captions.lines, files, pictures or [None] * len(files), strict=True)
+        )
+        if caption and file
+    ]
+
+
+def _captions(source: LineLists, root: Path, findings: Findings) -> Path | None:
+    if source.captions:
+        return source.captions
+    there = [name for name in CAPTIONS if (root / name).exists()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        problem = "both prompts.txt and prompt.txt; keep one, or state it as captions"
+    else:
+        problem = "neither prompts.txt nor prompt.txt; write one, or state another as captions"
+    findings.mistakes.append(f"data.sources: {source.path}: holds {problem}")
+    return None
+
+
+def _read(source: LineLists, root: Path, name: Path | None, key: str, findings: Findings) -> _Lines | None:
+    """The lines of a list, stripped; blank ones at its end are none."""
+    if name is None:
+        return None
+    shown = source.path / name
+    if not (root / name).is_file():
+        findings.mistakes.append(
+            f"data.sources: {shown}: is no file; write it, a line a clip, or state another as {key}"
+        )
+        return None
+    try:
+        text = (root / name).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        findings.mistakes.append(f"{shown}: is not UTF-8 ({error.reason}); save it as UTF-8")
+        return None
+    if not text.strip():
+        findings.mistakes.append(f"{shown}: has no lines; write one a clip")
+        return None
+    # Not splitlines: captions may hold U+2028.
+    found = _Lines(shown, [line.strip() for line in text.rstrip().split("\n")])
+    findings.mistakes += [
+        f"{found.where(i)}: is blank; fill it, or remove the line from every list"
+        for i, line in enumerate(found.lines)
+        if not line
+    ]
+    return found
+
+
+def _files(named: _Lines, root: Path, findings: Findings) -> list[str | None]:
+    """The files that lines name, relative to the folder where they lie in it; None for what is wrong."""
+    found: list[str | None] = []
+    for i, line in enumerate(named.lines):
+        path, folder = PurePosixPath(line), os.path.abspath(root)
+        file = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+        up = "leaves the folder; state its absolute path" if ".." in path.parts else None
+        problem = up or wrong_file(root, file)
+        if line and problem:
+            findings.mistakes.append(f"{named.where(i)}: {line!r} {problem}")
+        found.append(None if problem else file)
+    return found
+
+
+def _once(media: _Lines, files: Sequence[str | None], findings: Findings) -> list[str | None]:
+    """Files without those that stand on an earlier line too."""
+    first: dict[str | None, int] = {}
+    found: list[str | None] = []
+    for i, file in enumerate(files):
+        repeats = file is not None and first.setdefault(file, i) != i
+        if repeats:
+            findings.mistakes.append(
+                f"{media.where(i)}: {file!r} is also on line {first[file] + 1}; keep one"
+            )
+        found.append(None if repeats else file)
+    return found
+
+
+def _unequal(lists: Sequence[_Lines], findings: Findings) -> bool:
+    """Whether lists differ in length; tells the first line of each that another has no more."""
+    short = min(lists, key=lambda found: len(found.lines))
+    end = len(short.lines)
+    longer = [found for found in lists if len(found.lines) > end]
+    findings.mistakes += [
+        f"{found.where(end)}: {short.shown.name} ends before this line; add one there or remove this one"
+        for found in longer
+    ]
+    return bool(longer)

@@ -1,0 +1,1 @@
+"""What families on pipelines of diffusers share."""

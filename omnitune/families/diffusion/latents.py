@@ -1,0 +1,187 @@
+"""Families with an autoencoder in latent space: pixels to moments to x0, and given frames."""
+
+from abc import abstractmethod
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...batch import Batch, Streams
+from ...errors import UserError
+from ...random import Draw
+from ...stages import Stage
+from ..base import Noisy
+from .files import ModelFiles
+from .pipeline import DiffusersFamily
+
+PICTURES = {"first": ("first_frame",), "last": ("last_frame",), "both": ("first_frame", "last_frame")}
+"""What each setting of frame_conditioning needs of a clip."""
+
+
+class LatentFamily(DiffusersFamily):
+    """Stages `moments` (cacheable) and `latents` (draws the posterior), and the text stage of the family."""
+
+    takes: tuple[str, ...] = ()
+    """Settings of `frame_conditioning.frames` that the loaded checkpoint can train with."""
+    frames_required: bool = False
+    """Whether the checkpoint is always given frames."""
+    frames: str | None = None
+    """Which frames are given in this run."""
+    drops_frames: bool = False
+    """Whether an empty picture stands in their place at times."""
+    moments_per_frame: ClassVar[bool] = True
+    """Whether the autoencoder knows time: its latents are (B, C, T, h, w), else (B, C, h, w)."""
+
+    ragged_text: ClassVar[bool] = True
+    """Whether texts are stored without padding: the denoiser is fed zeros or a mask behind them."""
+
+    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
+        super().__init__(files, device, dtype, options)
+        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
+        self.guided = bool(self.transformer_config.get("guidance_embeds"))
+        """Whether the model is distilled to take the scale of guidance as an input."""
+        stated, default = (getattr(given, "guidance", None) for given in (self.options, self.Options()))
+        if not self.guided and stated != default:
+            raise UserError(
+                f"model.options.guidance: {stated:g} has no effect, {files.path} takes no guidance; remove it"
+            )
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns that make one token."""
+        side = self.transformer_config["patch_size"]
+        return self.transformer_config.get("patch_size_t") or 1, side, side
+
+    def num_tokens(self, x0: Streams) -> int:
+        sizes = x0["x"].shape[2:]
+        return prod(size // patch for size, patch in zip(sizes, self.patch[-len(sizes) :], strict=True))
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("moments", ("vae",), ("pixels",), ("moments",), self.encode_pixels),
+            Stage("latents", (), ("moments",), ("x0",), self.draw_latents, draws=("posterior",)),
+            *self.text_stages(),
+            *(self.frame_stages() if self.frames else ()),
+        ]
+
+    def text_stages(self) -> list[Stage]:
+        """From captions to what the text encoders give."""
+        return [self.text_stage("text_encoder", "caption")]
+
+    def text_stage(self, encoder: str, *needs: str) -> Stage:
+        return Stage(
+            "text", (encoder,), needs, ("prompt_embeds",), self.encode_text,
+            ragged=("prompt_embeds",) if self.ragged_text else (),
+            options={"text_length": self.options.text_length},
+        )  # fmt: skip
+
+    @abstractmethod
+    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
+        """Captions to embeddings as the denoiser is fed them, without padding where it is ragged."""
+
+    def frame_stages(self) -> list[Stage]:
+        """From given frames to what `with_frames` and `denoise` read."""
+        return []
+
+    @abstractmethod
+    def affine(self) -> tuple[Any, Any]:
+        """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel."""
+
+    # Latents
+
+    def encode_pixels(self, batch: Batch, draw: Draw) -> Batch:
+        """Pixels (B, 3, T, H, W) in [-1, 1] to the posterior's mean and log-variance, (B, 2C, [T',] h, w)."""
+        return {"moments": self.posterior(batch["pixels"]).parameters}
+
+    def posterior(self, pixels: Tensor) -> Any:
+        """The autoencoder's distribution of latents."""
+        vae: Any = self.components["vae"]
+        pixels = pixels.to(vae.device, vae.dtype)
+        return vae.encode(pixels if self.moments_per_frame else pixels.squeeze(2)).latent_dist
+
+    def draw_latents(self, batch: Batch, draw: Draw) -> Batch:
+        """Sample the posterior, then normalise: the deviation scales too."""
+        return {"x0": {"x": self.normalised(self.sampled(batch["moments"], draw, "posterior"))}}
+
+    @staticmethod
+    def sampled(moments: Tensor, draw: Draw, purpose: str) -> Tensor:
+        mean, logvar = moments.float().chunk(2, dim=1)
+        std = (0.5 * logvar.clamp(-30, 20)).exp()  # diffusers' DiagonalGaussianDistribution clamps alike
+        return mean + std * draw.normal(purpose, mean.shape[1:])
+
+    def normalised(self, z: Tensor) -> Tensor:
+        """Latents (B, C, ...) of the autoencoder as the denoiser knows them, in fp32."""
+        shift, scale = (
+            torch.as_tensor(value, dtype=torch.float32, device=z.device).view(-1, *[1] * (z.ndim - 2))
+            for value in self.affine()
+        )
+        return (z.float() - shift) * scale
+
+    def normalised_mode(self, pixels: Tensor) -> Tensor:
+        """Latents of pixels at the posterior's mode, as the pipelines take those of given frames."""
+        return self.normalised(self.posterior(pixels).mode())
+
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Send pixels (B, 3, T, H, W) in [-1, 1] through the VAE and back, by the mode of the posterior."""
+        vae: Any = self.components["vae"]
+        decoded: Tensor = vae.decode(self.posterior(pixels).mode()).sample.float().clamp(-1, 1)
+        return decoded if decoded.ndim == 5 else decoded.unsqueeze(2)
+
+    # Given frames
+
+    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
+        if frames not in self.takes:
+            able = f"it takes {', '.join(self.takes)}" if self.takes else "it is given no frames"
+            raise UserError(f"conditions: frames: {frames!r} is not for {self.files.path}, {able}")
+        if optional and self.frames_required:
+            raise UserError(
+                f"conditions: {self.files.path} is always given frames; leave probability at 1, and use "
+                "dropout for an empty picture in their place"
+            )
+        if dropout and not self.frames_required:
+            raise UserError(
+                f"conditions: {self.files.path} knows no empty picture; use probability, the others train "
+                "text-to-video"
+            )
+        self.frames, self.drops_frames = frames, dropout
+
+    def lacking(self) -> str | None:
+        if not self.frames_required or self.frames:
+            return None
+        return (
+            f"conditions: {self.files.path} is an image-to-video checkpoint; add "
+            f"{{name: frame_conditioning, frames: {self.takes[0]}}}"
+        )
+
+    @staticmethod
+    def first_frame_clean(noisy: Noisy, given: Tensor) -> Noisy:
+        """Give rows their first latent frame without noise and leave it out of the average.
+
+        `given` (B,) is 1 for these rows. A picture is left as it is: all of it would be given.
+        """
+        x0 = noisy.x0["x"]  # (B, C, T, h, w)
+        if x0.shape[2] == 1:
+            return noisy
+        clean = x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1)
+        clean[:, :, 0] = given.view(-1, 1, 1, 1)
+        noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * (1 - clean)
+        noisy.mask = 1 - clean
+        return noisy
+
+    @staticmethod
+    def as_pictures(frame: Tensor) -> list[Any]:
+        """One frame of each clip, (B, 3, 1, H, W) in [-1, 1], as PIL pictures, for image processors."""
+        from PIL import Image
+
+        levels = ((frame.squeeze(2) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(picture.numpy()) for picture in levels.cpu()]
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return PICTURES[self.frames] if self.frames else ()
+
+    @property
+    def frames_optional(self) -> bool:
+        return not self.frames_required

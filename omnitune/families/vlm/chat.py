@@ -1,0 +1,183 @@
+"""From a conversation to tokens and labels, through the model's own processor."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from ...batch import Batch
+from ...data.conversations.conversation import Conversation
+from ...data.conversations.options import ChatOptions
+from ...errors import UserError
+from .collate import PADS, collate
+from .labels import Places, expanded, kept, learned
+from .media import Shown, Size, shown
+from .processor import PROMPT_SEEN_WHOLE, ChatProcessor, Inputs
+
+__all__ = ["Chat", "ChatOptions", "Dropped", "Encoded", "collate"]
+
+VERSION = 1
+"""To be raised when the same item comes to give something else."""
+NUM_CHECKED = 4
+"""Items whose labels are compared with the processor's own mask, where a template has generation tags."""
+NUM_TRIES = 8
+"""Sizes that are tried to make an item fit."""
+NOT_KEPT = ("attention_mask", "labels", "input_ids", "text_replacement_offsets")
+"""What the processor may give that is found in another way, or not at all."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model reads it."""
+
+    tokens: dict[str, Tensor]
+    """`input_ids` and `labels` (L,), whatever else has an entry a token, and what describes the media (grids,
+    sizes), as the processor gives it for this item alone."""
+    media: dict[str, Tensor]
+    """Pixels, as the processor gives them for this item alone."""
+    shrunk: dict[str, tuple[Size, Size]] = field(default_factory=dict)
+    """Pictures and clips that were made smaller to fit: (width, height) without that and with it."""
+
+    def __len__(self) -> int:
+        return len(self.tokens["input_ids"])
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An item that is left out, and why."""
+
+    reason: str
+
+
+class Chat:
+    """Encodes conversations for one model. `template` takes the place of the processor's own."""
+
+    def __init__(self, processor: Any, model_type: str, options: ChatOptions, template: str | None = None):
+        self.options = options
+        self._through = ChatProcessor(processor, model_type, options, template)
+        self._left_to_check = NUM_CHECKED
+
+    def encode(self, conversation: Conversation) -> Encoded | Dropped:
+        """Encode one item, whose media alone are in memory."""
+        with _named(conversation.where):
+            self._through.check(conversation)
+            media = [shown(each, self.options) for each in conversation.media]
+            encoded = self._encoded(conversation, media, 1.0)
+            if len(encoded) <= self.options.max_length:
+                return encoded
+            if media and self.options.too_long == "shrink":
+                return self._shrunk(conversation, media, len(encoded))
+            return Dropped(f"{conversation.where}: {self._too_long(len(encoded))}")
+
+    def ask(self, conversation: Conversation) -> Batch:
+        """A batch of one that ends where the model is to answer."""
+        with _named(conversation.where):
+            self._through.check(conversation)
+            media = [shown(each, self.options) for each in conversation.media]
+            found = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
+            unknown = ("text_replacement_offsets", "labels")
+            return {name: value for name, value in found.items() if name not in unknown}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what an item becomes."""
+        digest = blake2b(digest_size=16)
+        stated = [VERSION, transformers.__version__, self._through.model_type]
+        stated += [f"{one.name}: {getattr(self.options, one.name)!r}" for one in fields(ChatOptions)]
+        for part in (*stated, *self._through.templates):
+            digest.update(f"{part}\0".encode())
+        with TemporaryDirectory() as folder:
+            self._through.processor.save_pretrained(folder)
+            for path in sorted(Path(folder).rglob("*")):
+                if path.is_file():
+                    digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    # Making it fit
+
+    def _too_long(self, length: int) -> str:
+        return f"{length} tokens, and max_length is {self.options.max_length}"
+
+    def _shrunk(self, conversation: Conversation, media: Sequence[Shown], length: int) -> Encoded | Dropped:
+        """Search the largest pictures that fit, all shrunk alike."""
+        area = max(each.size[0] * each.size[1] for each in media)
+        low, high = 1 / area, 1.0
+        best = self._encoded(conversation, media, low)
+        if len(best) > self.options.max_length:
+            fewest = f"{len(best)} with the smallest pictures" if len(best) < length else "at any size"
+            return Dropped(f"{conversation.where}: {self._too_long(length)}; {fewest}")
+        for _ in range(NUM_TRIES):
+            middle = (low * high) ** 0.5
+            found = self._encoded(conversation, media, middle)
+            if len(found) > self.options.max_length:
+                high = middle
+            else:
+                low, best = middle, found
+        return best
+
+    def _encoded(self, conversation: Conversation, media: Sequence[Shown], scale: float) -> Encoded:
+        inputs = self._through.inputs(conversation, media, scale)
+        outputs = self._through.call(inputs)
+        labels = self._labels(conversation, inputs, outputs)
+        tokens = {"input_ids": outputs["input_ids"][0], "labels": labels}
+        pixels = {}
+        for name, value in outputs.items():
+            if name.startswith("pixel"):
+                pixels[name] = value
+            elif name not in NOT_KEPT:
+                tokens[name] = value[0] if name in PADS else value
+        shrunk = {}
+        for each in media if scale < 1 else ():
+            shrunk[each.name] = self._through.size(each, 1.0), self._through.size(each, scale)
+        return Encoded(tokens, pixels, shrunk)
+
+    # What is learned
+
+    def _labels(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
+        ids = outputs["input_ids"][0]
+        wanted = kept(conversation.messages, self.options)
+        model_type = self._through.model_type
+        if model_type in PROMPT_SEEN_WHOLE and any(wanted[:-1]):
+            raise UserError(
+                f"has {len(wanted)} answers to learn, and {model_type} sees the earlier ones whole when it "
+                "answers; set mask_history to learn the last one alone, or split the item"
+            )
+        if inputs.suffix is not None:
+            mask = (outputs["token_type_ids"][0] == 1) & wanted[-1]
+        else:
+            mask = self._learned(inputs, outputs, ids, wanted)
+        if not mask.any():
+            raise UserError(
+                "holds nothing to learn: no text of an answer is left after `train`, mask_history and the "
+                "chat template; remove the item or let one answer train"
+            )
+        return torch.where(mask, ids, -100)
+
+    def _learned(self, inputs: Inputs, outputs: Any, ids: Tensor, wanted: Sequence[bool]) -> Tensor:
+        given = outputs.get("text_replacement_offsets")
+        replaced = given[0] if isinstance(given, list) and given else []
+        whole = expanded(inputs.text, inputs.answers, replaced)
+        settings = self._through.text_settings(inputs.text)
+        places = Places(self._through.tokenizer, whole.text, ids, settings, self._through.model_type)
+        answers = [places.tokens(spans) for spans in whole.answers]
+        if inputs.template.has_tags and self._left_to_check:
+            self._left_to_check -= 1
+            self._through.compare(inputs, ids, torch.stack(answers).any(0))
+        media = places.tokens(whole.media) | torch.isin(ids, self._through.media_ids)
+        return learned(answers, wanted, media, self.options.train_on_prompt)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -1,0 +1,218 @@
+"""Pictures and clips of a conversation: decoded, brought to a budget of pixels, and their coordinates."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...data.conversations.conversation import Conversation, Media, Message
+from ...data.conversations.options import Boxes, ChatOptions
+from ...data.media import read_frames, read_image
+from ...errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+SMALLEST = 32 * 32
+"""Pixels: nothing is made smaller than that to fit into a row."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture or a clip, decoded and not resized yet."""
+
+    media: Media
+    pixels: "Pixels"  # (N, H, W, 3), N = 1 for a picture
+    indices: tuple[int, ...]
+    """Places of the frames in the clip."""
+    fps: float
+    """Of the clip itself, not of the frames taken."""
+
+    @property
+    def size(self) -> Size:
+        return int(self.pixels.shape[2]), int(self.pixels.shape[1])
+
+    @property
+    def name(self) -> str:
+        return self.media.paths[0].name
+
+    def fitted(self, limits: tuple[int, int] | None, scale: float) -> Size:
+        """Its size within a budget, times what an item's pictures are shrunk by (of their area)."""
+        size = within(self.size, limits)
+        if scale == 1:
+            return size
+        least = min(SMALLEST, size[0] * size[1])
+        return scaled(size, max(scale, least / (size[0] * size[1])))
+
+    def picture(self, size: Size) -> Any:
+        """The first frame as Pillow has it, resized."""
+        from PIL import Image
+
+        image = Image.fromarray(self.pixels[0])
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def clip(self, size: Size) -> "Pixels":
+        """All frames, resized."""
+        import numpy as np
+        from PIL import Image
+
+        if self.size == size:
+            return self.pixels
+        frames = (Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in self.pixels)
+        return np.stack([np.asarray(frame) for frame in frames])
+
+    def metadata(self, size: Size) -> dict[str, Any]:
+        """What a processor reads to tell the times of the frames."""
+        return {
+            "total_num_frames": self.media.num_frames,
+            "fps": self.fps,
+            "width": size[0],
+            "height": size[1],
+            "duration": self.media.num_frames / self.fps,
+            "frames_indices": list(self.indices),
+        }
+
+
+def shown(media: Media, options: ChatOptions) -> Shown:
+    """Decode a picture, or of a clip the frames that are taken."""
+    if media.kind == "image":
+        return Shown(media, read_image(media.paths[0]), (0,), 0.0)
+    if len(media.paths) > 1 or not media.fps:
+        return _of_pictures(media, options)
+    indices = sampled(media.num_frames, media.fps, options)
+    return Shown(media, read_frames(media.paths[0], indices), indices, media.fps)
+
+
+def sampled(num_frames: int, fps: float, options: ChatOptions) -> tuple[int, ...]:
+    """Places of the frames that are taken of a clip, evenly spread from its first to its last."""
+    wanted = math.floor(num_frames / fps * options.video_fps)
+    return spread(num_frames, max(1, min(num_frames, options.video_frames, wanted)))
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    return tuple(i * (total - 1) // (count - 1) for i in range(count)) if count > 1 else (0,)
+
+
+def _of_pictures(media: Media, options: ChatOptions) -> Shown:
+    """A clip that is stated as pictures: they are taken to be `video_fps` a second."""
+    import numpy as np
+
+    indices = spread(len(media.paths), min(len(media.paths), options.video_frames))
+    frames = [read_image(media.paths[index])[0] for index in indices]
+    for index, frame in zip(indices, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise UserError(
+                f"{media.paths[index]}: is {frame.shape[1]}x{frame.shape[0]}, the first picture of the clip "
+                f"{frames[0].shape[1]}x{frames[0].shape[0]}; bring the pictures of a clip to one size"
+            )
+    return Shown(media, np.stack(frames), indices, options.video_fps)
+
+
+def within(size: Size, limits: tuple[int, int] | None) -> Size:
+    """Bring a size to a least and a most of pixels, keeping its aspect ratio."""
+    area = size[0] * size[1]
+    if limits is not None and area > limits[1]:
+        return scaled(size, limits[1] / area)
+    if limits is not None and area < limits[0]:
+        # Rounded up: no less than was asked for.
+        factor = math.sqrt(limits[0] / area)
+        return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
+    return size
+
+
+def scaled(size: Size, area: float) -> Size:
+    """A size with its area multiplied, at most that."""
+    factor = math.sqrt(area)
+    # The square root of a square may come out a hair below: 447.99999 is 448.
+    return max(1, math.floor(size[0] * factor + 1e-6)), max(1, math.floor(size[1] * factor + 1e-6))
+
+
+# Coordinates
+
+
+def check_boxes(boxes: Boxes | None, processor: Any, model_type: str) -> None:
+    """Refuse absolute coordinates where the model does not see the whole picture in one known size."""
+    if boxes is None or not boxes.absolute:
+        return
+    if not hasattr(processor.image_processor, "merge_size"):
+        raise UserError(
+            f"boxes.format: {boxes.format} is for types that see a whole picture in a size of its own "
+            f"(qwen2_5_vl), {model_type} does not; write the coordinates as relative_1000"
+        )
+
+
+def seen_size(processor: Any, picture: Any) -> Size:
+    """The size that the processor resizes a picture to."""
+    image_processor = processor.image_processor
+    _, rows, columns = image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0].tolist()
+    return columns * image_processor.patch_size, rows * image_processor.patch_size
+
+
+def moved(conversation: Conversation, boxes: Boxes, sizes: Sequence[tuple[Size, Size]]) -> list[Message]:
+    """Rescale the coordinates in the texts to the picture shown last before them.
+
+    `sizes` are those of each picture in its file and as the model sees it.
+    """
+    pictures = iter(sizes)
+    current = sizes[0] if len(sizes) == 1 else None
+    messages = []
+    for message in conversation.messages:
+        parts: list[str | Media] = []
+        for part in message.parts:
+            if isinstance(part, str):
+                part = _moved_text(part, boxes, current)
+            elif part.kind == "image":
+                current = next(pictures)
+            parts.append(part)
+        messages.append(
+            Message(message.role, tuple(parts), train=message.train, tool_calls=message.tool_calls)
+        )
+    return messages
+
+
+def _moved_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> str:
+    def of_match(match: re.Match[str]) -> str:
+        if sizes is None:
+            raise UserError(f"{match.group()!r} stands before any picture; show the picture first")
+        size, seen = sizes
+        limits = size if boxes.absolute else (1000, 1000)
+        _check_inside(match, boxes.axes, limits)
+        if not boxes.absolute:
+            return match.group()
+        written, end = "", match.start()
+        for group, axis in enumerate(_sides(boxes.axes), start=1):
+            start, stop = match.span(group)
+            written += text[end:start] + rescaled(match.group(group), seen[axis] / size[axis])
+            end = stop
+        return written + text[end : match.end()]
+
+    return boxes.compiled.sub(of_match, text)
+
+
+def _sides(axes: str) -> list[int]:
+    """0 where a number is along the width, 1 where along the height."""
+    return [0 if axis in "xw" else 1 for axis in axes]
+
+
+def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:
+    numbers = [float(number) for number in match.groups()]
+    corners = [numbers[0] + numbers[2], numbers[1] + numbers[3]] if axes == "xywh" else numbers[2:]
+    reached = [*numbers[:2], *corners]
+    if all(0 <= number <= limits[place % 2] for place, number in enumerate(reached)):
+        return
+    raise UserError(
+        f"{match.group()!r} is outside of its picture of {limits[0]}x{limits[1]}; correct it, "
+        "or the format that boxes states"
+    )
+
+
+def rescaled(number: str, factor: float) -> str:
+    """Multiply a number, with as many decimals as it was written with."""
+    decimals = len(number.partition(".")[2])
+    return f"{float(number) * factor:.{decimals}f}"

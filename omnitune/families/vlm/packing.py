@@ -1,0 +1,68 @@
+"""Several conversations in one row: each attends to itself alone and has positions of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from .collate import by_item, grown
+
+if TYPE_CHECKING:
+    from .types import VlmType
+
+GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+SEGMENT = "segment"
+"""Which conversation each token of a row is of, from 1; becomes a mask when rows are collated."""
+
+
+def packed(row: Sequence[Mapping[str, Tensor]], model: Any, kind: "VlmType") -> dict[str, Tensor]:
+    """One row of several conversations, with `position_ids` ((L,), or (4, L) where they have axes)."""
+    assert kind.packing is None, kind.packing
+    length = [len(one["input_ids"]) for one in row]
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for one in row for name in one):
+        tensors = [one[name] for one in row if name in one]
+        if any(map(by_item, row)) and name.startswith("pixel"):
+            found[name] = torch.cat(tensors, 1)
+        else:
+            found[name] = torch.cat(grown(name, tensors))
+    labels = [one["labels"].clone() for one in row]
+    for own in labels:
+        own[0] = -100  # the first token of a conversation is not what the one before goes on with
+    found["labels"] = torch.cat(labels)
+    found[SEGMENT] = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(length)])
+    found["position_ids"] = torch.cat([positions(one, model) for one in row], -1)
+    return found
+
+
+def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
+    """(L,), or (4, L) with the place in the text first, where a model has axes of time, height and width."""
+    text = torch.arange(len(tokens["input_ids"]))
+    find = getattr(model.model, "get_rope_index", None)
+    if find is None:
+        return text
+    given: dict[str, Any] = {name: tokens[name] for name in GRIDS if name in tokens}
+    for name in ("mm_token_type_ids",):
+        if name in tokens:
+            given[name] = tokens[name][None]
+    ids = tokens["input_ids"][None]
+    found, _ = find(ids, attention_mask=torch.ones_like(ids), **given)
+    return torch.cat([text[None], found[:, 0]])
+
+
+def block_mask(segments: Tensor) -> Tensor:
+    """(B, 1, L, L): True where a token sees another: one before it, of its own conversation; 0 is padding."""
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    return same & causal
+
+
+def refuse_packing(model_type: str, kind: "VlmType") -> None:
+    if kind.packing is not None:
+        raise UserError(
+            f"data.packing: conversations of {model_type} cannot share a row: {kind.packing}; "
+            "leave packing out"
+        )

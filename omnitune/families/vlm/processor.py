@@ -1,0 +1,256 @@
+"""A model's processor as conversations go through it, with what some types do in a way of their own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.conversations.conversation import Conversation
+from ...data.conversations.options import ChatOptions
+from ...errors import UserError
+from .media import Shown, Size, check_boxes, moved, seen_size
+from .template import ChatTemplate, Span
+
+WITHOUT_TEXT_ONLY = ("paligemma", "blip-2", "instructblip")
+"""Types whose processor has no form without a picture."""
+ONE_PICTURE = ("blip-2", "instructblip")
+PROMPT_SEEN_WHOLE = ("paligemma", "instructblip")
+"""Types that read the prompt in both directions, or by a second encoder, before they answer."""
+WITHOUT_REPLACEMENTS = ("paligemma", "blip-2", "instructblip", "mllama")
+"""Types whose processor puts nothing in the place of placeholders, or does not say what."""
+
+VISION_TOKENS = {
+    "<|vision_start|>", "<|vision_end|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>",
+    "<|end_of_video|>",
+}  # fmt: skip
+"""Tokens around media that no attribute of their processors names."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the processor is called with, and where that comes from."""
+
+    template: ChatTemplate
+    messages: list[dict[str, Any]]
+    tools: Sequence[Any]
+    text: str
+    prompt: str
+    """Up to the last answer, for types that read it apart."""
+    suffix: str | None
+    """The last answer, for a type whose processor takes it apart from the text."""
+    answers: list[list[Span]]
+    pictures: list[Any]
+    clips: list[Any]
+    settings: dict[str, Any]
+    seconds_per_grid: list[float]
+
+    def with_media(self) -> list[dict[str, Any]]:
+        """The messages with their pictures and clips inside."""
+        media = {"image": iter(self.pictures), "video": iter(self.clips)}
+        return [
+            {**message, "content": [_filled(part, media) for part in message["content"]]}
+            if isinstance(message["content"], list)
+            else message
+            for message in self.messages
+        ]
+
+
+class ChatProcessor:
+    """The processor of one model, with its chat template."""
+
+    def __init__(self, processor: Any, model_type: str, options: ChatOptions, template: str | None):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.model_type, self.options = model_type, options
+        name = f"the chat template of {model_type}"
+        self._template = ChatTemplate(_template_text(processor, model_type, template), self.tokenizer, name)
+        self._template_for_clips = self._template
+        if model_type == "smolvlm" and template is None:
+            self._template_for_clips = ChatTemplate(_smolvlm_template(), self.tokenizer, name)
+        check_boxes(options.boxes, processor, model_type)
+        if options.train_on_prompt and model_type in PROMPT_SEEN_WHOLE:
+            raise UserError(
+                f"train_on_prompt: {model_type} sees its prompt whole, so there is nothing to learn in it; "
+                "remove it"
+            )
+
+    @property
+    def templates(self) -> tuple[str, str]:
+        """For items without a clip, and with one."""
+        return self._template.text, self._template_for_clips.text
+
+    @cached_property
+    def media_ids(self) -> Tensor:
+        """Tokens that stand for media, or open and close them."""
+        return torch.tensor(self.tokenizer.convert_tokens_to_ids(self._media_tokens))
+
+    def size(self, each: Shown, scale: float) -> Size:
+        """The size in which the processor is given a picture or a clip."""
+        kind = each.media.kind
+        limits = self.options.image_pixels if kind == "image" else self.options.video_pixels
+        return each.fitted(limits, scale)
+
+    def check(self, conversation: Conversation) -> None:
+        """Refuse what the type does not take."""
+        count = len(conversation.media)
+        if not count and self.model_type in WITHOUT_TEXT_ONLY:
+            raise UserError(f"shows no picture, and {self.model_type} takes no text alone; remove the item")
+        if count > 1 and self.model_type in ONE_PICTURE:
+            raise UserError(f"shows {count} pictures, and {self.model_type} takes one; split the item")
+        if next(conversation.of("video"), None) and not hasattr(self.processor, "video_processor"):
+            raise UserError(f"shows a clip, and {self.model_type} takes pictures alone; remove the item")
+        for message in conversation.messages:
+            for token in self._media_tokens:
+                if token in message.text:
+                    raise UserError(
+                        f"a text says {token!r}, which stands for media in {self.model_type}; "
+                        "write it in another way, or show the picture there"
+                    )
+
+    @cached_property
+    def _media_tokens(self) -> list[str]:
+        """Strings that stand for media, or open and close them."""
+        names = (
+            "image_token", "video_token", "audio_token", "context_image_token", "boi_token", "eoi_token",
+            "vision_start_token", "vision_end_token", "vision_bos_token", "vision_eos_token",
+            "start_image_token", "end_image_token", "start_of_img_token", "end_of_img_token",
+            "img_patch_token", "image_break_token", "image_end_token", "fake_image_token",
+            "global_image_token", "global_image_tag",
+        )  # fmt: skip
+        owners = (self.processor, self.tokenizer)
+        found = {str(getattr(owner, name, "")) for name in names for owner in owners}
+        return sorted((found | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
+
+    def inputs(
+        self, conversation: Conversation, media: Sequence[Shown], scale: float, ask: bool = False
+    ) -> Inputs:
+        """What to call the processor with, media shrunk to a share of their area; `ask` for an answer."""
+        sizes = [self.size(each, scale) for each in media]
+        pairs = list(zip(media, sizes, strict=True))
+        pictures = [each.picture(size) for each, size in pairs if each.media.kind == "image"]
+        clips = [(each, size) for each, size in pairs if each.media.kind == "video"]
+        if self.options.boxes is not None:
+            conversation = self._with_moved_boxes(conversation, media, pictures)
+        template = self._template_for_clips if clips else self._template
+        messages, tools = template.messages(conversation), conversation.tools
+        text = template.render(messages, tools, ask)[0]
+        template.check(text, messages, tools)
+        prompt = text
+        if not ask and self.model_type in PROMPT_SEEN_WHOLE:
+            prompt = template.render(messages[:-1], tools, ask=True)[0]
+        suffix = None
+        if self.model_type == "paligemma":
+            # Its processor ends the prompt with a line break, and the answer with the end token.
+            suffix = None if ask else text.removeprefix(prompt).removesuffix(self.tokenizer.eos_token)
+            text = prompt.removesuffix("\n")
+        return Inputs(
+            template,
+            messages,
+            tools,
+            text,
+            prompt,
+            suffix,
+            [] if ask or suffix is not None else template.answers(messages, tools),
+            pictures,
+            [each.clip(size) for each, size in clips],
+            _clip_settings(clips),
+            [self._seconds(each) for each, _ in clips],
+        )
+
+    def _seconds(self, clip: Shown) -> float:
+        """Seconds that the model sees as one moment of a clip."""
+        taken_per_second = len(clip.indices) / clip.media.num_frames * clip.fps
+        return float(getattr(self.processor.video_processor, "temporal_patch_size", 1) / taken_per_second)
+
+    def _with_moved_boxes(
+        self, conversation: Conversation, media: Sequence[Shown], pictures: Sequence[Any]
+    ) -> Conversation:
+        assert self.options.boxes is not None
+        files = [each.size for each in media if each.media.kind == "image"]
+        seen = files
+        if self.options.boxes.absolute:
+            seen = [seen_size(self.processor, picture) for picture in pictures]
+        messages = moved(conversation, self.options.boxes, list(zip(files, seen, strict=True)))
+        return replace(conversation, messages=tuple(messages))
+
+    def call(self, inputs: Inputs) -> Any:
+        """What the processor gives for one item, as tensors."""
+        settings = {**inputs.settings, **self.text_settings(inputs.text), "return_tensors": "pt"}
+        if self.model_type not in WITHOUT_REPLACEMENTS:
+            settings["return_text_replacement_offsets"] = True
+        if inputs.suffix is not None:
+            settings["suffix"] = inputs.suffix
+        pictures: list[Any] | None = inputs.pictures or None
+        if pictures is not None and self.model_type not in ONE_PICTURE:
+            pictures = [pictures]
+        if inputs.clips:
+            settings["videos"] = [inputs.clips]
+        try:
+            found = self.processor(text=[inputs.text], images=pictures, **settings)
+        except ValueError as error:
+            raise UserError(f"the processor of {self.model_type} refuses it: {error}") from error
+        if "video_second_per_grid" in found:
+            found["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
+        if "qformer_input_ids" in found:
+            found |= self._for_qformer(inputs.prompt)
+        return found
+
+    def text_settings(self, text: str) -> dict[str, Any]:
+        """As `apply_chat_template` has it: no token is put before a text that begins with it."""
+        bos = self.tokenizer.bos_token
+        return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+
+    def _for_qformer(self, prompt: str) -> dict[str, Tensor]:
+        """The Q-Former reads what is asked alone, as when the model is to answer it."""
+        found = self.processor.qformer_tokenizer(prompt, return_tensors="pt")
+        return {f"qformer_{name}": found[name] for name in ("input_ids", "attention_mask")}
+
+    def compare(self, inputs: Inputs, ids: Tensor, answers: Tensor) -> None:
+        """Hold what is found of the first items against the processor's own mask."""
+        if self.model_type in WITHOUT_REPLACEMENTS:
+            return
+        given = self.processor.apply_chat_template(
+            inputs.with_media(),
+            chat_template=inputs.template.text,
+            tools=inputs.tools or None,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs=dict(inputs.settings),
+        )
+        own_ids, own_mask = given["input_ids"][0], given["assistant_masks"][0]
+        if list(own_ids) != ids.tolist() or list(own_mask) != answers.long().tolist():
+            raise UserError(
+                f"{inputs.template.name} has generation tags by which the processor marks {sum(own_mask)} of "
+                f"{len(own_ids)} tokens, and here they are {int(answers.sum())} of {len(ids)}; remove the "
+                "tags, then answers are found by what the template writes around them"
+            )
+
+
+def _filled(part: dict[str, Any], media: Mapping[str, Iterator[Any]]) -> dict[str, Any]:
+    kind = part["type"]
+    return {**part, kind: next(media[kind])} if kind in media else part
+
+
+def _clip_settings(clips: Sequence[tuple[Shown, Size]]) -> dict[str, Any]:
+    if not clips:
+        return {}
+    return {"do_sample_frames": False, "video_metadata": [each.metadata(size) for each, size in clips]}
+
+
+def _template_text(processor: Any, model_type: str, given: str | None) -> str:
+    text = given or processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(text, dict):
+        text = text.get("default")
+    if not text:
+        raise UserError(f"the processor of {model_type} has no chat template; give one (a jinja file)")
+    return str(text)
+
+
+def _smolvlm_template() -> str:
+    """The template that its processor takes for clips, whatever its own is."""
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+    return str(DEFAULT_CHAT_TEMPLATE)

@@ -1,0 +1,105 @@
+"""Rows of a batch as a model is given them: with pixels, or with what was stored of a tower."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...batch import Batch
+
+if TYPE_CHECKING:
+    from .types import Cut, VlmType
+
+KINDS = ("image", "video")
+
+
+def has(inputs: Mapping[str, Tensor], kind: str) -> bool:
+    """Whether an item shows a picture or a clip."""
+    names = ("pixel_values_videos",) if kind == "video" else ("pixel_values", "pixel_values_images")
+    return any(name in inputs for name in names)
+
+
+def rows_of(batch: Batch, played: bool) -> list[list[dict[str, Tensor]]]:
+    """The conversations of each row, with their pixels, or, where the tower is played, with their shape."""
+    if played:
+        return [[with_stand_ins(tokens) for tokens in row] for row in batch["tokens"]]
+    return [
+        [{**media, **without_shapes(tokens)} for tokens, media in zip(*row, strict=True)]
+        for row in zip(batch["tokens"], batch["media"], strict=True)
+    ]
+
+
+def with_stand_ins(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put ones in the place of pixels that are not there, in their shape and without their memory."""
+    found = without_shapes(tokens)
+    shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
+    return {**found, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
+
+
+def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in tokens.items() if not k.startswith("shape.")}
+
+
+def seen_in(
+    conversations: Sequence[Mapping[str, Tensor]],
+    cut: "Cut",
+    calls_of: Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What leaves the tower for the media of a row: `image0`, `video0` of the first input of the cut..."""
+    found: dict[str, list[Tensor]] = {f"{kind}{i}": [] for kind in KINDS for i in range(len(cut.inputs))}
+    for inputs in conversations:
+        calls = calls_of(inputs)
+        kinds = [kind for kind in KINDS if has(inputs, kind)]
+        for i, spot in enumerate(cut.inputs):
+            for kind, tensor in zip(kinds, calls[spot], strict=True):
+                found[f"{kind}{i}"].append(tensor)
+    empty = torch.zeros(0, device=device)
+    return {name: torch.cat(tensors) if tensors else empty for name, tensors in found.items()}
+
+
+def queues_of(batch: Batch, cut: "Cut") -> dict[str, list[Tensor]]:
+    """What was stored of a batch for each input of a cut: of its pictures, then of its clips."""
+    found: dict[str, list[Tensor]] = {}
+    for i, spot in enumerate(cut.inputs):
+        several = [batch[f"{kind}{i}"] for kind in KINDS]
+        found[spot] = [one for tensors in several if (one := _joined(tensors, cut.by_row)) is not None]
+    return found
+
+
+def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
+    """What was recorded of rows, as the whole batch would have given it."""
+    there = [row for row in rows if row.numel()]
+    if not there:
+        return None
+    if not by_row:
+        return torch.cat(there)
+    most = max(row.shape[1] for row in there)
+    empty = there[0].new_zeros(1, 0, *there[0].shape[2:])
+    filled = [row if row.numel() else empty for row in rows]
+    padding = [(0,) * (2 * (empty.ndim - 2)) + (0, most - row.shape[1]) for row in filled]
+    return torch.cat([F.pad(row, amounts) for row, amounts in zip(filled, padding, strict=True)])
+
+
+@contextmanager
+def unseen(model: Any, kind: "VlmType", inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Keep rows without pictures from modules that they skip when they are alone."""
+    mask = inputs.get("cross_attention_mask")
+    if kind.unseen is None or mask is None:
+        yield
+        return
+    shows = mask.flatten(1).any(1).view(-1, 1, 1).to(dtype)
+
+    def hide(module: Any, args: Any, output: Any) -> Any:
+        return (output[0] * shows, *output[1:])
+
+    named = model.named_modules()
+    hooks = [m.register_forward_hook(hide) for n, m in named if n.endswith(f".{kind.unseen}")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

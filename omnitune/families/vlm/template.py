@@ -1,0 +1,242 @@
+"""A chat template as the processor renders it, and the places of the text where its assistant speaks."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ...data.conversations.conversation import Conversation, Media, Message, Role
+from ...errors import UserError
+
+Span = tuple[int, int]
+"""Characters of the rendered text, from and to."""
+
+TAGS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Of the private use area: no data hold them, no template trims them.
+SENTINEL = "\ue000answer\ue001"
+WORDS: Mapping[Role, str] = {"system": "\ue002", "user": "\ue003", "assistant": "\ue004", "tool": "\ue005"}
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "\ue006"}}}
+BEFORE: Mapping[Role, tuple[Role, ...]] = {
+    "system": (),
+    "user": (),
+    "assistant": ("user",),
+    "tool": ("user", "assistant"),
+}
+AFTER: Mapping[Role, tuple[Role, ...]] = {
+    "system": ("user", "assistant"),
+    "user": ("assistant",),
+    "assistant": (),
+    "tool": ("assistant",),
+}
+WAY_OUT = "give a chat template with {% generation %} tags around what the assistant says"
+
+
+class ChatTemplate:
+    """A template's text with what it reads beside messages. `name` is for messages."""
+
+    def __init__(self, text: str, tokenizer: Any, name: str):
+        self.text, self.name = text, name
+        self.has_tags = TAGS.search(text) is not None
+        self._variables = dict(tokenizer.special_tokens_map)
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._end_tokens = tuple({*added, *tokenizer.all_special_tokens})
+        self._forms: dict[Role, bool] = {}
+
+    def messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        """Messages as templates read them."""
+        return [self._message(message) for message in conversation.messages]
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), ask: bool = False
+    ) -> tuple[str, list[Span]]:
+        """Give the text, and what stands between generation tags; `ask` adds the head of an answer."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                tools=list(tools) or None,
+                chat_template=self.text,
+                return_assistant_tokens_mask=self.has_tags,
+                add_generation_prompt=ask,
+                **self._variables,
+            )
+        except (TemplateError, TypeError) as error:
+            raise UserError(f"{self.name} refuses it: {error}") from error
+        return texts[0], spans[0] if self.has_tags else []
+
+    def check(self, text: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> None:
+        """Refuse tools, or calls of them, that the template leaves out of its text."""
+        if tools and self._text_or_none(messages, ()) == text:
+            raise UserError(
+                f"{self.name} knows no tools, but the item states {len(tools)}; "
+                "remove them, or give a chat template that writes them"
+            )
+        for place, message in enumerate(messages):
+            if "tool_calls" not in message:
+                continue
+            without = {key: value for key, value in message.items() if key != "tool_calls"}
+            changed = [*messages[:place], without, *messages[place + 1 :]]
+            if self._text_or_none(changed, tools) == text:
+                raise UserError(
+                    f"{self.name} leaves out the tool calls of message {place + 1}; "
+                    "state them as text, or give a chat template that writes them"
+                )
+
+    def answers(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> list[list[Span]]:
+        """Say where the text of all messages holds each answer, as the model would have to write it.
+
+        An answer begins where the model takes over and ends with its end token; what the template writes
+        behind that token (a line break) is not part of it. Where the template has generation tags, they say.
+        """
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        text, spans = self.render(messages, tools)
+        if self.has_tags:
+            return self._tagged(messages, tools, places, spans)
+        return [[self._span(messages, tools, place, text)] for place in places]
+
+    def _tagged(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], places: list[int], spans: list[Span]
+    ) -> list[list[Span]]:
+        """Share out what stands between tags to the answers, by how many there are up to each."""
+        counts = [len(self.render(messages[: place + 1], tools)[1]) for place in places[:-1]]
+        bounds = [0, *counts, len(spans)]
+        if any(first > last for first, last in pairwise(bounds)):
+            raise UserError(
+                f"{self.name} has other generation tags in a part of the conversation than in the whole "
+                f"({bounds[1:]} up to each answer); put one pair around each answer"
+            )
+        return [spans[first:last] for first, last in pairwise(bounds)]
+
+    def _span(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], place: int, text: str) -> Span:
+        """From the differences of prefixes; where the template renders past turns in another way, from two
+        renderings of the whole that differ in this answer."""
+        other = _said(messages, place, SENTINEL)
+        whole = self.render(other, tools)[0]
+        start = self._start(messages, tools, place, text, whole)
+        until = self.render(messages[: place + 1], tools)[0]
+        if text.startswith(until) and len(until) >= start:
+            end = len(until)
+        elif "tool_calls" in messages[place] or SENTINEL not in whole:
+            raise self._unplaced(place)
+        else:
+            end = self._end(other, tools, place, text, whole)
+        if end <= start:
+            raise self._unplaced(place)
+        spoken = text[start:end].rstrip()
+        return start, start + len(spoken) if spoken.endswith(self._end_tokens) else end
+
+    def _start(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], place: int, text: str, whole: str
+    ) -> int:
+        asked = self.render(messages[:place], tools, ask=True)[0]
+        before = self.render(messages[:place], tools)[0]
+        if asked == before and SENTINEL in whole and text.startswith(before):
+            head = whole[len(before) : whole.index(SENTINEL)]
+            if head.strip():
+                raise UserError(
+                    f"{self.name} writes {head!r} before an answer but has no add_generation_prompt, so "
+                    f"where the assistant takes over is not known; {WAY_OUT}"
+                )
+        if text.startswith(asked):
+            return len(asked)
+        # The head of a new answer holds more than past answers show (an opened `<think>`).
+        start = num_shared(asked, whole)
+        if start <= len(before) or not text.startswith(asked[:start]):
+            raise self._unplaced(place)
+        return start
+
+    def _end(
+        self, other: Sequence[dict[str, Any]], tools: Sequence[Any], place: int, text: str, whole: str
+    ) -> int:
+        """Where the answer's text ends, and the end token if the whole has it there."""
+        end = len(text) - num_shared(text[::-1], whole[::-1])
+        alone = self.render(other[: place + 1], tools)[0]
+        behind = alone[alone.rindex(SENTINEL) + len(SENTINEL) :] if SENTINEL in alone else ""
+        for closing in (behind, behind.rstrip()):
+            if text.startswith(closing, end):
+                return end + len(closing)
+        return end
+
+    def _unplaced(self, place: int) -> UserError:
+        return UserError(
+            f"{self.name} renders message {place + 1} in another way alone than in the whole conversation, "
+            f"so what is to be learned is not known; {WAY_OUT}"
+        )
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        shown: dict[str, Any] = {"role": message.role}
+        if any(isinstance(part, Media) for part in message.parts) or self._takes_parts(message.role):
+            shown["content"] = [_part(part) for part in message.parts]
+        else:
+            shown["content"] = message.text
+        if message.tool_calls:
+            shown["tool_calls"] = [
+                {"type": "function", "function": dict(call)} for call in message.tool_calls
+            ]
+        return shown
+
+    def _takes_parts(self, role: Role) -> bool:
+        if role not in self._forms:
+            self._forms[role] = self._probe_parts(role)
+        return self._forms[role]
+
+    def _probe_parts(self, role: Role) -> bool:
+        """Whether the template reads a message of a role as a list of parts; else as a string."""
+        if role not in ("user", "assistant") and not self._takes_parts("user"):
+            forms: tuple[bool, ...] = (False, True)
+        else:
+            forms = (True, False)
+        refusals = []
+        for parts in forms:
+            try:
+                text = self.render(_probe(role, parts))[0]
+            except UserError as error:
+                refusals.append(str(error))
+                continue
+            if WORDS[role] in text and not re.search(r"""['"]type['"]: ?['"]text""", text):
+                return parts
+        if refusals:
+            raise UserError(f"no {role} message can be shown: {refusals[0]}; {_without(role)}")
+        raise UserError(f"{self.name} leaves out messages of the {role}; {_without(role)}")
+
+    def _text_or_none(self, messages: Sequence[Any], tools: Sequence[Any]) -> str | None:
+        try:
+            return self.render(messages, tools)[0]
+        except UserError:
+            return None
+
+
+def _part(part: str | Media) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+
+
+def _probe(role: Role, parts: bool) -> list[dict[str, Any]]:
+    """A small conversation that holds a role."""
+    messages: list[dict[str, Any]] = []
+    for each in (*BEFORE[role], role, *AFTER[role]):
+        word = WORDS[each]
+        messages.append({"role": each, "content": [{"type": "text", "text": word}] if parts else word})
+    if role == "tool":
+        messages[1]["tool_calls"] = [CALL]
+    return messages
+
+
+def num_shared(first: str, second: str) -> int:
+    """Characters that two texts begin with alike."""
+    different = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(different, min(len(first), len(second)))
+
+
+def _said(messages: Sequence[dict[str, Any]], place: int, text: str) -> list[dict[str, Any]]:
+    """Put another text in the place of a message's content."""
+    as_parts = isinstance(messages[place]["content"], list)
+    content = [{"type": "text", "text": text}] if as_parts else text
+    return [*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]]
+
+
+def _without(role: Role) -> str:
+    if role == "system":
+        return "move its text to the first user message, or give a chat template that takes it"
+    return f"give a chat template that takes messages of the {role}"

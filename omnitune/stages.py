@@ -1,0 +1,78 @@
+"""Encoder calls between the data and the loss, and which of them can be cached."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .random import Draw
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One encoder call: reads `needs` from the batch and adds `gives`.
+
+    A stage is cacheable exactly if every parameter under `uses` is frozen, everything it `needs` is
+    cached (or comes from the data) and it `draws` nothing; that is derived from the rules, never configured.
+    """
+
+    name: str
+    uses: tuple[str, ...]
+    """Parameter prefixes (`text_encoder`, `model.vision_tower`), not whole components."""
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
+    run: Callable[[Batch, "Draw"], Batch]
+    draws: tuple[str, ...] = ()
+    """Purposes of the random draws it makes."""
+    ragged: tuple[str, ...] = ()
+    """Those of `gives` that differ in shape from row to row and stay lists."""
+    version: int = 0
+    """Raised when its code comes to give something else for the same input: part of the cache key."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that change the output (a text length): part of the cache key."""
+
+
+MEDIA = ("pixels", "first_frame", "last_frame", "media")
+"""What stages may need of an item's files: (3, T, H, W) in [-1, 1], T = 1 for a single frame of it; `media`
+is what a conversation shows, as the model's processor gives it."""
+
+
+def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage], list[Stage]]:
+    """Split stages into (cacheable, live), given the names of trainable parameters.
+
+    Downstream of a live output is live too. If one stage reads files anew all that read files do, for a
+    sample is shown through one window and one crop.
+    """
+    live_keys: set[str] = set()
+    for stage in stages:
+        trains = any(name == use or name.startswith(use + ".") for use in stage.uses for name in trainable)
+        if trains or stage.draws:
+            live_keys.update(stage.gives, MEDIA if set(stage.needs) & set(MEDIA) else ())
+    cacheable: list[Stage] = []
+    live: list[Stage] = []
+    for stage in stages:
+        if stage.draws or live_keys.intersection((*stage.needs, *stage.gives)):
+            live.append(stage)
+            live_keys.update(stage.gives)
+        else:
+            cacheable.append(stage)
+    return cacheable, live
+
+
+def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.device) -> Batch:
+    """Move a batch to the device and run the stages that are not cached."""
+    batch = {name: _to(value, device) for name, value in batch.items()}
+    for stage in stages:
+        batch = {**batch, **stage.run(batch, draw)}
+    return batch
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [v.to(device, non_blocking=True) for v in value]
+    return value

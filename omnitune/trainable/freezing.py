@@ -1,0 +1,285 @@
+"""Freezing by role, spelled as rules.
+
+What a run says of a role counts in this order: rules, then `freeze` and the familiar names of it, then what
+the words `full` and `{lora: ...}` train by default. Statements that cannot both hold are an error.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from . import rules as plain
+from .parameters import Outline, Roles, glob_matches, role_of, spoken
+from .rules import Claims, Lora, Rule, Trainable, match, mistakes_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
+SHORTCUT = "train_mm_proj_only"
+NAMED = {
+    "freeze_vision_tower": VISION,
+    "freeze_multi_modal_projector": PROJECTOR,
+    "freeze_language_model": LANGUAGE,
+    "freeze_llm": LANGUAGE,
+}
+"""Familiar names of `freeze` and the role that each speaks of."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """That a role is frozen, or that it trains, and where that stands."""
+
+    where: str
+    role: str
+    frozen: bool
+
+    def __str__(self) -> str:
+        return f"{self.where}: {'true' if self.frozen or self.where == SHORTCUT else 'false'}"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a run says of freezing; None and a missing role say nothing."""
+
+    freeze: Mapping[str, bool] = field(default_factory=dict)
+    """By role: true keeps it as it is, false trains it."""
+    freeze_vision_tower: bool | None = None
+    freeze_multi_modal_projector: bool | None = None
+    freeze_language_model: bool | None = None
+    freeze_llm: bool | None = None
+    train_mm_proj_only: bool | None = None
+    """True opens the projector and freezes all else; false says nothing."""
+
+    def statements(self, roles: Roles) -> list[Stated]:
+        """One by one, of roles that the model lacks too."""
+        named = [(key, role, getattr(self, key)) for key, role in NAMED.items()]
+        found = [Stated(key, role, value) for key, role, value in named if value is not None]
+        found += [Stated(f"freeze.{role}", role, value) for role, value in self.freeze.items()]
+        if self.train_mm_proj_only:
+            found += [Stated(SHORTCUT, role, role != PROJECTOR) for role in {**roles, PROJECTOR: ()}]
+        return found
+
+
+def expand(
+    trainable: Trainable,
+    flags: Flags,
+    components: "nn.ModuleDict",
+    roles: Roles,
+    cores: Sequence[str],
+    lora_targets: Sequence[str],
+) -> list[Rule]:
+    """Spell `trainable` and what is said of freezing as one list of rules, those of the user first.
+
+    The meta device is enough. Raises UserError with a line for everything that cannot hold.
+    """
+    statements = flags.statements(roles)
+    if isinstance(trainable, list) and not statements:
+        return trainable
+    if not statements and LANGUAGE not in roles:
+        return plain.expand(trainable, cores, lora_targets)
+    stated = _agreed(statements, roles)
+    outline = Outline(components, roles)
+    if isinstance(trainable, list):
+        return _beside(trainable, stated, outline, cores, lora_targets)
+    return _spelled(trainable, stated, outline, cores, lora_targets)
+
+
+def _agreed(statements: Sequence[Stated], roles: Roles) -> dict[str, Stated]:
+    """Role -> the first statement on it, after all are held against each other and against the roles."""
+    mistakes = [
+        f"{one.where}: the model has no {one.role}; its roles are {', '.join(roles)}"
+        for one in statements
+        if one.role not in roles
+    ]
+    first: dict[str, Stated] = {}
+    for one in statements:
+        if first.setdefault(one.role, one).frozen != one.frozen:
+            mistakes.append(_disagreement(first[one.role], one))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return first
+
+
+def _disagreement(one: Stated, other: Stated) -> str:
+    if other.where != SHORTCUT:
+        return f"{one}, but {other}, and both speak of {one.role}; remove one"
+    does = "freezes" if other.frozen else "trains"
+    return f"{one}, but {other} {does} {one.role}; remove one"
+
+
+@dataclass(frozen=True)
+class _Method:
+    """How roles are opened, and where that is stated."""
+
+    lora: Lora | None
+    lr: float | None
+    """Of adapters."""
+    full_lr: float | None
+    """Of what trains itself."""
+    targets: Mapping[str, Sequence[str]]
+    """Role -> globs over the layers that get adapters; every linear layer of a role that is not here."""
+
+    def rule(self, role: str, where: str, outline: Outline) -> Rule:
+        """Train a role: towers and networks of layers by LoRA if that is the method, all else itself."""
+        if self.lora is None or not (role in self.targets or _is_network(role, outline)):
+            return Rule(params=role, lr=self.full_lr)
+        layers = _layers(role, self.targets.get(role), outline)
+        if not layers:
+            raise UserError(
+                f"{where}, but {role} has no linear layer to put LoRA on; train it by a rule without lora"
+            )
+        return Rule(params=_globs(layers, outline), lr=self.lr, lora=self.lora)
+
+
+def _spelled(
+    trainable: Trainable,
+    stated: Mapping[str, Stated],
+    outline: Outline,
+    cores: Sequence[str],
+    lora_targets: Sequence[str],
+) -> list[Rule]:
+    """Spell `full` or `{lora: ...}`: a rule for each role that trains."""
+    targets = dict.fromkeys(_trained_by_default(outline.roles, cores), lora_targets)
+    if isinstance(trainable, plain.LoraEverywhere):
+        method = _Method(trainable.lora, trainable.lr, trainable.lr, targets)
+    else:
+        method = _Method(None, None, None, targets)
+    rules: list[Rule] = []
+    closed: list[str] = []
+    for role in outline.roles:
+        said = stated.get(role)
+        if said.frozen if said else role not in targets:
+            closed.append(f"{role} by {said or 'default'}")
+        else:
+            rules.append(method.rule(role, str(said) if said else "trainable: lora", outline))
+    if not rules:
+        raise UserError(f"trainable: nothing is left to train: frozen are {', '.join(closed)}; open one")
+    return rules
+
+
+def _trained_by_default(roles: Roles, cores: Sequence[str]) -> list[str]:
+    return [LANGUAGE] if LANGUAGE in roles else [role for role in roles if role in cores]
+
+
+def _beside(
+    rules: list[Rule],
+    stated: Mapping[str, Stated],
+    outline: Outline,
+    cores: Sequence[str],
+    lora_targets: Sequence[str],
+) -> list[Rule]:
+    """Hold flags against a list of rules, and add a rule for each open role that the list does not touch."""
+    claims = match(outline, rules)
+    mistakes = [*mistakes_of(claims, outline), *_contradictions(stated, claims, outline)]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    adapting = next((rule for rule in rules if rule.lora), None)
+    targets = dict.fromkeys(_trained_by_default(outline.roles, cores), lora_targets)
+    lora, lr = (adapting.lora, adapting.lr) if adapting else (None, None)
+    method = _Method(lora, lr, None, targets)
+    touched = {role_of(name, outline.roles) for name in claims.taken}
+    added = [
+        method.rule(role, str(said), outline)
+        for role, said in stated.items()
+        if not said.frozen and role not in touched
+    ]
+    if not rules and not added:
+        closed = [f"{role} by {said}" for role, said in stated.items()]
+        raise UserError(
+            f"trainable: no rule, so nothing is left to train: frozen are {', '.join(closed)}; add one"
+        )
+    return [*rules, *added]
+
+
+def _contradictions(stated: Mapping[str, Stated], claims: Claims, outline: Outline) -> Iterator[str]:
+    """Tell of rules that train what is frozen, and of those that keep frozen what is said to train."""
+    for role, said in stated.items():
+        names = outline.of_role(role)
+        by_rule: dict[int, list[str]] = {}
+        for name in names:
+            if (number := claims.trained.get(name)) is not None:
+                by_rule.setdefault(number, []).append(name)
+        if said.frozen:
+            for number, trained in sorted(by_rule.items()):
+                such = f", {len(trained)} such" if trained[1:] else ""
+                yield f"{said}, but trainable.{number} trains {role} ({trained[0]}{such}); remove one"
+        elif not by_rule and (left := [claims.left[name] for name in names if name in claims.left]):
+            yield (
+                f"{said}, but trainable.{left[0]} puts LoRA on {role}, where no layer can carry it; "
+                "name that part in a rule without lora before it"
+            )
+
+
+def _is_network(role: str, outline: Outline) -> bool:
+    """Whether LoRA is the light way to train a role; not for projectors and what has no list of layers."""
+    if role == PROJECTOR:
+        return False
+    return role.endswith("_tower") or any(outline.place(name) for name in outline.of_role(role))
+
+
+def _layers(role: str, targets: Sequence[str] | None, outline: Outline) -> list[str]:
+    """The layers of a role that get adapters: what `targets` match, or every linear layer."""
+    from torch import nn
+
+    weights = [name for name in outline.of_role(role) if outline.carries(name)]
+    modules = {name: name.rpartition(".")[0] for name in weights}
+    if targets is None:
+        return [module for module in modules.values() if isinstance(outline.modules[module], nn.Linear)]
+    wanted = [n for n in weights if any(glob_matches(glob, outline.called[n]) for glob in targets)]
+    return [modules[name] for name in wanted]
+
+
+def _globs(layers: Sequence[str], outline: Outline) -> list[str]:
+    """Name layers by few globs: numbers become `*` where that takes in no other layer."""
+    wanted = set(layers)
+    alike: dict[str, list[str]] = {}
+    for layer in layers:
+        name = spoken(layer, outline.roles)
+        alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
+    found: list[str] = []
+    for glob, names in alike.items():
+        reached = {name.rpartition(".")[0] for name in outline.matching(glob) if outline.carries(name)}
+        found += [glob] if reached <= wanted else names
+    return found
+
+
+@dataclass(frozen=True)
+class RoleLine:
+    """What becomes of a role, for `plan`."""
+
+    role: str
+    parameters: int
+    trainable: int
+    """Its own, and those of adapters."""
+    method: str
+    """`frozen`, `full`, `LoRA rank 8`, or `mixed`."""
+    rates: tuple[float, ...]
+    """The learning rates in it, from low to high."""
+
+
+def role_table(components: "nn.ModuleDict", claims: Claims, roles: Roles, lr: float) -> list[RoleLine]:
+    """One line a role; `lr` is the rate of rules that state none."""
+    outline = Outline(components, roles)
+    return [_line(role, claims, outline, lr) for role in roles]
+
+
+def _line(role: str, claims: Claims, outline: Outline, lr: float) -> RoleLine:
+    names, trained = outline.of_role(role), claims.trained
+    methods, rates, trainable = set[str](), set[float](), 0
+    for name in names:
+        if name not in trained:
+            continue
+        rule, param = claims.rules[trained[name]], outline.parameters[name]
+        rates.add(rule.rate(lr, claims.distance(name)))
+        if name in claims.direct:
+            methods.add("full")
+            trainable += param.numel()
+        elif rule.lora:
+            methods.add(f"LoRA rank {rule.lora.rank}")
+            trainable += claims.adapter_size(name.rpartition(".")[0], param)
+    method = "mixed" if len(methods) > 1 else next(iter(methods), "frozen")
+    parameters = sum(outline.parameters[name].numel() for name in names)
+    return RoleLine(role, parameters, trainable, method, tuple(sorted(rates)))
