@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.commands.init import sizes
-from omnitune.config.run import schema
+from omnitune.config import schema
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Checkpoint, Denoiser, Family
 

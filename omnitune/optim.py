@@ -1,9 +1,9 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from .options import option
+from .options import NOT_LEARNED, option
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -69,7 +69,7 @@ def _check(optimizer: AdamW | Adam) -> None:
 class Schedule:
     """How long a run is and how its learning rates move."""
 
-    steps: int = 1000
+    steps: Annotated[int, NOT_LEARNED] = 1000
     """Optimizer steps; a larger value extends a finished run."""
     warmup: int = 0
     """Steps in which the rate rises linearly from 1 / warmup of its value."""

@@ -1,14 +1,19 @@
-"""Frozen dataclasses that YAML can spell."""
+"""Frozen dataclasses that YAML can spell, and unions of them that other packages can add to."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, get_args
-
-if TYPE_CHECKING:
-    pass
-
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 T = TypeVar("T")
+
+NOT_LEARNED = "does not change what is learned"
+"""Annotates an option that may change when a run is resumed: `Annotated[int, NOT_LEARNED]`."""
+LEARNED = "changes what is learned, with all that it holds"
+"""Annotates an option whose own options all count, also those that are NOT_LEARNED elsewhere."""
+EXTERNAL = "package.module:Class"
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -19,19 +24,79 @@ def option(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
+def import_class(name: str) -> type[Any]:
+    """Import `package.module:Class`. Raises ValueError where that fails."""
+    module, _, cls = name.partition(":")
+    try:
+        found: type[Any] = getattr(import_module(module), cls)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+    return found
+
+
 @dataclass(frozen=True)
 class ByName:
     """Annotates a union of options: `name` tells the member, a mapping without one is the default.
 
-    As of `option`, pydantic reads it; its core schemas are plain dicts, so nothing of it is imported here.
+    A name with a colon (`my_package.my_module:MyOption`) is an option of another package, which has a field
+    `name: str`. As of `option`, pydantic reads this class; its core schemas are plain dicts.
     """
 
     default: str
 
     def __get_pydantic_core_schema__(self, union: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
-        members = {member.name: schema_of(member) for member in get_args(union)}
-        return {"type": "tagged-union", "choices": members, "discriminator": self.tell}
+        members = {member.name: schema_of(member) for member in get_args(union) or (union,)}
+        mapping = {"type": "dict", "keys_schema": {"type": "str"}, "strict": False}
+        external = {
+            "type": "function-wrap", "schema": mapping,
+            "function": {"type": "no-info", "function": self.build_external},
+        }  # fmt: skip
+        return {
+            "type": "tagged-union",
+            "choices": {**members, EXTERNAL: external},
+            "discriminator": self.tell,
+        }
 
     def tell(self, value: Any) -> str:
         """Name the member that a mapping, or an instance, is of."""
-        return str(value.get("name", self.default) if isinstance(value, dict) else value.name)
+        name = str(value.get("name", self.default) if isinstance(value, dict) else value.name)
+        return EXTERNAL if ":" in name else name
+
+    @staticmethod
+    def build_external(value: Any, _: Any) -> Any:
+        """Import and validate an option of another package."""
+        if not isinstance(value, dict):
+            return value
+        from pydantic import TypeAdapter
+
+        cls = import_class(value["name"])
+        if not is_dataclass(cls) or "name" not in {field.name for field in fields(cls)}:
+            raise ValueError(
+                f"{value['name']} is no option; make it a class under @omnitune.option with a field name: str"
+            )
+        return TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
+
+
+def plain(value: Any, learned_only: bool = False) -> Any:
+    """Spell options as YAML does, defaults included: mappings, lists, texts, numbers.
+
+    With `learned_only`, what is annotated as NOT_LEARNED is left out.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        notes = annotations_of(type(value)) if learned_only else {}
+        return {
+            field.name: plain(getattr(value, field.name), learned_only and LEARNED not in notes[field.name])
+            for field in fields(value)
+            if not learned_only or NOT_LEARNED not in notes[field.name]
+        }
+    if isinstance(value, Mapping):
+        return {key: plain(held, learned_only) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(held, learned_only) for held in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def annotations_of(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Field of an option -> what it is annotated with beside its type."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(cls)}

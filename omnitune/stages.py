@@ -76,3 +76,8 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [v.to(device, non_blocking=True) for v in value]
     return value
+
+
+def is_under(name: str, *prefixes: str) -> bool:
+    """Whether a parameter or module is named by one of the prefixes, or lies under it."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

@@ -17,7 +17,7 @@ ALLOWED = {
     "transformers": ("families/", "testing/", "evaluate/", "prepare/"),
     "peft": ("trainable/", "families/"),
     "torch.distributed": ("parallel/",),
-    "pydantic": ("config/",),
+    "pydantic": ("config/", "options.py"),
     "yaml": ("config/",),
 }
 

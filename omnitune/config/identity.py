@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.captions.index import Index
 from ..errors import UserError
+from ..families import resolve
 from ..files import digest, read_jsonl
-from .validate import as_data, validate
+from ..options import NOT_LEARNED, annotations_of, plain
+from .validate import validate
 from .yaml import read
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ def check_identity(run: "Run", folder: Path) -> None:
     file = folder / "run.yaml"
     if not file.is_file():
         return
-    stored = learned_settings(as_data(validate(read(file))))
-    mine = learned_settings(as_data(run))
+    stored = learned_settings(validate(read(file)))
+    mine = learned_settings(run)
     differing = sorted(k for k in stored.keys() | mine.keys() if stored.get(k) != mine.get(k))
     if differing:
         lines = "; ".join(f"{k} {stored.get(k)!r} there, {mine.get(k)!r} here" for k in differing[:5])
@@ -112,37 +114,36 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-NOT_LEARNED = (
-    "name", "model.path", "data.sources", "data.cache", "data.num_workers", "parallel", "memory",
-    "checkpoint", "validation", "tracking", "schedule.steps", "init_from",
-)  # fmt: skip
-"""What may change when a run goes on. Model, data and init_from are compared by their contents instead.
+def learned_settings(run: "Run") -> dict[str, Any]:
+    """What of a run changes learning, as {dotted key: value}.
 
-Whether `data.cache` is null may not where windows or crops are drawn: cached pixels are one of N variants,
-live ones are drawn anew each time.
-"""
-
-
-def learned_settings(data: dict[str, Any]) -> dict[str, Any]:
-    """What of a run changes learning, as {dotted key: value}."""
-    flat = _flatten(data)
-    found = {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in NOT_LEARNED)}
-    if "random" in (flat.get("data.window"), flat.get("data.crop")):
-        found["data.cache"] = "null" if flat["data.cache"] is None else "a folder"
+    Model, data and init_from are not among it: they are compared by their contents.
+    """
+    settings = plain(run, learned_only=True)
+    if run.model.options:
+        notes = annotations_of(resolve(run.model.family).Options)
+        kept = {
+            name: value for name, value in run.model.options.items() if NOT_LEARNED not in notes.get(name, ())
+        }
+        settings["model"]["options"] = kept
+    found = flat(settings)
+    if run.data.drawn:
+        # Cached pixels are one of N variants, live ones are drawn anew each time.
+        found["data.cache"] = "null" if run.data.cache is None else "a folder"
     return found
 
 
 def identity_hash(run: "Run") -> str:
-    return blake2b(
-        json.dumps(learned_settings(as_data(run)), sort_keys=True).encode(), digest_size=16
-    ).hexdigest()
+    """Hash what of a run changes learning."""
+    return blake2b(json.dumps(learned_settings(run), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Spell nested values as {dotted key: value}; an empty list or mapping is a value."""
     if isinstance(value, dict) and value:
         items = {f"{prefix}.{k}" if prefix else str(k): v for k, v in value.items()}
     elif isinstance(value, list) and value:
         items = {f"{prefix}.{i}": v for i, v in enumerate(value)}
     else:
         return {prefix: value}
-    return {k: v for name, child in items.items() for k, v in _flatten(child, name).items()}
+    return {k: v for name, child in items.items() for k, v in flat(child, name).items()}

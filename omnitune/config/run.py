@@ -18,7 +18,7 @@ from ..memory.options import Memory
 from ..objectives.causal_lm import CausalLM
 from ..objectives.diffusion import Epsilon, FlowMatching, VPrediction
 from ..optim import Adam, AdamW, Schedule
-from ..options import ByName, option
+from ..options import LEARNED, NOT_LEARNED, ByName, option
 from ..parallel.mesh import Parallel
 from ..sampling import Validation
 from ..trainable.adapters import LoraEverywhere, Rule
@@ -31,7 +31,7 @@ class Model:
 
     family: str
     """Name in `omnitune models`, or `package.module:Class`."""
-    path: str
+    path: Annotated[str, NOT_LEARNED]
     """Folder in the diffusers layout, or hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -96,7 +96,7 @@ class Phase(Freezing):
 
     trainable: AnyTrainable
     """As a run's."""
-    schedule: Schedule
+    schedule: Annotated[Schedule, LEARNED]
     """Its length, and how its rates move; both count from its first step."""
     optimizer: AnyOptimizer | None = None
     """Absent: the run's."""
@@ -115,7 +115,7 @@ class Part:
 class Run(Freezing):
     """Everything that a training run needs to be repeated."""
 
-    name: str
+    name: Annotated[str, NOT_LEARNED]
     """Of the run's folder; the YAML file's name unless stated."""
     model: Model
     trainable: AnyTrainable | None = None
@@ -129,15 +129,15 @@ class Run(Freezing):
     schedule: Schedule = Schedule()
     seed: int = 0
     """Of every random draw."""
-    init_from: Path | None = None
+    init_from: Annotated[Path | None, NOT_LEARNED] = None
     """LoRA file or exported weights folder to start from."""
     ema: Ema | None = None
     """Keep an exponential moving average of what trains."""
-    checkpoint: Checkpoints = Checkpoints()
-    validation: Validation = Validation()
-    parallel: Parallel = Parallel()
-    memory: Memory = Memory()
-    tracking: Tracking = Tracking()
+    checkpoint: Annotated[Checkpoints, NOT_LEARNED] = Checkpoints()
+    validation: Annotated[Validation, NOT_LEARNED] = Validation()
+    parallel: Annotated[Parallel, NOT_LEARNED] = Parallel()
+    memory: Annotated[Memory, NOT_LEARNED] = Memory()
+    tracking: Annotated[Tracking, NOT_LEARNED] = Tracking()
 
     @property
     def steps(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..data.captions.crops import Clips
 from ..errors import UserError
+from ..options import plain
 from .run import Run
 from .yaml import Document, read
 
@@ -92,7 +93,7 @@ def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
 
 def as_data(run: Run) -> dict[str, Any]:
     """The resolved run as plain values, defaults included."""
-    found: dict[str, Any] = _adapter().dump_python(run, mode="json")
+    found: dict[str, Any] = plain(run)
     return found
 
 

@@ -47,15 +47,15 @@ class Document:
         return line, spelled
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number and 2026-01-31 as text (YAML 1.2, not 1.1)."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
     list("-+.0123456789"),
@@ -71,9 +71,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     try:
-        tree = yaml.compose(text, Loader=_Loader)
+        tree = yaml.compose(text, Loader=Loader)
         _check_aliases(path, tree)
-        data = _unshared(yaml.load(text, Loader=_Loader))
+        data = _unshared(yaml.load(text, Loader=Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -93,7 +93,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         if not equals or not key:
             raise UserError(f"command line: {item!r} is not an override; write a.b.c=value")
         try:
-            _override(data, key, yaml.load(value, Loader=_Loader))
+            _override(data, key, yaml.load(value, Loader=Loader))
         except yaml.YAMLError:
             raise UserError(f"command line: {key}: {value!r} is not YAML; quote it for the shell") from None
         keys.append(key)

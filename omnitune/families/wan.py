@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2: text, first frame, or first and last frame to video, and text to image (one frame)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..batch import Batch, Streams
 from ..data.sizes import Limits
 from ..errors import UserError
-from ..options import option
+from ..options import NOT_LEARNED, option
 from ..random import Draw
 from ..stages import Stage
 from .base import Noisy
@@ -25,7 +25,7 @@ from .diffusion.pipeline import LORA_FILE
 class WanOptions:
     text_length: int = 512
     """Tokens the text is cut and padded to; the published pipeline uses 512."""
-    fold_padding: bool = False
+    fold_padding: Annotated[bool, NOT_LEARNED] = False
     """Attend once, with the weight of all, to the zeros behind a caption: the same result to rounding, and
     much faster where the text is longer than the picture."""
 

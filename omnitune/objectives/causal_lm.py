@@ -1,13 +1,13 @@
 """Next-token prediction: what vision-language models learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..batch import Batch, LossSum
 from ..conditions.base import Condition
 from ..errors import UserError
 from ..families.base import Responder
-from ..options import option
+from ..options import NOT_LEARNED, option
 from ..random import Draw
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class CausalLM:
     name: Literal["causal_lm"] = "causal_lm"
     label_smoothing: float = 0.0
     """Share of the target that is spread over the whole vocabulary (Szegedy et al. 2016), in [0, 1)."""
-    chunk: int = 1024
+    chunk: Annotated[int, NOT_LEARNED] = 1024
     """Tokens whose logits exist at once; smaller takes less memory and learns the same."""
 
     def __post_init__(self) -> None:

@@ -324,7 +324,7 @@ def test_what_fails_while_writing_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_nothing_heavy_is_imported_before_media_are_opened():
-    code = "import sys, omnitune.data.sources, omnitune.data.buckets, omnitune.data.views\n"
+    code = "import sys, omnitune.data.captions.sources, omnitune.data.buckets, omnitune.data.captions.crops\n"
     code += "assert not {'torch', 'av', 'PIL', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 

@@ -24,7 +24,7 @@ from omnitune.evaluate import (
     rouge_l,
 )
 from omnitune.evaluate.data import first_items
-from omnitune.objectives import token_loss
+from omnitune.objectives.token_loss import token_loss
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 

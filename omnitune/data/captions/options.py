@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...options import ByName, option
+from ...options import NOT_LEARNED, ByName, option
 from ..buckets import Buckets
 from .crops import Clips
 from .sources import Source
@@ -15,17 +15,17 @@ class Data(Clips):
 
     name: Literal["captions"] = "captions"
 
-    sources: list[Annotated[Source, ByName("folder")]]
+    sources: Annotated[list[Annotated[Source, ByName("folder")]], NOT_LEARNED]
     """Where captioned pictures and clips lie; all of them are mixed."""
     buckets: Buckets
     """Sizes that samples are brought to."""
     batch_size: int = 1
     """Samples the optimizer sees in a step, over all devices and micro-batches."""
-    cache: Path | None = Path(".cache")
+    cache: Annotated[Path | None, NOT_LEARNED] = Path(".cache")
     """Folder of encoded latents and texts, shared between runs; null: encode in every step."""
     variants: int = 1
     """How many random windows and crops of a sample are cached; training draws one of them each time."""
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, NOT_LEARNED] = None
     """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
 
     def __post_init__(self) -> None:
@@ -36,3 +36,8 @@ class Data(Clips):
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
         if not self.sources:
             raise ValueError("sources is empty; name at least one folder")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether windows or crops are drawn at random."""
+        return "random" in (self.window, self.crop)

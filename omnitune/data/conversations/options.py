@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ...errors import UserError
-from ...options import option
+from ...options import NOT_LEARNED, option
 from .sources import ConversationSource
 
 BoxFormat = Literal["absolute_xyxy", "absolute_xywh", "absolute_xy", "relative_1000_xyxy", "relative_1000_xy"]
@@ -109,7 +109,7 @@ class Conversations(ChatOptions):
     """Conversations about pictures and clips, as vision-language models are trained on."""
 
     name: Literal["conversations"] = "conversations"
-    sources: list[ConversationSource]
+    sources: Annotated[list[ConversationSource], NOT_LEARNED]
     """Where they lie; all of them are mixed."""
     packing: bool = False
     """Put several conversations into one row, where the model can; none sees another."""
@@ -117,9 +117,9 @@ class Conversations(ChatOptions):
     """Batches of rows of about one length, which pads less and mixes less."""
     batch_size: int = 1
     """Rows the optimizer sees in a step, over all devices and micro-batches."""
-    cache: Path | None = Path(".cache")
+    cache: Annotated[Path | None, NOT_LEARNED] = Path(".cache")
     """Folder of what frozen towers give, shared between runs; null: run them in every step."""
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, NOT_LEARNED] = None
     """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
 
     variants: ClassVar[int] = 1

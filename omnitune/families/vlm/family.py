@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
 from ...data.media import probe
 from ...errors import UserError
-from ...options import option
+from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...stages import Stage
 from ..base import Checkpoint, Question, Responder
@@ -35,7 +35,7 @@ VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language
 class VlmOptions:
     roles: dict[str, list[str]] | None = None
     """For a model type without an entry: role -> prefixes of the model's own parameter names."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], NOT_LEARNED] = "sdpa"
     """How attention is computed."""
     chat_template: Path | None = None
     """Jinja file to use in the place of the processor's own template."""
