@@ -136,6 +136,7 @@ class Job:
             only=only,
             options=self.options,
             revision=model.revision,
+            config=model.config,
             replaced=self.replaced,
             without=without,
         )

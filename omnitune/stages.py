@@ -48,7 +48,7 @@ def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage],
     """
     live_keys: set[str] = set()
     for stage in stages:
-        trains = any(name == use or name.startswith(use + ".") for use in stage.uses for name in trainable)
+        trains = any(is_under(name, *stage.uses) for name in trainable)
         if trains or stage.draws:
             live_keys.update(stage.gives, MEDIA if set(stage.needs) & set(MEDIA) else ())
     cacheable: list[Stage] = []

@@ -7,7 +7,7 @@ from torch import nn
 
 from .. import config
 from ..resolve import Job
-from ..stages import Stage
+from ..stages import Stage, is_under
 from ..trainable.freezing import role_table
 from .train import worked_out
 
@@ -158,9 +158,7 @@ def why(job: Job, stage: Stage) -> str:
         return "data.cache is null"
     if stage.draws:
         return f"it draws {', '.join(stage.draws)} anew each time"
-    trained = [
-        use for use in stage.uses if any(n == use or n.startswith(f"{use}.") for n in job.claims.names)
-    ]
+    trained = [use for use in stage.uses if any(is_under(name, use) for name in job.claims.names)]
     if trained:
         return f"a rule trains {', '.join(trained)}"
     sources = [s.name for s in job.live if set(s.gives) & set(stage.needs)]

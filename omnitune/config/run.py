@@ -32,13 +32,27 @@ class Model:
     family: str
     """Name in `omnitune models`, or `package.module:Class`."""
     path: Annotated[str, NOT_LEARNED]
-    """Folder in the diffusers layout, or hub id."""
+    """Folder in the diffusers layout, hub id, or a single .safetensors file of the core network."""
+    config: Annotated[str | None, NOT_LEARNED] = None
+    """Folder or hub id with everything that a single file lacks: configuration, tokenizers, scheduler."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """In which the networks are stored and computed; what trains is stored in float32 always."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the family (text length...), listed by `omnitune models`."""
+
+    def __post_init__(self) -> None:
+        is_file = self.path.endswith(".safetensors")
+        if is_file and self.config is None:
+            raise ValueError(
+                f"config: is missing: {self.path} is a single file; give the folder or hub id that has its "
+                "configuration, tokenizers and scheduler"
+            )
+        if self.config is not None and not is_file:
+            raise ValueError(
+                f"config: has no effect beside {self.path}, which is no .safetensors file; leave it out"
+            )
 
 
 @option

@@ -1,7 +1,8 @@
 """What a model family provides. Families hold networks; they do not know how those are trained."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from ..batch import Batch, Streams
 from ..data.sizes import Bucket, Limits
 from ..errors import UserError
+from ..options import option
+from ..random import seed_of
 from ..stages import Stage
+from .files import quiet
 from .layout import Layout
 
 
@@ -103,6 +107,31 @@ class Checkpoint:
     """None for models that generate no pixels."""
 
 
+@dataclass(frozen=True)
+class LoadRequest:
+    """What a family is made from, and where it is to be."""
+
+    path: str
+    """Folder, hub id, or a single file of weights."""
+    device: torch.device
+    """On "meta" a family is made from configuration files alone."""
+    dtype: torch.dtype
+    options: Any = None
+    """What `model.options` says; None: the defaults."""
+    revision: str | None = None
+    config: str | None = None
+    """Folder or hub id of everything that a single file lacks; None where `path` is no file."""
+    replaced: Mapping[str, Path] = field(default_factory=dict)
+    """Component -> folder that takes the place of the model's own."""
+    without: Sequence[str] | None = None
+    """Where a step trains: prefixes of parameters whose stages are cached, which need not be there."""
+
+
+@option
+class NoOptions:
+    """Of a family without options."""
+
+
 class Family(ABC):
     """A pretrained model as named components, and the stages that turn a sample into tensors."""
 
@@ -116,8 +145,12 @@ class Family(ABC):
 
     variants: ClassVar[Mapping[str, str]]
     """Ways in which checkpoints differ, each with a published one whose configuration ships."""
-    Options: ClassVar[Any]
+    Options: ClassVar[Any] = NoOptions
     """Dataclass of what `model.options` may say."""
+    text_option: ClassVar[str | None] = None
+    """The option that says to how many tokens a caption is cut, where there is one."""
+    libraries: ClassVar[Sequence[str]] = ("transformers",)
+    """Those that load its networks, whose progress bars stay off the terminal."""
     adapter_components: ClassVar[tuple[str, ...]]
     """Components whose LoRA the published pipeline can load."""
     autoencoder: ClassVar[str | None] = None
@@ -129,8 +162,36 @@ class Family(ABC):
     trained_on: ClassVar[str] = "captions"
     """The kind of data, as `data.name` calls it."""
 
-    components: nn.ModuleDict
-    """The networks that are loaded, by name."""
+    def __init__(self, request: LoadRequest):
+        self.request, self.device, self.dtype = request, request.device, request.dtype
+        self.options: Any = self.Options() if request.options is None else request.options
+        self.components = nn.ModuleDict()
+        """The networks that are loaded, by name."""
+        self.extras: set[str] = set()
+        """Components that are in no checkpoint: those of `add_component`."""
+        self._changes: dict[str, list[Callable[[Any], object]]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        only: Sequence[str] | None = None,
+        options: Any = None,
+        revision: str | None = None,
+        config: str | None = None,
+        replaced: Mapping[str, Path] | None = None,
+        without: Sequence[str] | None = None,
+    ) -> Self:
+        """Load components, by default all; `LoadRequest` says what the rest is."""
+        quiet(*cls.libraries)
+        family = cls(
+            LoadRequest(path, torch.device(device), dtype, options, revision, config, replaced or {}, without)
+        )
+        family.fetch(family.parts if only is None else only)
+        return family
 
     @classmethod
     @abstractmethod
@@ -180,45 +241,79 @@ class Family(ABC):
         return []
 
     def lacking(self) -> str | None:
-        """What to say if these weights want a condition that was not prepared."""
+        """The error for weights that want a condition which the run does not have; None for others."""
         return None
 
-    @classmethod
+    @property
     @abstractmethod
-    def load(
-        cls,
-        path: str,
-        device: str,
-        dtype: torch.dtype,
-        *,
-        only: Sequence[str] | None = None,
-        options: Any = None,
-        revision: str | None = None,
-        replaced: Mapping[str, Path] | None = None,
-        without: Sequence[str] | None = None,
-    ) -> Self:
-        """Load components from a folder or hub id; on "meta" from configuration files alone.
-
-        `replaced` has folders that take the place of the model's own, by component. `without` is given where
-        a step trains: prefixes of parameters whose stages are cached, which need not be there.
-        """
+    def parts(self) -> Sequence[str]:
+        """The networks that this checkpoint has."""
 
     @abstractmethod
+    def load_component(self, name: str) -> nn.Module:
+        """A network with its weights, or on the meta device as they are published."""
+
     def fetch(self, names: Sequence[str]) -> None:
         """Load further components, into the same dtype and device."""
+        for name in names:
+            if name not in self.components:
+                module = self.load_component(name).requires_grad_(False).eval().to(self.device)
+                self.components[name] = self.changed(name, module)
 
-    @abstractmethod
     def drop(self, names: Sequence[str]) -> None:
-        """Forget components and free their memory."""
+        """Forget components and free their memory, but those that no file has."""
+        for name in names:
+            if name in self.components and name not in self.extras:
+                del self.components[name]
+
+    def change(self, name: str, how: Callable[[Any], object]) -> None:
+        """Change a component in place: now if it is loaded, and whenever it is loaded later."""
+        self._changes.setdefault(name, []).append(how)
+        if name in self.components:
+            how(self.components[name])
+
+    def changed(self, name: str, module: nn.Module) -> nn.Module:
+        """A component as it was published, with the changes that were asked for."""
+        for how in self._changes.get(name, ()):
+            how(module)
+        return module
+
+    def add_component(self, name: str, make: Callable[[], nn.Module]) -> None:
+        """Add a module that is in no checkpoint, such as a learned context; rules can claim it by its name.
+
+        It begins the same on every rank and in every later start: what `make` draws is seeded by the name.
+        A frozen one counts in the keys of the cache by its name alone, so a stage that uses it says in its
+        options what the module was made with.
+        """
+        assert name not in self.components, f"{name} is a component already"
+        with torch.random.fork_rng(devices=[]), torch.device(self.device):
+            torch.manual_seed(seed_of("component", name) % 2**63)
+            self.components[name] = make().requires_grad_(False).eval().to(self.device, self.dtype)
+        self.extras.add(name)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put all components in evaluation mode for a while."""
+        modes = {module: module.training for module in self.components.modules()}
+        self.components.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     @abstractmethod
     def weight_files(self, component: str) -> list[Path]:
-        """The files that decide what a component computes (weights, configuration, vocabulary)."""
+        """The files that decide what a component computes (weights, configuration, vocabulary).
+
+        There is none of `extras`.
+        """
 
     @abstractmethod
     def check_weights(self, components: Sequence[str]) -> list[str]:
         """Raise UserError for a file that a folder lacks or that does not fit its configuration.
 
+        Networks are compared as they are published; `extras` have no files.
         Reads only the headers of weights and fetches nothing. Returns the components that loading would
         fetch from the hub.
         """
@@ -228,7 +323,7 @@ class Family(ABC):
         raise UserError(f"family {self.name} exports no adapters")
 
     def cut_captions(self, captions: Sequence[str]) -> list[int]:
-        """Places of captions longer than the text stage reads; the tokenizer alone tells. None by default."""
+        """Indices of captions that are longer than the text stage reads, and are cut; none by default."""
         return []
 
     def reconstruct(self, pixels: Tensor) -> Tensor:
@@ -238,7 +333,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def source(self) -> str:
-        """Where the configuration was read, and whether it was verified."""
+        """Where the configuration was read (a folder, or what ships with us), for `plan`."""
 
     @property
     def limits(self) -> Limits:
@@ -301,6 +396,8 @@ class Denoiser(Family):
 
     alphas_cumprod: Tensor | None = None
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
+    prediction_type: str | None = None
+    """The objective that these weights predict for, where their scheduler says and no other will do."""
 
     @property
     @abstractmethod
@@ -322,6 +419,14 @@ class Denoiser(Family):
         picture stands in the place of frames.
         """
         raise NotImplementedError(f"{self.name} is given no frames")
+
+    def widen(self, inputs: int, outputs: int = 0) -> None:
+        """Have the network take further channels behind its own, and give further ones as stream `further`.
+
+        Weights of the new channels are zero, so that at first nothing changes; a checkpoint that has the
+        channels already is left as it is.
+        """
+        raise UserError(f"conditions: family {self.name} takes no further channels; leave the condition out")
 
     @abstractmethod
     def num_tokens(self, x0: Streams) -> int:

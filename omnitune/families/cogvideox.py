@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import Batch, Streams
 from ..data.sizes import Bucket, Limits
@@ -14,8 +14,7 @@ from ..errors import UserError
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
-from .base import Noisy
-from .diffusion.files import ModelFiles
+from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
 from .diffusion.positions import resize_positions
 
@@ -51,21 +50,21 @@ class CogVideoX(LatentFamily):
         "1.5-5b-i2v": "THUDM/CogVideoX1.5-5B-I2V",
     }
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
         self.alphas_cumprod = self.scheduler().alphas_cumprod
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.frames_required = self.transformer_config["in_channels"] > self.vae_config["latent_channels"]
+        self.frames_required = self.core_config["in_channels"] > self.vae_config["latent_channels"]
         self.takes = ("first",) if self.frames_required else ()
-        self.rotates = self.transformer_config["use_rotary_positional_embeddings"]
+        self.rotates = self.core_config["use_rotary_positional_embeddings"]
         self.size: Bucket | None = None
         """Of the run, where learned positions are interpolated to it."""
-        self.learned = self.transformer_config.get("use_learned_positional_embeddings", False)
-        asked, made = self.options.text_length, self.transformer_config["max_text_seq_length"]
+        self.learned = self.core_config.get("use_learned_positional_embeddings", False)
+        asked, made = self.options.text_length, self.core_config["max_text_seq_length"]
         if asked != made and (self.learned or not self.rotates):
             raise UserError(
-                f"model.options.text_length: {asked}, but {files.path} has positions for {made} tokens of "
-                f"text; set it to {made}"
+                f"model.options.text_length: {asked}, but {self.files.path} has positions for {made} tokens "
+                f"of text; set it to {made}"
             )
 
     @property
@@ -77,7 +76,7 @@ class CogVideoX(LatentFamily):
         """The autoencoder decodes latent frames in pairs behind the first, so clips have 8 k + 1 frames."""
         temporal = 2 * self.vae_config["temporal_compression_ratio"]
         return Limits(
-            self.vae_scale * self.transformer_config["patch_size"],
+            self.vae_scale * self.core_config["patch_size"],
             temporal,
             least_frames=1 + temporal if self.frames_required else 1,
             largest=(self.sample_size.height, self.sample_size.width) if self.patch[0] > 1 else None,
@@ -87,33 +86,24 @@ class CogVideoX(LatentFamily):
     @property
     def sample_size(self) -> Bucket:
         """What the transformer's configuration states: in 1.5, how far its positions reach."""
-        height, width = (self.transformer_config[f"sample_{s}"] * self.vae_scale for s in ("height", "width"))
-        return Bucket(self.transformer_config["sample_frames"], height, width)
+        height, width = (self.core_config[f"sample_{s}"] * self.vae_scale for s in ("height", "width"))
+        return Bucket(self.core_config["sample_frames"], height, width)
 
     def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
         """Interpolate learned positions to the one size of a run."""
         if not self.learned or sizes[0] == self.sample_size:
             return []
         self.size = sizes[0]
-        for name, module in self.components.items():
-            self._fit(name, module)
+        self.change(self.core, self._fit)
         return [
             f"learned positions of {self.files.path}: interpolated from {self.sample_size} to {self.size}, "
             "the one size at which what is trained generates"
         ]
 
-    def _fit(self, name: str, module: nn.Module) -> nn.Module:
-        # On the meta device a network is as its files are, which are held against it.
-        if name == "transformer" and self.size is not None and self.device.type != "meta":
-            height, width = self.size.height // self.vae_scale, self.size.width // self.vae_scale
-            resize_positions(module, self.size.frames, height, width)
-        return module
-
-    def _meta(self, name: str) -> nn.Module:
-        return self._fit(name, super()._meta(name))
-
-    def _load(self, name: str) -> nn.Module:
-        return self._fit(name, super()._load(name))
+    def _fit(self, transformer: Any) -> None:
+        assert self.size is not None
+        height, width = self.size.height // self.vae_scale, self.size.width // self.vae_scale
+        resize_positions(transformer, self.size.frames, height, width)
 
     def affine(self) -> tuple[Any, Any]:
         return 0.0, self.vae_config["scaling_factor"]
@@ -179,11 +169,11 @@ class CogVideoX(LatentFamily):
         x = noisy.x["x"]  # (B, C, T, h, w)
         shown = torch.cat([x, *([noisy.extra["channels"]] if "channels" in noisy.extra else [])], dim=1)
         latents = shown.transpose(1, 2).to(self.dtype)
-        velocity: Tensor = self.components["transformer"](
+        velocity: Tensor = self.components[self.core](
             hidden_states=latents,
             encoder_hidden_states=batch["prompt_embeds"].to(self.dtype),
             timestep=noisy.fed,
-            ofs=latents.new_full((1,), OFS) if self.transformer_config.get("ofs_embed_dim") else None,
+            ofs=latents.new_full((1,), OFS) if self.core_config.get("ofs_embed_dim") else None,
             image_rotary_emb=self.rotary(x) if self.rotates else None,
             return_dict=False,
         )[0]

@@ -17,8 +17,7 @@ from ..batch import Batch, Streams
 from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
-from .base import Noisy
-from .diffusion.files import ModelFiles
+from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
 
 
@@ -67,10 +66,11 @@ class CogView4(LatentFamily):
         "t2i": "zai-org/CogView4-6B",
     }
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
+        self.change(self.core, self.mask_texts)
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        scheduler = files.config("scheduler")
+        scheduler = self.files.config("scheduler")
         self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
 
     @property
@@ -134,9 +134,8 @@ class CogView4(LatentFamily):
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         return mask.to(texts[0].device, torch.int32)
 
-    def _load(self, name: str) -> nn.Module:
-        module: Any = super()._load(name)
-        if name == self.core:
-            for block in module.transformer_blocks:
-                block.attn1.set_processor(MaskedTexts())
-        return module  # type: ignore[no-any-return]
+    @staticmethod
+    def mask_texts(transformer: Any) -> None:
+        """Have attention heed `text_mask`, where a batch has one."""
+        for block in transformer.transformer_blocks:
+            block.attn1.set_processor(MaskedTexts())

@@ -13,8 +13,7 @@ from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
-from .base import Noisy
-from .diffusion.files import ModelFiles
+from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
 
 
@@ -52,8 +51,8 @@ class Flux(LatentFamily):
         "dev": "black-forest-labs/FLUX.1-dev",
     }
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
         self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
     @property

@@ -14,8 +14,7 @@ from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
-from .base import Noisy, Sampling
-from .diffusion.files import ModelFiles
+from .base import LoadRequest, Noisy, Sampling
 from .diffusion.latents import LatentFamily
 
 INTERLEAVE = {"latent_concat": 2, "token_replace": 4}  # of the picture's tokens, one in so many is kept
@@ -50,9 +49,9 @@ class HunyuanVideo(LatentFamily):
         "i2v-33ch": "hunyuanvideo-community/HunyuanVideo-I2V-33ch",
     }
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
-        self.condition: str | None = self.transformer_config.get("image_condition_type")
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
+        self.condition: str | None = self.core_config.get("image_condition_type")
         """How the transformer is given a first frame: `latent_concat`, `token_replace`, or not at all."""
         self.interleave = INTERLEAVE[self.condition] if self.condition else 0
         self.frames_required = self.condition is not None
@@ -64,7 +63,7 @@ class HunyuanVideo(LatentFamily):
 
     @property
     def limits(self) -> Limits:
-        spatial = self.vae_config["spatial_compression_ratio"] * self.transformer_config["patch_size"]
+        spatial = self.vae_config["spatial_compression_ratio"] * self.core_config["patch_size"]
         temporal = self.vae_config["temporal_compression_ratio"]
         return Limits(spatial, temporal, least_frames=1 + temporal if self.frames_required else 1)
 

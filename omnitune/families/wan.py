@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import Batch, Streams
 from ..data.sizes import Limits
@@ -14,11 +14,11 @@ from ..errors import UserError
 from ..options import NOT_LEARNED, option
 from ..random import Draw
 from ..stages import Stage
-from .base import Noisy
-from .diffusion.files import ModelFiles
+from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
 from .diffusion.padding import Padding
 from .diffusion.pipeline import LORA_FILE
+from .diffusion.widen import Ends
 
 
 @option
@@ -41,6 +41,7 @@ class Wan(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = WanPipeline
     Options = WanOptions
+    ends = Ends("patch_embedding", "proj_out", outputs_last=True)
     variants: ClassVar[Mapping[str, str]] = {
         "t2v": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "t2v-14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
@@ -52,24 +53,29 @@ class Wan(LatentFamily):
         "ti2v-5b": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     }
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
         published = self.options == WanOptions()
-        if self.transformer_config.get("added_kv_proj_dim") and not published:
+        if self.core_config.get("added_kv_proj_dim") and not published:
             raise UserError(
-                f"model.options: {files.path} tells pictures from texts by a length of 512; leave out "
+                f"model.options: {self.files.path} tells pictures from texts by a length of 512; leave out "
                 "text_length and fold_padding"
             )
         self.padding = Padding(self.options.text_length, self.options.fold_padding)
-        self.per_token = bool(files.pipeline_config.get("expand_timesteps"))
+        if self.options.fold_padding:
+            for core in self.cores:
+                self.change(core, self.padding.attach)
+        self.per_token = bool(self.files.pipeline_config.get("expand_timesteps"))
         """Wan 2.2 TI2V-5B: each token has its own timestep, a clean frame's is 0."""
-        self.boundary = files.pipeline_config.get("boundary_ratio")
+        self.boundary = self.files.pipeline_config.get("boundary_ratio")
         """Wan 2.2 A14B: the level above which `transformer` takes over from `transformer_2`."""
-        self.concatenates = self.transformer_config["in_channels"] > self.vae_config["z_dim"]
+        # A mask of 4 channels and latents; a checkpoint that was widened for less is not given frames.
+        given = self.limits.temporal + self.vae_config["z_dim"]
+        self.concatenates = self.core_config["in_channels"] - self.vae_config["z_dim"] >= given
         self.frames_required = self.concatenates
         if self.concatenates:
             several = ("first",) if "image_encoder" in self.parts else ("first", "both")
-            self.takes = ("both",) if self.transformer_config.get("pos_embed_seq_len") else several
+            self.takes = ("both",) if self.core_config.get("pos_embed_seq_len") else several
         elif self.per_token:
             self.takes = ("first",)
 
@@ -90,14 +96,19 @@ class Wan(LatentFamily):
 
     @property
     def limits(self) -> Limits:
-        spatial = self.vae_config.get("scale_factor_spatial", 8) * self.transformer_config["patch_size"][1]
+        spatial = self.vae_config.get("scale_factor_spatial", 8) * self.core_config["patch_size"][1]
         temporal = self.vae_config.get("scale_factor_temporal", 4)
         return Limits(spatial, temporal, least_frames=1 + temporal if self.frames_required else 1)
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        t, h, w = self.transformer_config["patch_size"]
+        t, h, w = self.core_config["patch_size"]
         return t, h, w
+
+    @property
+    def own_channels(self) -> tuple[int, int]:
+        latents = self.vae_config["z_dim"]
+        return latents + (self.limits.temporal + latents if self.concatenates else 0), latents
 
     def affine(self) -> tuple[Any, Any]:
         return self.vae_config["latents_mean"], [1 / std for std in self.vae_config["latents_std"]]
@@ -179,19 +190,13 @@ class Wan(LatentFamily):
             encoder_hidden_states_image=None if images is None else images.flatten(0, 1).to(self.dtype),
             return_dict=False,
         )[0]
-        return {"x": velocity}
+        return self.streams(velocity)
 
     def token_timesteps(self, fed: Tensor, x: Tensor) -> Tensor:
         """Timesteps in 0..1000, (B,) or (B, 1, T, 1, 1), as one for each token, (B, S)."""
         _, p_h, p_w = self.patch
         fed = fed.view(-1, 1, 1, 1, 1) if fed.ndim == 1 else fed
         return fed.expand(-1, 1, *x.shape[2:])[:, 0, :, ::p_h, ::p_w].flatten(1)
-
-    def _load(self, name: str) -> nn.Module:
-        module = super()._load(name)
-        if name in self.cores and self.options.fold_padding:
-            self.padding.attach(module)
-        return module
 
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """The pipeline reads the second expert's adapter from a file of its own, named as the first's."""

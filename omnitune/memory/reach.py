@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import nn
 
-from ..stages import Stage
+from ..stages import Stage, is_under
 from .checkpointing import outermost
 
 
@@ -26,7 +26,7 @@ def learning_blocks(
         repeated = dict.fromkeys(_repeated(names[id(block)]) for block in blocks(component))
         for block in outermost([module.get_submodule(name) for name in repeated if name]):
             name = f"{component}.{names[id(block)]}"
-            if _is_within(name, opened) or not _is_within(name, closed):
+            if is_under(name, *opened) or not is_under(name, *closed):
                 found.setdefault(component, []).append(block)
     return found
 
@@ -43,16 +43,12 @@ def _repeated(name: str) -> str:
 
 
 def _uses(stages: Sequence[Stage], trained: Collection[str]) -> tuple[set[str], set[str]]:
-    """What is used by stages that something is learned through, and by those of which that is not so."""
+    """Split parameter prefixes into those used by stages with and without gradients."""
     opened, closed, learned = set[str](), set[str](), set[str]()
     for stage in stages:
-        if any(_is_within(name, stage.uses) for name in trained) or learned.intersection(stage.needs):
+        if any(is_under(name, *stage.uses) for name in trained) or learned.intersection(stage.needs):
             opened.update(stage.uses)
             learned.update(stage.gives)
         else:
             closed.update(stage.uses)
     return opened, closed
-
-
-def _is_within(name: str, prefixes: Collection[str]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

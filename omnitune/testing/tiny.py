@@ -182,11 +182,12 @@ def build_tiny(
 
     from ..families import resolve
     from ..families.diffusion.files import ModelFiles
+    from ..families.files import quiet
 
     cls: Any = resolve(family)
-    cls.quiet()
-    files = ModelFiles(cls.checkpoint(variant).path)
-    assert files.published is not None
+    quiet(*cls.libraries)
+    files = ModelFiles(cls.checkpoint(variant).path, configs=cls.configs)
+    assert files.shipped is not None
     index = {"_class_name": cls.pipeline_class.__name__, **files.pipeline_config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -197,7 +198,7 @@ def build_tiny(
             index[name] = [library, kind]
             if name in sizes:
                 continue
-            small = files.published["components"][name].get("small", {})
+            small = files.shipped["components"][name].get("small", {})
             config = {**files.config(name), **small, **settings.get(name, {})}
             tokenizer = name.replace("text_encoder", "tokenizer")
             if tokenizer in sizes:

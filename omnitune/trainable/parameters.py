@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..stages import is_under
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -54,7 +56,7 @@ def _parents(name: str) -> Iterator[str]:
 
 def _prefix_of(name: str, roles: Roles) -> tuple[str, str] | None:
     pairs = ((role, prefix) for role, prefixes in roles.items() for prefix in prefixes)
-    return next(((r, p) for r, p in pairs if name == p or name.startswith(f"{p}.")), None)
+    return next(((role, prefix) for role, prefix in pairs if is_under(name, prefix)), None)
 
 
 @dataclass(frozen=True)

@@ -512,14 +512,14 @@ def test_a_cache_that_cannot_be_made_is_told(workplace: "Workplace", mesh: Mesh,
 
 def recorded_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loaded: list[str] = []
-    load = DiffusersFamily._load
+    load = DiffusersFamily.load_component
 
     def recording(self: DiffusersFamily, name: str) -> Any:
         if self.device.type != "meta":
             loaded.append(name)
         return load(self, name)
 
-    monkeypatch.setattr(DiffusersFamily, "_load", recording)
+    monkeypatch.setattr(DiffusersFamily, "load_component", recording)
     return loaded
 
 

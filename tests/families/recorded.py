@@ -62,7 +62,7 @@ def cases() -> Iterator[Case]:
         known: list[Any] = []
         for variant, path in family.variants.items():
             shape = family.load(path, "meta", torch.float32, only=[])
-            parts = shape.files.published["components"].values()
+            parts = shape.files.shipped["components"].values()
             small = [part["config"] | part.get("small", {}) for part in parts if "config" in part]
             if (described := [shape.files.pipeline_config, *small]) in known:
                 continue

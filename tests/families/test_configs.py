@@ -16,7 +16,7 @@ SHIPPED = {
     for path in sorted((files("omnitune.families") / "configs").iterdir(), key=str)
     if path.name.endswith(".json")
 }
-CONFIGS: dict[str, Any] = {stem: ModelFiles(stem.replace("--", "/")).published for stem in SHIPPED}
+CONFIGS: dict[str, Any] = {stem: ModelFiles(stem.replace("--", "/")).shipped for stem in SHIPPED}
 
 PIPELINES = {
     "Lightricks--LTX-Video": "LTXPipeline",

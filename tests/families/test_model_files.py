@@ -148,7 +148,7 @@ def test_weights_are_checked_by_their_headers_alone(model, monkeypatch):
     def read(*args, **kwargs):
         raise AssertionError(args)
 
-    monkeypatch.setattr(Wan, "_load", read)
+    monkeypatch.setattr(ModelFiles, "load", read)
     monkeypatch.setattr("safetensors.torch.load_file", read)
     assert meta.check_weights(meta.parts) == []
     assert all(p.is_meta for p in meta.components.parameters())
@@ -168,7 +168,7 @@ def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, mon
     def fetch(*args):
         raise AssertionError(args)
 
-    monkeypatch.setattr(ModelFiles, "download", fetch)
+    monkeypatch.setattr(ModelFiles, "fetch", fetch)
     assert family.check_weights(["transformer", "vae"]) == ["transformer", "vae"]
 
 

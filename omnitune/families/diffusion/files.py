@@ -1,163 +1,145 @@
 """A pipeline in the diffusers layout: in a folder, on the hub, or known by its configuration only."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..base import LoadRequest
+from ..files import (
+    ModelFolder,
+    load_pretrained,
+    missing_weights,
+    opened,
+    read_json,
+    refuse_tensors,
+    shapes_in,
+    weight_paths,
+)
 
 VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 WEIGHT_NAMES = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
+Shapes = dict[str, list[int]]
+"""Of tensors by name."""
+IN_FILES = {"vae": ("first_stage_model.", "vae.")}
+"""Component beside the core -> what its names begin with in a single file that has it."""
 
 
 @dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(ModelFolder):
     """A pipeline in the diffusers layout: a folder, or a published model known by its configuration only."""
 
-    path: str
-    revision: str | None = None
     replaced: Mapping[str, Path] = field(default_factory=dict)
     """Component -> folder that takes the place of the model's own."""
+    file: Path | None = None
+    """A single file whose weights, of the core and perhaps of others, take the place of the folder's."""
+    core: str = ""
+    """The component that the single file is of."""
 
-    @property
-    def local(self) -> Path | None:
-        """The folder that `path` names, or None for a hub id."""
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return folder
-        if folder.is_absolute() or self.path.startswith((".", "~")) or not _is_hub_id(self.path):
-            raise UserError(
-                f"model.path: {self.path!r} is no folder; give a folder with model_index.json or a hub id"
-            )
-        return None
+    marker: ClassVar[str] = "model_index.json"
+    settings: ClassVar[Sequence[str]] = ("model_index.json", "*/*.json")
 
-    @cached_property
-    def folder(self) -> Path | None:
-        """Where the files lie; None for a published model that is known by its shipped configuration only."""
-        if self.local is not None:
-            return self.local
-        from huggingface_hub.errors import LocalEntryNotFoundError
+    @classmethod
+    def of(cls, request: LoadRequest, core: str, **settings: Any) -> "ModelFiles":
+        """The files of what is loaded."""
+        if request.config is None:
+            return cls(request.path, request.revision, replaced=request.replaced, **settings)
+        file = Path(request.path).expanduser()
+        if not file.is_file():
+            raise UserError(f"model.path: {file} is not there; give the file of a {core}")
+        settings |= {"key": "model.config", "file": file, "core": core}
+        return cls(request.config, request.revision, replaced=request.replaced, **settings)
 
-        try:
-            here = self._snapshot(["*.json"], local_files_only=True)
-        except LocalEntryNotFoundError:
-            here = None
-        if here is not None and _has_configurations(here):
-            return here
-        return None if self.published else self.download([])
-
-    def download(self, names: Sequence[str]) -> Path:
-        """The folder, with configurations and all files of these components fetched if they are missing."""
-        if self.local is not None:
-            return self.local
-        try:
-            return self._snapshot(["model_index.json", "*/*.json", *(f"{name}/*" for name in names)])
-        except OSError as error:  # the hub's errors and the network's are of this kind
-            raise UserError(
-                f"model.path: {self.path!r} is no folder here and cannot be fetched from the hub "
-                f"({str(error).splitlines()[0]}); fetch it first, or give a folder"
-            ) from error
-
-    def _snapshot(self, patterns: list[str], local_files_only: bool = False) -> Path:
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(
-                self.path,
-                revision=self.revision,
-                allow_patterns=patterns,
-                local_files_only=local_files_only,
-            )
-        )
+    def is_complete(self, folder: Path) -> bool:
+        index = folder / self.marker
+        return index.is_file() and all(any((folder / name).glob("*.json")) for name in _classes(index))
 
     @cached_property
-    def published(self) -> dict[str, Any] | None:
-        """The configuration of a published model that ships with this package.
+    def shipped(self) -> dict[str, Any] | None:
+        """The configuration of a published model that ships with the family.
 
         A part that another file has too is {"same_as": "FILE"}, or "FILE/COMPONENT" if the name differs.
         """
-        configs = files("omnitune.families") / "configs"
-        shipped = configs / f"{self.path.replace('/', '--')}.json"
-        if not shipped.is_file():
+        shipped = super().shipped
+        if shipped is None:
             return None
-        found: dict[str, Any] = json.loads(shipped.read_text())
-        for name, part in found["components"].items():
+        for name, part in shipped["components"].items():
             if "same_as" in part:
                 stem, _, other = part["same_as"].partition("/")
-                source = json.loads((configs / f"{stem}.json").read_text())
-                found["components"][name] = source["components"][other or name] | part
-        return found
+                source = read_json(self.configs / f"{stem}.json")
+                shipped["components"][name] = source["components"][other or name] | part
+        return shipped
 
     @property
     def source(self) -> str:
         """Where the configuration was read, for `plan`."""
         if self.folder is not None:
             return str(self.folder)
-        assert self.published is not None
-        state = "verified" if self.published["verified"] else "not verified against the published files"
-        return f"shipped configuration ({self.published['source']}; {state})"
+        assert self.shipped is not None
+        state = "verified" if self.shipped["verified"] else "not verified against the published files"
+        return f"shipped configuration ({self.shipped['source']}; {state})"
 
     @cached_property
     def classes(self) -> dict[str, tuple[str, str]]:
         """Component -> (library, class) as model_index.json has it."""
         if self.folder is None:
-            assert self.published is not None
-            return {name: tuple(part["class"]) for name, part in self.published["components"].items()}
+            assert self.shipped is not None
+            return {name: tuple(part["class"]) for name, part in self.shipped["components"].items()}
         return _classes(self._index)
 
     @property
     def _index(self) -> Path:
         assert self.folder is not None
-        index = self.folder / "model_index.json"
+        index = self.folder / self.marker
         if not index.is_file():
-            raise UserError(f"model.path: {index} is missing; give a folder in the diffusers layout")
+            raise UserError(f"{self.key}: {index} is missing; give a folder in the diffusers layout")
         return index
 
     @cached_property
     def pipeline_config(self) -> dict[str, Any]:
-        """What model_index.json says of the pipeline itself (Wan's `boundary_ratio`, ...)."""
+        """What model_index.json says of the pipeline itself (`boundary_ratio`, ...)."""
         if self.folder is None:
-            assert self.published is not None
-            return dict(self.published.get("pipeline", {}))
+            assert self.shipped is not None
+            return dict(self.shipped.get("pipeline", {}))
         entries = read_json(self._index).items()
         return {k: v for k, v in entries if not k.startswith("_") and not isinstance(v, list)}
 
     def component(self, name: str) -> Path:
         """The folder of a component, fetched from the hub where it is missing."""
-        return self.replaced[name] if name in self.replaced else self.download([name]) / name
+        return self.replaced[name] if name in self.replaced else self.fetch(f"{name}/*") / name
 
     def config(self, name: str) -> dict[str, Any]:
         if self.folder is None and name not in self.replaced:
-            assert self.published is not None
-            return dict(self.published["components"][name]["config"])
+            assert self.shipped is not None
+            return dict(self.shipped["components"][name]["config"])
         folder = self.replaced.get(name)
         if folder is None:
             assert self.folder is not None
             folder = self.folder / name
         file = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
         if not file.is_file():
-            raise UserError(f"model.path: {file} is missing; the model is incomplete")
-        return read_json(file)
+            raise UserError(f"{self.key}: {file} is missing; the model is incomplete")
+        return read_json(file, self.key)
 
     def find_class(self, name: str) -> Any:
         library, cls = self.classes[name]
         return getattr(import_module(library), cls)
 
-    def found(self, name: str) -> Path | None:
-        """The folder of a component that is whole on this machine, or None where it would be fetched.
+    def find(self, name: str) -> Path | None:
+        """Where a component is that is whole on this machine, or None where it would be fetched.
 
         Raises UserError where a folder lacks a file.
         """
+        if self.in_file(name):
+            return self.file
         if self.local is not None or name in self.replaced:
             return self.weights(name)
         if self.folder is None or self._missing(name, self.folder / name):
@@ -173,7 +155,16 @@ class ModelFiles:
 
     def option(self, name: str) -> str:
         """The option that says where a component lies."""
-        return "init_from" if name in self.replaced else "model.path"
+        if self.in_file(name):
+            return "model.path"
+        return "init_from" if name in self.replaced else self.key
+
+    def deciding(self, name: str) -> list[Path]:
+        """The files that decide what a component computes."""
+        if self.in_file(name):
+            assert self.file is not None
+            return [self.file, *self.fetch().glob(f"{name}/config.json")]
+        return sorted(path for path in self.component(name).rglob("*") if path.is_file())
 
     def _missing(self, name: str, folder: Path) -> str | None:
         """Which file a folder lacks, and what to do."""
@@ -186,92 +177,102 @@ class ModelFiles:
             return (
                 f"{folder / VOCABULARIES[0]} is missing; copy the vocabulary there or fetch the model again"
             )
-        index, paths = self._weight_paths(name, folder)
-        missing = [path for path in paths if not path.is_file()]
-        if not missing:
-            return None
-        if index:
-            return f"{missing[0]} is missing, which {index.name} lists; fetch it again"
-        return f"{missing[0]} is missing; copy the weights there or fetch the model again"
+        return missing_weights(folder / WEIGHT_NAMES[self.classes[name][0]], self.option(name))
 
-    def _weight_paths(self, name: str, folder: Path) -> tuple[Path | None, list[Path]]:
-        """The files that the libraries load, there or not, and the index that lists them if any."""
-        expected = folder / WEIGHT_NAMES[self.classes[name][0]]
-        index = expected.with_name(f"{expected.name}.index.json")
-        if index.is_file():
-            return index, _shards(index)
-        if expected.is_file():
-            return None, [expected]
-        for index in folder.glob("*.bin.index.json"):
-            return index, _shards(index)
-        return None, [*folder.glob("*.bin")] or [expected]
+    def _weight_paths(self, name: str, folder: Path) -> list[Path]:
+        return weight_paths(folder / WEIGHT_NAMES[self.classes[name][0]], self.option(name))[1]
 
-    def check_tensors(self, name: str, folder: Path, module: nn.Module) -> None:
+    def check_tensors(self, name: str, path: Path, module: nn.Module) -> None:
         """Hold the headers of a component's files against the network that its configuration describes.
 
         Reads no tensor; files that are not safetensors have no header and are met when they are loaded.
         """
-        _, paths = self._weight_paths(name, folder)
-        if any(path.suffix != ".safetensors" for path in paths):
-            return
-        shapes: dict[str, list[int]] = {}
-        for path in paths:
-            with self._opened(name, path) as file:
-                shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
-        names = _names_when_loaded(module, list(shapes))
-        lacking, strange = _differences(module, {names[key]: shape for key, shape in shapes.items()})
-        self.refuse_tensors(name, folder, lacking, strange)
+        key = self.option(name)
+        if path == self.file:
+            names = self._converted(name, shapes_in(path, key), module)
+        else:
+            paths = self._weight_paths(name, path)
+            if any(file.suffix != ".safetensors" for file in paths):
+                return
+            shapes = {name: shape for file in paths for name, shape in shapes_in(file, key).items()}
+            loaded = _names_when_loaded(module, list(shapes))
+            names = {loaded[name]: shape for name, shape in shapes.items()}
+        refuse_tensors(path, key, *_differences(module, names))
+
+    def load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """A network with its weights."""
+        if self.in_file(name):
+            return self._load_from_file(name)
+        # diffusers and transformers do not agree on the name.
+        setting = "dtype" if self.classes[name][0] == "transformers" else "torch_dtype"
+        folder, key = self.weights(name), self.option(name)
+        return load_pretrained(self.find_class(name), folder, key, settings={setting: dtype})
 
     def tensors(self, name: str, keys: Sequence[str]) -> list[Tensor]:
         """A few tensors of a component's safetensors files; nothing else of it is read."""
-        folder = self.weights(name)
-        _, paths = self._weight_paths(name, folder)
-        found: dict[str, Tensor] = {}
-        for path in paths:
-            with self._opened(name, path) as file:
-                found.update({key: file.get_tensor(key) for key in set(keys).intersection(file.keys())})
-        self.refuse_tensors(name, folder, sorted(set(keys) - set(found)), [])
-        return [found[key] for key in keys]
+        if self.in_file(name):
+            state = self._load_from_file(name).state_dict()
+            return [state[key] for key in keys]
+        folder, key = self.weights(name), self.option(name)
+        tensors: dict[str, Tensor] = {}
+        for path in self._weight_paths(name, folder):
+            with opened(path, key) as file:
+                tensors.update({one: file.get_tensor(one) for one in set(keys).intersection(file.keys())})
+        refuse_tensors(folder, key, sorted(set(keys) - set(tensors)), [])
+        return [tensors[one] for one in keys]
 
-    @contextmanager
-    def _opened(self, name: str, path: Path) -> Iterator[Any]:
+    # Single files
+
+    def in_file(self, name: str) -> bool:
+        """Whether the weights of a component are in the single file."""
+        return self.file is not None and name not in self.replaced and name in self._in_file
+
+    @cached_property
+    def _in_file(self) -> Sequence[str]:
+        assert self.file is not None
+        keys = shapes_in(self.file, "model.path")
+        beside = [name for name, starts in IN_FILES.items() if any(key.startswith(starts) for key in keys)]
+        return [self.core, *(name for name in beside if name in self.classes)]
+
+    def _load_from_file(self, name: str) -> nn.Module:
+        """A component of the single file, in the file's dtype, through the conversion that diffusers has."""
+        cls = self.find_class(name)
         try:
-            with safe_open(path, framework="pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{self.option(name)}: {path} cannot be loaded: {error}; fetch it again"
-            ) from error
+            module: nn.Module = cls.from_single_file(
+                str(self.file), config=str(self.fetch()), subfolder=name, local_files_only=True
+            )
+        except (OSError, SafetensorError, ValueError, LookupError) as error:
+            raise self._unconverted(name, error) from error
+        # What the file lacks was left on the meta device.
+        lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
+        assert self.file is not None
+        refuse_tensors(self.file, "model.path", lacking, [])
+        return module
 
-    def refuse_tensors(self, name: str, folder: Path, lacking: Sequence[str], strange: Sequence[str]) -> None:
-        """Raise UserError if weights lack tensors that the configuration asks for, or have others."""
-        for keys, verb, clause in (
-            (lacking, "lacks", "which its configuration asks for"),
-            (strange, "has", "of which its configuration knows nothing"),
-        ):
-            if keys:
-                raise UserError(
-                    f"{self.option(name)}: {folder} {verb} {keys[0]} ({len(keys)} such), {clause}; "
-                    "fetch the model again, with its own config.json"
-                )
+    def _converted(self, name: str, shapes: Shapes, module: nn.Module) -> Shapes:
+        """Shapes of a single file's tensors under the names that diffusers gives them."""
+        from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+        if shapes.keys() == module.state_dict().keys():
+            return dict(shapes)
+        convert = SINGLE_FILE_LOADABLE_CLASSES[self.classes[name][1]]["checkpoint_mapping_fn"]
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        try:
+            converted = convert(config=self.config(name), checkpoint=tensors)
+        except (ValueError, LookupError) as error:
+            raise self._unconverted(name, error) from error
+        return {key: list(tensor.shape) for key, tensor in converted.items()}
+
+    def _unconverted(self, name: str, error: Exception) -> UserError:
+        return UserError(
+            f"model.path: {self.file} cannot be loaded as {name} ({self.classes[name][1]}) of {self.path}: "
+            f"{error}; give a file of that network, or the configuration that it belongs to"
+        )
 
 
-def _is_hub_id(path: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return "/" in path
-
-
-def _shards(index: Path) -> list[Path]:
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict):
-        raise UserError(f"model.path: {index} has no weight_map; fetch it again")
-    return [index.with_name(shard) for shard in sorted(set(listed.values()))]
+def _classes(index: Path) -> dict[str, tuple[str, str]]:
+    entries = read_json(index).items()
+    return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
 
 
 def _names_when_loaded(module: nn.Module, keys: Sequence[str]) -> dict[str, str]:
@@ -303,31 +304,6 @@ def _differences(module: nn.Module, shapes: Mapping[str, list[int]]) -> tuple[li
         key for key in shapes if key not in state and not any(re.search(pattern, key) for pattern in ignored)
     ]
     return lacking, strange
-
-
-def _has_configurations(folder: Path) -> bool:
-    """Whether a folder of the hub's cache, which may be partly fetched, tells what every component is."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return False
-    return all(any((folder / name).glob("*.json")) for name in _classes(index))
-
-
-def _classes(index: Path) -> dict[str, tuple[str, str]]:
-    entries = read_json(index).items()
-    return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"model.path: {file} is not JSON ({error}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise UserError(
-            f"model.path: {file} holds a {type(found).__name__} where an object belongs; fetch it again"
-        )
-    return found
 
 
 def check_vocabulary(folder: Path, rows: int) -> None:

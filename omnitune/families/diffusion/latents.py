@@ -1,6 +1,7 @@
 """Families with an autoencoder in latent space: pixels to moments to x0, and given frames."""
 
 from abc import abstractmethod
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -11,9 +12,9 @@ from ...batch import Batch, Streams
 from ...errors import UserError
 from ...random import Draw
 from ...stages import Stage
-from ..base import Noisy
-from .files import ModelFiles
+from ..base import LoadRequest, Noisy
 from .pipeline import DiffusersFamily
+from .widen import Ends, widen_to
 
 PICTURES = {"first": ("first_frame",), "last": ("last_frame",), "both": ("first_frame", "last_frame")}
 """What each setting of frame_conditioning needs of a clip."""
@@ -36,22 +37,28 @@ class LatentFamily(DiffusersFamily):
     ragged_text: ClassVar[bool] = True
     """Whether texts are stored without padding: the denoiser is fed zeros or a mask behind them."""
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        super().__init__(files, device, dtype, options)
-        self.vae_config, self.transformer_config = files.config("vae"), files.config("transformer")
-        self.guided = bool(self.transformer_config.get("guidance_embeds"))
+    ends: ClassVar[Ends | None] = None
+    """Where channels enter and leave the cores; None: they cannot be widened."""
+
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
+        self.vae_config, self.core_config = self.files.config("vae"), self.files.config(self.core)
+        self.further = (0, 0)
+        """Channels in and out that `widen` asked for, beside `own_channels`."""
+        self.guided = bool(self.core_config.get("guidance_embeds"))
         """Whether the model is distilled to take the scale of guidance as an input."""
         stated, default = (getattr(given, "guidance", None) for given in (self.options, self.Options()))
         if not self.guided and stated != default:
             raise UserError(
-                f"model.options.guidance: {stated:g} has no effect, {files.path} takes no guidance; remove it"
+                f"model.options.guidance: {stated:g} has no effect, {self.files.path} takes no guidance; "
+                "remove it"
             )
 
     @property
     def patch(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns that make one token."""
-        side = self.transformer_config["patch_size"]
-        return self.transformer_config.get("patch_size_t") or 1, side, side
+        side = self.core_config["patch_size"]
+        return self.core_config.get("patch_size_t") or 1, side, side
 
     def num_tokens(self, x0: Streams) -> int:
         sizes = x0["x"].shape[2:]
@@ -74,7 +81,7 @@ class LatentFamily(DiffusersFamily):
         return Stage(
             "text", (encoder,), needs, ("prompt_embeds",), self.encode_text,
             ragged=("prompt_embeds",) if self.ragged_text else (),
-            options={"text_length": self.options.text_length},
+            options={self.text_option: self.text_length} if self.text_option else {},
         )  # fmt: skip
 
     @abstractmethod
@@ -88,6 +95,25 @@ class LatentFamily(DiffusersFamily):
     @abstractmethod
     def affine(self) -> tuple[Any, Any]:
         """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel."""
+
+    @property
+    def own_channels(self) -> tuple[int, int]:
+        """Channels that the family itself feeds the core, and reads."""
+        inputs = int(self.core_config["in_channels"])
+        return inputs, int(self.core_config.get("out_channels") or inputs)
+
+    def widen(self, inputs: int, outputs: int = 0) -> None:
+        if self.ends is None:
+            return super().widen(inputs, outputs)
+        self.further = (self.further[0] + inputs, self.further[1] + outputs)
+        sizes = [own + further for own, further in zip(self.own_channels, self.further, strict=True)]
+        for core in self.cores:
+            self.change(core, partial(widen_to, ends=self.ends, inputs=sizes[0], outputs=sizes[1]))
+
+    def streams(self, output: Tensor) -> Streams:
+        """What a widened core gives, (B, C, ...), as `x` and what is `further`."""
+        own = self.own_channels[1]
+        return {"x": output[:, :own], "further": output[:, own:]} if self.further[1] else {"x": output}
 
     # Latents
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources.abc import Traversable
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
-from ..base import Checkpoint, Defaults, Denoiser, Sampling
+from ..base import Checkpoint, Defaults, Denoiser, LoadRequest, Sampling
+from ..files import CONFIGS
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+POOLED = ("pooled_projections", "text_embeds")
+"""Inputs of (B, D) that are embeddings, where others of two dims are timesteps or sizes."""
 
 
 class DiffusersFamily(Denoiser):
@@ -22,6 +25,8 @@ class DiffusersFamily(Denoiser):
 
     core = "transformer"
     autoencoder = "vae"
+    libraries = ("diffusers", "transformers")
+    text_option = "text_length"
     networks: ClassVar[tuple[str, ...]]
     """Components that are networks, in the order in which `plan` lists them."""
     others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
@@ -29,7 +34,7 @@ class DiffusersFamily(Denoiser):
     optional: ClassVar[tuple[str, ...]] = ()
     """Those of both that some checkpoints have and some have not."""
     least_text: ClassVar[int] = 1
-    """Tokens of text."""
+    """The smallest number of tokens of text that the model works with."""
     tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "t5"}
     """Tokenizer -> its kind, as `omnitune.testing.tiny` trains small ones."""
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
@@ -37,62 +42,43 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Components whose LoRA the published pipeline can load."""
     pipeline_class: ClassVar[Any]
+    configs: ClassVar[Traversable] = CONFIGS
+    """Where the configurations of `variants` are: OWNER--NAME.json each."""
 
-    def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
-        self.files, self.device, self.dtype = files, torch.device(device), dtype
-        self.options = self.Options() if options is None else options
-        if self.options.text_length < self.least_text:
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
+        self._check_replaced(request.replaced)
+        self.files = ModelFiles.of(request, self.core, configs=self.configs)
+        if self.device.type != "meta":
+            self.files.fetch()  # its own configurations, not those that ship with us
+        missing = {*self.networks, *self.others} - {*self.optional, *self.files.classes}
+        if missing:
+            names = ", ".join(name for name in (*self.networks, *self.others) if name in missing)
             raise UserError(
-                f"model.options.text_length: {self.options.text_length} is not {self.least_text} or more"
+                f"{self.files.key}: {self.files.path!r} has no {names}; family {self.name} needs it"
             )
-        self.components = nn.ModuleDict()
         self._processors: dict[str, Any] = {}
+        if self.text_option and self.text_length < self.least_text:
+            raise UserError(
+                f"model.options.{self.text_option}: {self.text_length} is not {self.least_text} or more"
+            )
 
-    @staticmethod
-    def quiet() -> None:
-        """Keep the libraries' progress bars and hints off the terminal: our own lines say what matters."""
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for logging in (diffusers_logging, transformers_logging):
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+    @property
+    def text_length(self) -> int:
+        """Tokens that a caption is cut to."""
+        if self.text_option is None:
+            return int(self.tokenizer.model_max_length)
+        return int(getattr(self.options, self.text_option))
 
     @classmethod
     def checkpoint(cls, variant: str | None = None) -> Checkpoint:
         path = cls.variants[variant or next(iter(cls.variants))]
-        found = ModelFiles(path).published
-        assert found is not None, path
-        return Checkpoint(path, found.get("frame_conditioning"), Defaults(**found["defaults"]))
-
-    @classmethod
-    def load(
-        cls,
-        path: str,
-        device: str,
-        dtype: torch.dtype,
-        *,
-        only: Sequence[str] | None = None,
-        options: Any = None,
-        revision: str | None = None,
-        replaced: Mapping[str, Path] | None = None,
-        without: Sequence[str] | None = None,
-    ) -> Self:
-        cls.quiet()
-        cls._check_replaced(replaced or {})
-        if device != "meta":
-            ModelFiles(path, revision).download([])  # its own configurations, not those that ship with us
-        family = cls(ModelFiles(path, revision, replaced or {}), device, dtype, options)
-        asked = [n for n in (*cls.networks, *cls.others) if n not in cls.optional]
-        missing = [n for n in asked if n not in family.files.classes]
-        if missing:
-            raise UserError(f"model.path: {path!r} has no {', '.join(missing)}; family {cls.name} needs it")
-        family.fetch(family.parts if only is None else only)
-        return family
+        shipped = ModelFiles(path, configs=cls.configs).shipped
+        assert shipped is not None, path
+        return Checkpoint(path, shipped.get("frame_conditioning"), Defaults(**shipped["defaults"]))
 
     @property
     def parts(self) -> list[str]:
-        """The networks that this checkpoint has."""
         return [name for name in self.networks if name in self.files.classes]
 
     @classmethod
@@ -104,63 +90,45 @@ class DiffusersFamily(Denoiser):
                 f"({', '.join(cls.networks)}); remove it, or give the whole pipeline as model.path"
             )
 
-    def fetch(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self.components:
-                self.components[name] = self._meta(name) if self.device.type == "meta" else self._load(name)
+    def load_component(self, name: str) -> nn.Module:
+        if self.device.type == "meta":
+            return self.published(name)
+        module = self.files.load(name, self.component_dtype(name))
+        return self._cast(name, module) if self.files.in_file(name) else module
 
-    def drop(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name in self.components:
-                del self.components[name]
-
-    def _meta(self, name: str) -> nn.Module:
+    def published(self, name: str) -> nn.Module:
+        """A network as it is published, on the meta device."""
         cls, config = self.files.find_class(name), self.files.config(name)
         with torch.device("meta"):
-            if hasattr(cls, "from_config"):
-                module: nn.Module = cls.from_config(config)
-            else:
-                module = cls(cls.config_class.from_dict(config))
-        kept = tuple(getattr(cls, "_keep_in_fp32_modules", None) or ()) if hasattr(cls, "from_config") else ()
+            if self.files.classes[name][0] == "diffusers":
+                return self._cast(name, cls.from_config(config))
+            return self._cast(name, cls(cls.config_class.from_dict(config)))
+
+    def _cast(self, name: str, module: nn.Module) -> nn.Module:
+        """Bring a network to its dtype, but what diffusers' from_pretrained keeps in fp32."""
+        of_diffusers = self.files.classes[name][0] == "diffusers"
+        kept = tuple(getattr(module, "_keep_in_fp32_modules", None) or ()) if of_diffusers else ()
         for path, param in module.named_parameters():
-            if not any(part in path for part in kept):  # as diffusers' from_pretrained does
+            if not any(part in path for part in kept):
                 param.data = param.data.to(self.component_dtype(name))
         return module
-
-    def _load(self, name: str) -> nn.Module:
-        folder = self.files.weights(name)
-        dtype = {
-            "dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(
-                name
-            )
-        }
-        try:
-            module, told = self.files.find_class(name).from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, **dtype
-            )
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"model.path: {folder} cannot be loaded: {error}; fetch it again") from error
-        lacking = [
-            *told["missing_keys"],
-            *(f"{key} of {tuple(asked)}" for key, _, asked in told["mismatched_keys"]),
-        ]
-        self.files.refuse_tensors(name, folder, sorted(lacking), sorted(told["unexpected_keys"]))
-        loaded: nn.Module = module
-        return loaded.requires_grad_(False).eval().to(self.device)
 
     def check_weights(self, components: Sequence[str]) -> list[str]:
         mistakes = Mistakes()
         absent = []
         for name in components:
+            if name in self.extras:
+                continue
             with mistakes.noted():
-                folder = self.files.found(name)
-                if folder is None:
+                path = self.files.find(name)
+                if path is None:
                     absent.append(name)
-                else:
-                    self.files.check_tensors(name, folder, self.components[name])
+                else:  # files are as the network was published, before it was changed
+                    module = self.published(name) if name in self._changes else self.components[name]
+                    self.files.check_tensors(name, path, module)
         for name in self.processors:
             with mistakes.noted():
-                folder = self.files.found(name)
+                folder = self.files.find(name)
                 if folder is None:
                     absent.append(name)
                 elif name in self.tokenizers:
@@ -183,26 +151,28 @@ class DiffusersFamily(Denoiser):
         return [m for m in module.modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
+        if component in self.extras:
+            return []
         beside = [component.replace("text_encoder", "tokenizer"), component.replace("encoder", "processor")]
         names = [component, *(n for n in beside if n != component and n in self.files.classes)]
-        return sorted(p for name in names for p in self.files.component(name).rglob("*") if p.is_file())
+        return sorted(path for name in names for path in self.files.deciding(name))
 
     @property
     def processors(self) -> list[str]:
-        """Tokenizers and image processors."""
+        """The tokenizers and image processors that this checkpoint has."""
         return [name for name in self.others if name in self.files.classes and name != "scheduler"]
 
     def processor(self, name: str) -> Any:
         """A tokenizer or an image processor, loaded once."""
         if name not in self._processors:
-            folder = self.files.found(name) or self.files.weights(name)
+            folder = self.files.find(name) or self.files.weights(name)
             if name in self.tokenizers:
                 self._check_vocabulary(name, folder)
             try:
                 self._processors[name] = self.files.find_class(name).from_pretrained(folder)
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"model.path: {folder} cannot be loaded: {error}; fetch the model again"
+                    f"{self.files.key}: {folder} cannot be loaded: {error}; fetch the model again"
                 ) from error
         return self._processors[name]
 
@@ -223,7 +193,7 @@ class DiffusersFamily(Denoiser):
 
     def cut_captions(self, captions: Sequence[str]) -> list[int]:
         tokens = self.tokenizer([self.clean_caption(caption) for caption in captions]).input_ids
-        return [i for i, ids in enumerate(tokens) if len(ids) > self.options.text_length]
+        return [i for i, ids in enumerate(tokens) if len(ids) > self.text_length]
 
     def scheduler(self) -> Any:
         return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
@@ -236,45 +206,44 @@ class DiffusersFamily(Denoiser):
     def pipeline(self, kind: Any = None) -> Any:
         """The published pipeline around what is loaded; None takes the place of the rest."""
         cls = kind or self.pipeline_type
-        taken = signature(cls.__init__).parameters
-        processors = {name: self.processor(name) for name in self.processors if name in taken}
-        settings = {k: v for k, v in self.files.pipeline_config.items() if k in taken}
-        parts: dict[str, Any] = {name: None for name in (*self.networks, *self.others) if name in taken}
-        parts.update(self.components.items())
-        return cls(**{**parts, **processors, **settings, "scheduler": self.scheduler()})
+        taken = signature(cls).parameters
+        given: dict[str, Any] = {name: None for name, one in taken.items() if one.default is one.empty}
+        given |= {name: module for name, module in self.components.items() if name in taken}
+        given |= {name: self.processor(name) for name in self.processors if name in taken}
+        given |= {name: value for name, value in self.files.pipeline_config.items() if name in taken}
+        return cls(**{**given, "scheduler": self.scheduler()})
 
     @contextmanager
     def complete(self) -> Iterator[Any]:
         """All networks loaded and in evaluation mode for a while; what was not there before goes again."""
         before = list(self.components)
-        modes = {module: module.training for module in self.components.modules()}
-        self.fetch(self.parts)
-        self.components.eval()
-        # The pipeline asks the core for its dtype and meets fp32 masters: its inputs are cast back.
-        hooks = [
-            self.components[core].register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
-            for core in self.cores
-        ]
-        try:
-            yield self.pipeline()
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.drop([n for n in self.components if n not in before])
-            for module, training in modes.items():
-                module.training = training
+        with self.evaluating():
+            self.fetch(self.parts)
+            # The pipeline asks the core for its dtype and meets fp32 masters: its inputs are cast back.
+            hooks = [
+                self.components[core].register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
+                for core in self.cores
+            ]
+            try:
+                yield self.pipeline()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                self.drop([n for n in self.components if n not in before])
 
     def _cast_inputs(
-        self, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Cast latents and embeddings, (B, C, ...), (B, L, D), (B, D), but no timesteps, (B,) or (B, S)."""
         dtype = self.component_dtype(self.core)
-        wide = {
-            k: v
-            for k, v in kwargs.items()
-            if isinstance(v, Tensor) and v.is_floating_point() and (v.ndim > 2 or k == "pooled_projections")
-        }
-        return args, {**kwargs, **{k: v.to(dtype) for k, v in wide.items()}}
+
+        def cast(value: Any, name: str = "") -> Any:
+            if isinstance(value, dict):
+                return {key: cast(held, key) for key, held in value.items()}
+            wide = isinstance(value, Tensor) and (value.ndim > 2 or name in POOLED)
+            return value.to(dtype) if wide and value.is_floating_point() else value
+
+        return tuple(map(cast, args)), cast(kwargs)
 
     def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
         with self.complete() as pipe, torch.no_grad():
@@ -308,7 +277,7 @@ class DiffusersFamily(Denoiser):
             "num_frames": wanted.bucket.frames,
             "num_inference_steps": wanted.steps,
             "guidance_scale": wanted.guidance,
-            "max_sequence_length": self.options.text_length,
+            "max_sequence_length": self.text_length,
             **{names[name]: Image.fromarray(frame) for name, frame in wanted.frames.items()},
         }
 
@@ -339,6 +308,6 @@ class DiffusersFamily(Denoiser):
             }
             self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
         for name, state in full.items():
-            module: Any = self._meta(name)
+            module: Any = self.changed(name, self.published(name))
             module.load_state_dict(dict(state), assign=True)
             module.save_pretrained(folder / name)

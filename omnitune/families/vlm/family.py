@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from ...errors import UserError
 from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...stages import Stage
-from ..base import Checkpoint, Question, Responder
+from ..base import Checkpoint, LoadRequest, Question, Responder
 from .chat import Chat, collate
 from .export import write_adapter, write_full, write_merged
-from .files import VlmFiles, quiet
+from .files import VlmFiles
 from .head import losses_for_logits
 from .packing import SEGMENT, block_mask, packed, refuse_packing
 from .rows import KINDS, has, queues_of, rows_of, seen_in, unseen
@@ -65,12 +65,13 @@ class Vlm(Responder):
         "internvl": "OpenGVLab/InternVL3-1B-hf",
     }
 
-    def __init__(self, files: VlmFiles, device: str, dtype: torch.dtype, options: Any = None):
-        self.files, self.device, self.dtype = files, torch.device(device), dtype
-        self.options: VlmOptions = options or VlmOptions()
-        self.components = nn.ModuleDict()
+    def __init__(self, request: LoadRequest):
+        super().__init__(request)
+        self.files = VlmFiles.of(request, MODEL, self.options.add_tokens)
+        if self.device.type != "meta":
+            self.files.fetch()  # its own configuration, not the one that ships with us
         self.player: Player | None = None
-        self.without: Sequence[str] | None = None
+        self.without = request.without
 
     # Loading
 
@@ -78,50 +79,24 @@ class Vlm(Responder):
     def checkpoint(cls, variant: str | None = None) -> Checkpoint:
         return Checkpoint(cls.variants[variant or next(iter(cls.variants))], None, None)
 
-    @classmethod
-    def load(
-        cls,
-        path: str,
-        device: str,
-        dtype: torch.dtype,
-        *,
-        only: Sequence[str] | None = None,
-        options: Any = None,
-        revision: str | None = None,
-        replaced: Mapping[str, Path] | None = None,
-        without: Sequence[str] | None = None,
-    ) -> Self:
-        quiet()
-        start, tokens = (replaced or {}).get(MODEL), options.add_tokens if options else ()
-        family = cls(VlmFiles(path, revision, start, tokens), device, dtype, options)
-        family.without = without
-        family.fetch([MODEL] if only is None else only)
-        return family
+    @property
+    def parts(self) -> Sequence[str]:
+        return [MODEL]
 
-    def fetch(self, names: Sequence[str]) -> None:
-        if MODEL not in names or MODEL in self.components:
-            return
+    def load_component(self, name: str) -> nn.Module:
         if self.device.type == "meta":
-            self.components[MODEL] = self.files.meta(self.dtype)
-            self._check_roles()
-            return
-        self.components[MODEL] = self._loaded().requires_grad_(False).eval().to(self.device)
-        if self.without:
-            assert self.type.cut is not None
-            self.player = Player(self.model, self.type.cut, self._own(self.without))
-
-    def _loaded(self) -> nn.Module:
+            model: Any = self.files.meta(self.dtype)
+            roles_of(model, self.type.roles)
+            return model  # type: ignore[no-any-return]
         cls = self.files.model_class
         if self.without:
             cls = stripped_class(cls, self._own(self.without))
-        model: Any = self.files.load(cls, self.dtype)
+        model = self.files.load(cls, self.dtype)
         model.set_attn_implementation(self.options.attention)
-        found: nn.Module = model
-        return found
-
-    def drop(self, names: Sequence[str]) -> None:
-        if MODEL in names and MODEL in self.components:
-            del self.components[MODEL]
+        if self.without:
+            assert self.type.cut is not None
+            self.player = Player(model, self.type.cut, self._own(self.without))
+        return model  # type: ignore[no-any-return]
 
     @property
     def model(self) -> Any:
@@ -151,14 +126,11 @@ class Vlm(Responder):
             )
         return known or VlmType(roles=stated)
 
-    def _check_roles(self) -> None:
-        roles_of(self.model, self.type.roles)
-
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
         return {
-            role: tuple(f"{MODEL}.{prefix}" for prefix in prefixes)
-            for role, prefixes in self.type.roles.items()
+            **{role: tuple(f"{MODEL}.{prefix}" for prefix in own) for role, own in self.type.roles.items()},
+            **{name: (name,) for name in self.extras},
         }
 
     @property
@@ -179,11 +151,11 @@ class Vlm(Responder):
         return found
 
     def blocks(self, component: str) -> list[nn.Module]:
-        names = set(getattr(self.model, "_no_split_modules", None) or ())
+        names = set(getattr(self.components[component], "_no_split_modules", None) or ())
         return [m for m in self.components[component].modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
-        return self.files.deciding
+        return self.files.deciding if component == MODEL else []
 
     def check_weights(self, components: Sequence[str]) -> list[str]:
         if not self.files.check_weights():
@@ -272,15 +244,8 @@ class Vlm(Responder):
     @contextmanager
     def complete(self) -> Iterator[Any]:
         """The model with its tower, in evaluation mode, for a while."""
-        modes = {module: module.training for module in self.components.modules()}
-        self.components.eval()
-        restore = self._with_tower() if self.player is not None else nullcontext()
-        try:
-            with restore:
-                yield self.model
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with self.evaluating(), self._with_tower() if self.player is not None else nullcontext():
+            yield self.model
 
     @contextmanager
     def _with_tower(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from ...errors import UserError
+from ...stages import is_under
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str
     loose: list[str] = []
     lines = [*_unmatched(model, roles)]
     for name, _ in model.named_parameters():
-        found = [(role, prefix) for role, prefix in _pairs(roles) if covers(prefix, name)]
+        found = [(role, prefix) for role, prefix in _pairs(roles) if is_under(name, prefix)]
         if len(found) > 1:
             places = " and ".join(f"{role} ({prefix})" for role, prefix in found)
             lines.append(f"roles: {name} is in {places}; state prefixes that do not overlap")
@@ -230,11 +231,6 @@ def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str
     if lines:
         raise UserError("\n".join(lines))
     return owner
-
-
-def covers(prefix: str, name: str) -> bool:
-    """Whether a parameter is what a prefix names, or is inside."""
-    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def _pairs(roles: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:

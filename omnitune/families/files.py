@@ -1,0 +1,208 @@
+"""Where the files of a model are: in a folder, on the hub, or known by a configuration that ships with us."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import UserError
+
+CONFIGS = files("omnitune.families") / "configs"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder, or a model on the hub whose files are fetched as they are asked for."""
+
+    path: str
+    revision: str | None = None
+    configs: Traversable = CONFIGS
+    """Where configurations of published models are, by hub id, for models that are not on this machine."""
+    key: str = "model.path"
+    """The option that names the folder, for messages."""
+
+    marker: ClassVar[str]
+    """The file that a folder of this layout has."""
+    settings: ClassVar[Sequence[str]]
+    """Patterns of everything but weights and vocabularies."""
+
+    @cached_property
+    def local(self) -> Path | None:
+        """The folder that `path` names, or None for a hub id."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.is_absolute() or self.path.startswith((".", "~")) or not _is_hub_id(self.path):
+            raise UserError(
+                f"{self.key}: {self.path!r} is no folder; give a folder with {self.marker} or a hub id"
+            )
+        return None
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the configurations lie; None for a published model that is known by its shipped one only."""
+        if self.local is not None:
+            return self.local
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            cached = self._snapshot(self.settings, local_files_only=True)
+        except LocalEntryNotFoundError:
+            cached = None
+        if cached is not None and self.is_complete(cached):
+            return cached
+        return None if self.shipped else self.fetch()
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether a folder of the hub's cache, which may be partly fetched, tells what the model is."""
+        return (folder / self.marker).is_file()
+
+    def fetch(self, *patterns: str) -> Path:
+        """The folder, with configurations and what matches the patterns fetched where it is missing."""
+        if self.local is not None:
+            return self.local
+        try:
+            return self._snapshot([*self.settings, *patterns])
+        except OSError as error:  # the hub's errors and the network's are of this kind
+            raise UserError(
+                f"{self.key}: {self.path!r} is no folder here and cannot be fetched from the hub "
+                f"({str(error).splitlines()[0]}); fetch it first, or give a folder"
+            ) from error
+
+    def _snapshot(self, patterns: Sequence[str], local_files_only: bool = False) -> Path:
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                self.path,
+                revision=self.revision,
+                allow_patterns=list(patterns),
+                local_files_only=local_files_only,
+            )
+        )
+
+    @cached_property
+    def shipped(self) -> dict[str, Any] | None:
+        """The configuration of a published model that ships with the family."""
+        file = self.configs / f"{self.path.replace('/', '--')}.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _is_hub_id(path: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return "/" in path
+
+
+def quiet(*libraries: str) -> None:
+    """Keep progress bars and hints of libraries off the terminal: our own lines say what matters."""
+    for library in libraries:
+        logging = import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    # peft asks for it, under the name that it had before.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
+def read_json(file: Path | Traversable, key: str = "model.path") -> dict[str, Any]:
+    """Read an object; `key` is the option that messages name."""
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{key}: {file} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{key}: {file} holds a {type(value).__name__} where an object belongs; fetch it again"
+        )
+    return value
+
+
+def weight_paths(expected: Path, key: str) -> tuple[Path | None, list[Path]]:
+    """The files that the libraries load, there or not, and the index that lists them if any."""
+    index = expected.with_name(f"{expected.name}.index.json")
+    if index.is_file():
+        return index, _shards(index, key)
+    if expected.is_file():
+        return None, [expected]
+    for index in expected.parent.glob("*.bin.index.json"):
+        return index, _shards(index, key)
+    return None, [*expected.parent.glob("*.bin")] or [expected]
+
+
+def _shards(index: Path, key: str) -> list[Path]:
+    listed = read_json(index, key).get("weight_map")
+    if not isinstance(listed, dict):
+        raise UserError(f"{key}: {index} has no weight_map; fetch it again")
+    return [index.with_name(shard) for shard in sorted(set(listed.values()))]
+
+
+def missing_weights(expected: Path, key: str) -> str | None:
+    """Which file of weights a folder lacks, and what to do."""
+    index, paths = weight_paths(expected, key)
+    missing = [path for path in paths if not path.is_file()]
+    if not missing:
+        return None
+    if index:
+        return f"{missing[0]} is missing, which {index.name} lists; fetch it again"
+    return f"{missing[0]} is missing; copy the weights there or fetch the model again"
+
+
+@contextmanager
+def opened(path: Path, key: str) -> Iterator[Any]:
+    """Open a safetensors file, of which tensors are read as they are asked for."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{key}: {path} cannot be loaded: {error}; fetch it again") from error
+
+
+def shapes_in(path: Path, key: str) -> dict[str, list[int]]:
+    """Name -> shape of each tensor in a safetensors file, by its header."""
+    with opened(path, key) as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
+def load_pretrained(
+    cls: Any, folder: Path, key: str, settings: Mapping[str, Any], strict: bool = True
+) -> nn.Module:
+    """Load a network from a folder; a `strict` one may hold no tensor that the network has no place for."""
+    try:
+        module, report = cls.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{key}: {folder} cannot be loaded: {error}; fetch it again") from error
+    resized = [f"{name} of {tuple(shape)}" for name, _, shape in report["mismatched_keys"]]
+    strange = sorted(report["unexpected_keys"]) if strict else []
+    refuse_tensors(folder, key, sorted([*report["missing_keys"], *resized]), strange)
+    network: nn.Module = module
+    return network
+
+
+def refuse_tensors(path: Path, key: str, lacking: Sequence[str], strange: Sequence[str]) -> None:
+    """Raise UserError if weights lack tensors that the configuration asks for, or have others."""
+    for names, verb, clause in (
+        (lacking, "lacks", "which its configuration asks for"),
+        (strange, "has", "of which its configuration knows nothing"),
+    ):
+        if names:
+            raise UserError(
+                f"{key}: {path} {verb} {names[0]} ({len(names)} such), {clause}; "
+                "fetch the model again, with its own config.json"
+            )
