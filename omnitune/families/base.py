@@ -330,6 +330,10 @@ class Family(ABC):
         """Send pixels (B, 3, T, H, W) in [-1, 1] through the autoencoder and back, with nothing random."""
         raise UserError(f"family {self.name} has no autoencoder to reconstruct pixels with")
 
+    def compute_dtype(self, component: str) -> torch.dtype:
+        """The dtype in which a component computes, by the run's policy and the published pipeline's."""
+        return self.dtype
+
     @property
     @abstractmethod
     def source(self) -> str:

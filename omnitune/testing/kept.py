@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from .. import config
 from ..batch import Batch
-from ..commands import train as session
-from ..data.encode import fill
+from ..commands.train import build_trainer
+from ..model import set_up
 from ..parallel.mesh import Mesh
 from ..random import Draw
+from ..resolve import prepare
 from ..stages import encode
 from ..trainer import Trainer
 
@@ -61,12 +62,15 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
 
 
 def trainer_of(file: Path, *overrides: str) -> Trainer:
-    """Make ready to train a run of one phase in the folder of its YAML, its cache filled."""
+    """The trainer of a run as `train` makes it, with its cache filled."""
     run, _ = config.load(file, overrides)
     mesh = Mesh(run.parallel)
-    ((_, job),), index = session.prepare(run, mesh)
-    fill(job, index, mesh)
-    return session.build_trainer(job, index, mesh, file.parent, None, {})[0]
+    prepared = prepare(run, mesh)
+    first = prepared.first
+    cache = first.open_cache()
+    first.fill_cache(prepared.index, cache, mesh)
+    family = set_up(first, mesh, training=True)
+    return build_trainer(first, family, prepared.index, cache, mesh, file.parent, {})
 
 
 def kept(trainer: Trainer, batch: Batch) -> int:

@@ -93,7 +93,7 @@ class DiffusersFamily(Denoiser):
     def load_component(self, name: str) -> nn.Module:
         if self.device.type == "meta":
             return self.published(name)
-        module = self.files.load(name, self.component_dtype(name))
+        module = self.files.load(name, self.compute_dtype(name))
         return self._cast(name, module) if self.files.in_file(name) else module
 
     def published(self, name: str) -> nn.Module:
@@ -110,7 +110,7 @@ class DiffusersFamily(Denoiser):
         kept = tuple(getattr(module, "_keep_in_fp32_modules", None) or ()) if of_diffusers else ()
         for path, param in module.named_parameters():
             if not any(part in path for part in kept):
-                param.data = param.data.to(self.component_dtype(name))
+                param.data = param.data.to(self.compute_dtype(name))
         return module
 
     def check_weights(self, components: Sequence[str]) -> list[str]:
@@ -142,7 +142,7 @@ class DiffusersFamily(Denoiser):
     def source(self) -> str:
         return self.files.source
 
-    def component_dtype(self, name: str) -> torch.dtype:
+    def compute_dtype(self, name: str) -> torch.dtype:
         return torch.float32 if name in self.fp32 else self.dtype
 
     def blocks(self, component: str) -> list[nn.Module]:
@@ -235,7 +235,7 @@ class DiffusersFamily(Denoiser):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Cast latents and embeddings, (B, C, ...), (B, L, D), (B, D), but no timesteps, (B,) or (B, S)."""
-        dtype = self.component_dtype(self.core)
+        dtype = self.compute_dtype(self.core)
 
         def cast(value: Any, name: str = "") -> Any:
             if isinstance(value, dict):
