@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import UserError
-from ..families import resolve
+from ..families import name_of, resolve
 from .words import Word
 
 if TYPE_CHECKING:
@@ -33,17 +33,20 @@ def init(request: InitRequest) -> str:
     )
     levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
     clip = d.size.count("x") == 2
+    text = ""
+    if family.text_option:
+        length = getattr(family.Options(), family.text_option)
+        text = f"  options: {{{family.text_option}: {length}}}    # tokens that a caption is cut to\n"
     size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
     images = "  images: [fox.png]    # the first frame of each sample\n" if variant.frames else ""
     last = "  last_images: [fox_later.png]\n" if variant.frames == "both" else ""
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
-  family: {family.name}
+  family: {name_of(family)}
   path: {variant.path}    # a folder in the diffusers layout, or a hub id
   dtype: bfloat16    # float32 on a CPU
-  options: {{text_length: {family.Options().text_length}}}    # tokens that a caption is cut to
-
+{text}
 # What is learned; a shift above 1 moves training towards high noise.
 objective: {{name: {d.objective}{levels}}}
 conditions:
@@ -80,7 +83,7 @@ def _conversations(family: "type[Family]", variant: "Checkpoint") -> str:
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
-  family: {family.name}
+  family: {name_of(family)}
   path: {variant.path}    # a folder as save_pretrained writes it, or a hub id
   dtype: bfloat16    # float32 on a CPU
 

@@ -70,13 +70,13 @@ class Question:
     max_tokens: int = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Defaults:
     """Published settings: what `init` writes."""
 
-    timesteps: str
-    shift: float | Mapping[str, float | str]
-    """Of the objective: a number, or the keys of a shift that depends on the number of tokens."""
+    timesteps: str = "uniform"
+    shift: float | Mapping[str, float | str] = 1.0
+    """Of flow matching: a number, or the keys of a shift that depends on the number of tokens."""
     guidance: float
     frames: tuple[int, ...]
     area: str
@@ -190,7 +190,8 @@ class Family(ABC):
         family = cls(
             LoadRequest(path, torch.device(device), dtype, options, revision, config, replaced or {}, without)
         )
-        family.fetch(family.parts if only is None else only)
+        # What conditions add is not there yet, and is never loaded.
+        family.fetch([name for name in family.parts if only is None or name in only])
         return family
 
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
@@ -26,7 +27,7 @@ class DiffusersFamily(Denoiser):
     core = "transformer"
     autoencoder = "vae"
     libraries = ("diffusers", "transformers")
-    text_option = "text_length"
+    text_option: ClassVar[str | None] = "text_length"
     networks: ClassVar[tuple[str, ...]]
     """Components that are networks, in the order in which `plan` lists them."""
     others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
@@ -308,6 +309,10 @@ class DiffusersFamily(Denoiser):
             }
             self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
         for name, state in full.items():
+            if name in self.extras:
+                (folder / name).mkdir(parents=True)
+                save_file(dict(state), folder / name / "model.safetensors", {"format": "pt"})
+                continue
             module: Any = self.changed(name, self.published(name))
             module.load_state_dict(dict(state), assign=True)
             module.save_pretrained(folder / name)

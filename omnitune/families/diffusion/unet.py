@@ -1,13 +1,12 @@
 """Families whose core is a UNet of diffusers, trained on a discrete variance-preserving schedule."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...batch import Batch, Streams
 from ...data.sizes import Limits
-from ...random import Draw
 from ..base import LoadRequest, Noisy
 from .latents import LatentFamily
 from .widen import Ends
@@ -16,17 +15,12 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 
 
 class UNetFamily(LatentFamily):
-    """One UNet2DConditionModel, an autoencoder of pictures, and text of a fixed length."""
+    """One UNet2DConditionModel, an autoencoder of pictures; the text is the family's own."""
 
     core = "unet"
-    networks = ("unet", "vae", "text_encoder")
-    tokenizers: ClassVar = {"tokenizer": "clip"}
-    adapter_components = ("unet", "text_encoder")
-    lora_targets = ("unet.*.attn?.to_*",)
-    tasks = ("text-to-image",)
-    text_option = None  # the tokenizer's own length
+    adapter_components = ("unet",)
     moments_per_frame = False
-    ragged_text = False
+    ragged_text = False  # UNets attend to padding
     ends = Ends("conv_in", "conv_out")
     patch = (1, 1, 1)
 
@@ -57,15 +51,8 @@ class UNetFamily(LatentFamily):
             return super().blocks(component)
         return [m for m in self.components[component].modules() if type(m).__name__ in BLOCKS]
 
-    def encode_text(self, batch: Batch, draw: Draw) -> Batch:
-        """Captions to embeddings (B, L, D), padding included: the UNet attends to it, unmasked."""
-        encoder: Any = self.components["text_encoder"]
-        captions = [str(caption) for caption in batch["caption"]]
-        embeds, _ = self.pipeline().encode_prompt(captions, encoder.device, 1, False)
-        return {"prompt_embeds": embeds}
-
     def added(self, noisy: Noisy, batch: Batch) -> dict[str, Tensor] | None:
-        """What the UNet is given beside the timestep (`added_cond_kwargs`): pooled texts, sizes; or nothing."""
+        """What the UNet is given beside the timestep, as `added_cond_kwargs`: pooled texts, sizes."""
         return None
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
