@@ -1,5 +1,6 @@
 """A folder with media and a run on a tiny Wan pipeline, for the tests of the core.
 
+from omnitune.resolve import resolve_run
 Test modules ask for it with `pytest_plugins = ["core_fixtures"]`.
 """
 
@@ -12,10 +13,9 @@ import pytest
 import yaml
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.data import media
 from omnitune.parallel.mesh import Mesh, Parallel
-from omnitune.resolve import Job
+from omnitune.resolve import ResolvedRun, resolve_run
 
 
 class Workplace:
@@ -73,8 +73,8 @@ class Workplace:
     def run(self, *overrides: str) -> config.Run:
         return config.load(self.file, overrides)[0]
 
-    def job(self, *overrides: str) -> Job:
-        return session.make_job(self.run(*overrides))
+    def job(self, *overrides: str) -> ResolvedRun:
+        return resolve_run(self.run(*overrides))
 
 
 @pytest.fixture
