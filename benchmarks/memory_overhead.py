@@ -1,6 +1,5 @@
 """How much more memory `omnitune train` takes at its peak than a bare loop over the same model and tensors.
 
-from omnitune.resolve import resolve_run
 Peak of the proportional set size (PSS), summed over the processes of each, read from /proc every 20 ms. Other
 programs that map torch's libraries lower it, so the resident set size (RSS) must hold too. The bare script
 also imports diffusers whole, adds the same adapters and makes as many steps; ours moreover reads the cache,

@@ -1,9 +1,5 @@
 """How much longer a step of `omnitune train` takes than the same step in plain PyTorch.
 
-from omnitune.run_folder import run_folder
-from omnitune.testing.training import start_training
-from omnitune.resolve import resolve_run
-from omnitune.run_folder import run_folder
 Both train LoRA on the same weights and the same cached sample, in one process and alternating, so that what
 else the machine does meets both. Ours is the trainer as `train` builds it, from one turn of its loop to the
 next: reading the sample, drawing the posterior, padding the text, logging, asking whether to save.

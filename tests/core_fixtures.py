@@ -1,6 +1,5 @@
 """A folder with media and a run on a tiny Wan pipeline, for the tests of the core.
 
-from omnitune.resolve import resolve_run
 Test modules ask for it with `pytest_plugins = ["core_fixtures"]`.
 """
 
