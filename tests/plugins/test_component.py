@@ -91,9 +91,7 @@ def make(model: Path) -> Tensor:
     return tokens[0]
 
 
-def test_plan_and_check_know_a_component_without_files(
-    tiny_wan: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_plan_and_check_know_a_component_without_files(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
     run = run_on(tiny_wan, cache, tmp_path)
     told = "\n".join(plan(run))
     assert "context (Context)                               64            64             0" in told

@@ -151,7 +151,9 @@ def test_training_feeds_the_unet_what_the_pipeline_feeds_it(model: Path) -> None
 def test_a_text_encoder_that_trains_is_live_and_exported_beside_the_unet(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = [{"params": part, "lora": {"rank": 2}, "lr": 1e-2} for part in ("unet.*.attn?.to_*", "text_encoder.*")]
+    rules = [
+        {"params": part, "lora": {"rank": 2}, "lr": 1e-2} for part in ("unet.*.attn?.to_*", "text_encoder.*")
+    ]
     run = run_on(model, tmp_path, trainable=rules)
     told = "\n".join(plan(run))
     assert "stage text: live: a rule trains text_encoder" in told

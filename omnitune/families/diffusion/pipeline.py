@@ -94,8 +94,10 @@ class DiffusersFamily(Denoiser):
     def load_component(self, name: str) -> nn.Module:
         if self.device.type == "meta":
             return self.published(name)
-        module = self.files.load(name, self.compute_dtype(name))
-        return self._cast(name, module) if self.files.in_file(name) else module
+        if not self.files.in_file(name):
+            return self.files.load(name, self.compute_dtype(name))
+        self.files.check_file(name, self.published(name))
+        return self._cast(name, self.files.load_from_file(name))
 
     def published(self, name: str) -> nn.Module:
         """A network as it is published, on the meta device."""
@@ -126,7 +128,8 @@ class DiffusersFamily(Denoiser):
                     absent.append(name)
                 else:  # files are as the network was published, before it was changed
                     module = self.published(name) if name in self._changes else self.components[name]
-                    self.files.check_tensors(name, path, module)
+                    check = self.files.check_file if path == self.files.file else self.files.check_folder
+                    check(name, module)
         for name in self.processors:
             with mistakes.noted():
                 folder = self.files.find(name)

@@ -172,10 +172,9 @@ def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, mon
     assert family.check_weights(["transformer", "vae"]) == ["transformer", "vae"]
 
 
-def test_check_says_which_weights_it_did_not_see(partly, workplace, capsys):
-    check(workplace.run("model.path=org/tiny"))
-    line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
-    assert line in capsys.readouterr().out
+def test_check_says_which_weights_it_did_not_see(partly, workplace):
+    line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub"
+    assert line in check(workplace.run("model.path=org/tiny")).lines
 
 
 def test_weights_that_cannot_be_fetched_are_named(partly):
@@ -213,7 +212,11 @@ def original(tensors):
     ]  # fmt: skip
     named = {}
     for name, tensor in tensors.items():
-        new = "head.modulation" if name == "scale_shift_table" else name.replace("scale_shift_table", "modulation")
+        new = (
+            "head.modulation"
+            if name == "scale_shift_table"
+            else name.replace("scale_shift_table", "modulation")
+        )
         for ours, theirs in pairs:
             new = new.replace(ours, theirs)
         named[f"model.diffusion_model.{new}"] = tensor
@@ -241,7 +244,7 @@ def test_the_core_is_read_from_a_single_file_and_the_rest_from_its_config(single
     for name, param in wanted.items():
         assert own[name].dtype == param.dtype, name
         assert torch.equal(own[name], param), name
-    assert family.weight_files("transformer") == [file, rest / "transformer" / "config.json"]
+    assert set(family.weight_files("transformer")) == {file, rest / "transformer" / "config.json"}
     meta = Wan.load(str(file), "meta", torch.bfloat16, config=str(rest))
     assert meta.check_weights(meta.parts) == []
 
@@ -256,7 +259,7 @@ def test_a_single_file_that_is_not_of_the_configuration_is_refused(single, tmp_p
         lambda: Wan.load(str(few), "cpu", torch.float32, config=str(rest), only=["transformer"]),
         lambda: Wan.load(str(few), "meta", torch.float32, config=str(rest)).check_weights(["transformer"]),
     ):
-        with pytest.raises(UserError, match=r"model.path: .*few.safetensors lacks blocks\.\d\.ffn.* \(1 such\)"):
+        with pytest.raises(UserError, match=r"model.path: .*few.safetensors lacks blocks\."):
             load()
     with pytest.raises(UserError, match=r"model.path: .*gone.safetensors is not there"):
         Wan.load(str(tmp_path / "gone.safetensors"), "meta", torch.float32, config=str(rest))
@@ -267,8 +270,8 @@ def test_a_single_file_that_is_not_of_the_configuration_is_refused(single, tmp_p
 
 def test_a_run_on_a_single_file_says_where_the_rest_is(workplace, single):
     file, rest, _ = single
-    check_run(workplace.run(f"model.path={file}", f"model.config={rest}"))
-    with pytest.raises(UserError, match=r"model.config: is missing: .*some.safetensors is a single file"):
+    check(workplace.run(f"model.path={file}", f"model.config={rest}"))
+    with pytest.raises(UserError, match=r"model: .*some.safetensors is a single file; add config"):
         workplace.run(f"model.path={file}")
-    with pytest.raises(UserError, match=r"model.config: has no effect beside .*rest"):
+    with pytest.raises(UserError, match=r"model: config has no effect beside .*rest"):
         workplace.run(f"model.path={rest}", f"model.config={rest}")
