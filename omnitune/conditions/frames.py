@@ -26,7 +26,7 @@ class FrameConditioning(Condition):
     checkpoint that is always given frames."""
     dropout: float = 0.0
     """Of samples with frames, that an empty picture takes their place, 0 to 1: for guidance by the picture.
-    HunyuanVideo has it in the prompt alone."""
+    Some families have it in the prompt alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:

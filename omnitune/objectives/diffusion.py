@@ -44,14 +44,14 @@ def shifted(u: Level, shift: float) -> Level:
 
 @option
 class DynamicShift:
-    """A shift that grows with the number of tokens, as FLUX, LTX and CogView4 are sampled with.
+    """A shift that grows with the number of tokens, as some models are sampled with.
 
     exp(mu), mu linear in the token count (`calculate_shift` of diffusers' pipelines).
     """
 
     kind: Literal["exponential", "linear"] = "exponential"
     """`time_shift_type` of the published scheduler: of `linear` the shift is max sqrt(tokens / base_tokens) +
-    base, as of CogView4."""
+    base."""
     base: float = 0.5
     max: float = 1.15
     base_tokens: int = 256

@@ -1,4 +1,4 @@
-"""A module that is in no checkpoint: a condition from outside the package has a learned context of its own."""
+"""A module that is in no checkpoint: a condition from outside the package has a learned context."""
 
 from functools import partial
 from pathlib import Path

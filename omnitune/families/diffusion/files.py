@@ -237,7 +237,7 @@ class ModelFiles(ModelFolder):
         return module
 
     def check_file(self, name: str, module: nn.Module) -> None:
-        """Hold the header of the single file against a network; without it diffusers does not say what lacks."""
+        """Hold the header of the single file against a network; diffusers itself does not say what lacks."""
         assert self.file is not None
         shapes = shapes_in(self.file, self.option(name))
         if shapes.keys() != module.state_dict().keys():
