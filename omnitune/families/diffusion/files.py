@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..base import LoadRequest
 from ..files import (
     ModelFolder,
     load_pretrained,
@@ -46,17 +45,6 @@ class ModelFiles(ModelFolder):
     marker: ClassVar[str] = "model_index.json"
     settings: ClassVar[Sequence[str]] = ("model_index.json", "*/*.json")
 
-    @classmethod
-    def of(cls, request: LoadRequest, core: str, **settings: Any) -> "ModelFiles":
-        """The files of what is loaded."""
-        if request.config is None:
-            return cls(request.path, request.revision, replaced=request.replaced, **settings)
-        file = Path(request.path).expanduser()
-        if not file.is_file():
-            raise UserError(f"model.path: {file} is not there; give the file of a {core}")
-        settings |= {"key": "model.config", "file": file, "core": core}
-        return cls(request.config, request.revision, replaced=request.replaced, **settings)
-
     def is_complete(self, folder: Path) -> bool:
         index = folder / self.marker
         return index.is_file() and all(any((folder / name).glob("*.json")) for name in _classes(index))
@@ -76,15 +64,6 @@ class ModelFiles(ModelFolder):
                 source = read_json(self.configs / f"{stem}.json")
                 shipped["components"][name] = source["components"][other or name] | part
         return shipped
-
-    @property
-    def source(self) -> str:
-        """Where the configuration was read, for `plan`."""
-        if self.folder is not None:
-            return str(self.folder)
-        assert self.shipped is not None
-        state = "verified" if self.shipped["verified"] else "not verified against the published files"
-        return f"shipped configuration ({self.shipped['source']}; {state})"
 
     @cached_property
     def classes(self) -> dict[str, tuple[str, str]]:

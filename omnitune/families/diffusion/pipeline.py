@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources.abc import Traversable
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
-from ..base import Checkpoint, Defaults, Denoiser, LoadRequest, Sampling
-from ..files import CONFIGS
+from ..base import Denoiser, LoadRequest, Sampling
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -43,15 +41,10 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Components whose LoRA the published pipeline can load."""
     pipeline_class: ClassVar[Any]
-    configs: ClassVar[Traversable] = CONFIGS
-    """Where the configurations of `variants` are: OWNER--NAME.json each."""
+    files: ModelFiles
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)
-        self._check_replaced(request.replaced)
-        self.files = ModelFiles.of(request, self.core, configs=self.configs)
-        if self.device.type != "meta":
-            self.files.fetch()  # its own configurations, not those that ship with us
         missing = {*self.networks, *self.others} - {*self.optional, *self.files.classes}
         if missing:
             names = ", ".join(name for name in (*self.networks, *self.others) if name in missing)
@@ -71,25 +64,26 @@ class DiffusersFamily(Denoiser):
             return int(self.tokenizer.model_max_length)
         return int(getattr(self.options, self.text_option))
 
-    @classmethod
-    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
-        path = cls.variants[variant or next(iter(cls.variants))]
-        shipped = ModelFiles(path, configs=cls.configs).shipped
-        assert shipped is not None, path
-        return Checkpoint(path, shipped.get("frame_conditioning"), Defaults(**shipped["defaults"]))
-
     @property
     def parts(self) -> list[str]:
         return [name for name in self.networks if name in self.files.classes]
 
-    @classmethod
-    def _check_replaced(cls, replaced: Mapping[str, Path]) -> None:
-        """Refuse a folder that would be passed over, such as a tokenizer or a network of another family."""
-        if strangers := [str(path) for name, path in replaced.items() if name not in cls.networks]:
+    def open_files(self, request: LoadRequest) -> ModelFiles:
+        # A tokenizer, or a network of another family, would be passed over.
+        if strangers := [str(path) for name, path in request.replaced.items() if name not in self.networks]:
             raise UserError(
-                f"init_from: {', '.join(strangers)}: not a network of family {cls.name} "
-                f"({', '.join(cls.networks)}); remove it, or give the whole pipeline as model.path"
+                f"init_from: {', '.join(strangers)}: not a network of family {self.name} "
+                f"({', '.join(self.networks)}); remove it, or give the whole pipeline as model.path"
             )
+        folder = request.config or request.path
+        if request.config is None:
+            return ModelFiles(folder, request.revision, self.configs, replaced=request.replaced)
+        file = Path(request.path).expanduser()
+        if not file.is_file():
+            raise UserError(f"model.path: {file} is not there; give the file of a {self.core}")
+        return ModelFiles(
+            folder, request.revision, self.configs, "model.config", request.replaced, file, self.core
+        )
 
     def load_component(self, name: str) -> nn.Module:
         if self.device.type == "meta":
@@ -142,17 +136,8 @@ class DiffusersFamily(Denoiser):
         mistakes.raise_all()
         return absent
 
-    @property
-    def source(self) -> str:
-        return self.files.source
-
     def compute_dtype(self, name: str) -> torch.dtype:
         return torch.float32 if name in self.fp32 else self.dtype
-
-    def blocks(self, component: str) -> list[nn.Module]:
-        module = self.components[component]
-        names = getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
-        return [m for m in module.modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
         if component in self.extras:

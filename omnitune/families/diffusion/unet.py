@@ -1,8 +1,5 @@
 """Families whose core is a UNet of diffusers, trained on a discrete variance-preserving schedule."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from ...batch import Batch, Streams
@@ -29,7 +26,6 @@ class UNetFamily(LatentFamily):
         scheduler = self.scheduler()
         self.alphas_cumprod = scheduler.alphas_cumprod
         self.prediction_type = scheduler.config.prediction_type
-        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
     @property
     def limits(self) -> Limits:
@@ -41,10 +37,6 @@ class UNetFamily(LatentFamily):
     def own_channels(self) -> tuple[int, int]:
         channels = int(self.vae_config["latent_channels"])
         return channels, channels
-
-    def affine(self) -> tuple[Any, Any]:
-        """The published pipelines know no shift, whatever the VAE's configuration says of one."""
-        return 0.0, self.vae_config["scaling_factor"]
 
     def blocks(self, component: str) -> list[nn.Module]:
         if component != self.core:
@@ -60,12 +52,10 @@ class UNetFamily(LatentFamily):
 
         They are added behind each layer on the way down and in the middle, as a ControlNet gives them.
         """
-        x = noisy.x["x"]  # (B, C, h, w)
-        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
         output: Tensor = self.components[self.core](
-            sample=torch.cat([x, *channels], dim=1).to(self.dtype),
+            sample=self.concatenated(noisy).to(self.dtype),  # (B, C, h, w)
             timestep=noisy.fed,
-            encoder_hidden_states=batch["prompt_embeds"].to(x.device, self.dtype),
+            encoder_hidden_states=batch["prompt_embeds"].to(noisy.fed.device, self.dtype),
             added_cond_kwargs=self.added(noisy, batch),
             down_block_additional_residuals=noisy.extra.get("down_residuals"),
             mid_block_additional_residual=noisy.extra.get("mid_residual"),

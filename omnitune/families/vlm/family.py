@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from ...errors import UserError
 from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...stages import Stage
-from ..base import Checkpoint, LoadRequest, Question, Responder
+from ..base import LoadRequest, Question, Responder
 from .collate import collate
 from .encoder import ConversationEncoder
 from .export import write_adapter, write_full, write_merged
@@ -66,19 +67,25 @@ class Vlm(Responder):
         "internvl": "OpenGVLab/InternVL3-1B-hf",
     }
 
+    configs = files(__package__) / "configs"
+    files: VlmFiles
+
     def __init__(self, request: LoadRequest):
         super().__init__(request)
-        self.files = VlmFiles.of(request, MODEL, self.options.add_tokens)
-        if self.device.type != "meta":
-            self.files.fetch()  # its own configuration, not the one that ships with us
         self.player: Player | None = None
         self.without = request.without
 
     # Loading
 
-    @classmethod
-    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
-        return Checkpoint(cls.variants[variant or next(iter(cls.variants))], None, None)
+    def open_files(self, request: LoadRequest) -> VlmFiles:
+        if request.config is not None:
+            raise UserError(
+                f"model.config: {request.path} is a single file, and a vision-language model is loaded from "
+                "a folder as `save_pretrained` writes it; give that as model.path, and leave config out"
+            )
+        start = request.replaced.get(MODEL)
+        tokens = self.options.add_tokens
+        return VlmFiles(request.path, request.revision, self.configs, start=start, tokens=tokens)
 
     @property
     def parts(self) -> Sequence[str]:
@@ -151,10 +158,6 @@ class Vlm(Responder):
         found: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
         return found
 
-    def blocks(self, component: str) -> list[nn.Module]:
-        names = set(getattr(self.components[component], "_no_split_modules", None) or ())
-        return [m for m in self.components[component].modules() if type(m).__name__ in names]
-
     def weight_files(self, component: str) -> list[Path]:
         return self.files.deciding if component == MODEL else []
 
@@ -163,10 +166,6 @@ class Vlm(Responder):
             return [MODEL]
         _ = self.files.processor
         return []
-
-    @property
-    def source(self) -> str:
-        return self.files.source
 
     # From conversations to tensors
 
