@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from graphlib import TopologicalSorter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,11 +37,11 @@ def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
         yield from nodes_at_run_time(child)
 
 
-def uses(path: Path, walk: Callable[[ast.AST], Iterable[ast.AST]] = nodes_at_run_time) -> set[str]:
+def uses(path: Path) -> set[str]:
     """Name every module a file imports, absolutely, and `torch.distributed` where it is an attribute."""
     package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
     found = set()
-    for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.Import(names=names):
                 found |= {alias.name for alias in names}
@@ -122,28 +121,65 @@ def test_nothing_but_families_names_a_family() -> None:
     assert not offenders
 
 
-def test_no_modules_of_the_families_import_each_other_in_a_circle() -> None:
-    """Imports for type checkers count."""
-    room = PACKAGE / "families"
-    names = {
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
-        for path in room.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    imports = {
-        name: {
-            other
-            for module in uses(path, ast.walk)
-            if (other := module if module in names else module.rpartition(".")[0]) in names
-        }
-        for name, path in names.items()
-    }
-    TopologicalSorter(imports).prepare()  # raises CycleError with the circle
-
-
 def test_importing_omnitune_imports_nothing_heavy() -> None:
     code = f"import sys, omnitune; print(*[name for name in {HEAVY} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of omnitune that it imports, for type checkers too."""
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in SOURCES}
+    modules = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
+            parent = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join([*parent, *([node.module] if node.module else [])])
+            for alias in node.names:
+                imported.add(f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in modules else origin)
+        found[name] = {one for one in imported if one in modules and one != name}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    edges = graph()
+    order: list[str] = []
+    state: dict[str, int] = {}
+
+    def visit(name: str, above: list[str]) -> None:
+        if state.get(name) == 2:
+            return
+        assert state.get(name) != 1, " -> ".join([*above[above.index(name) :], name])
+        state[name] = 1
+        for other in sorted(edges[name]):
+            visit(other, [*above, name])
+        state[name] = 2
+        order.append(name)
+
+    for name in sorted(edges):
+        visit(name, [])
+    assert len(order) == len(edges)
+
+
+def test_no_module_imports_what_another_room_keeps_to_itself() -> None:
+    offenders = []
+    for path in SOURCES:
+        package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("omnitune")
+            ):
+                parent = package[: len(package) + 1 - node.level] if node.level else []
+                origin = [*parent, *(node.module or "").split(".")]
+                names = [*origin, *(alias.name for alias in node.names)]
+                private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+                if private and origin[: len(package)] != package:
+                    offenders.append(f"{path.relative_to(PACKAGE)}: {', '.join(private)}")
+    assert not offenders
