@@ -23,7 +23,7 @@ from .encoder import ConversationEncoder
 from .export import write_adapter, write_full, write_merged
 from .files import VlmFiles
 from .head import losses_for_logits
-from .packing import SEGMENT, block_mask, pack, refuse_packing
+from .packing import SEGMENT, block_mask, pack
 from .rows import KINDS, conversations_of, has_media, hide_absent_pictures, stored_outputs, tower_outputs
 from .start import MODEL, PeftFolders
 from .tokens import OPTION, check_spelling, token_parameters
@@ -178,8 +178,11 @@ class Vlm(Responder):
         return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:
-        """Raise UserError where conversations of this type cannot share a row."""
-        refuse_packing(self.model_type, self.type)
+        if self.type.packing is not None:
+            raise UserError(
+                f"data.packing: conversations of {self.model_type} cannot share a row: {self.type.packing}; "
+                "leave packing out"
+            )
 
     @property
     def stages(self) -> list[Stage]:

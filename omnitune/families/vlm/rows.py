@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...batch import Batch
-
-if TYPE_CHECKING:
-    from .types import Cut, VlmType
+from .types import Cut, VlmType
 
 KINDS = ("image", "video")
 
@@ -45,7 +43,7 @@ def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tower_outputs(
     conversations: Sequence[Mapping[str, Tensor]],
-    cut: "Cut",
+    cut: Cut,
     calls_of: Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]],
     device: torch.device,
 ) -> dict[str, Tensor]:
@@ -61,7 +59,7 @@ def tower_outputs(
     return {name: torch.cat(tensors) if tensors else empty for name, tensors in found.items()}
 
 
-def stored_outputs(batch: Batch, cut: "Cut") -> dict[str, list[Tensor]]:
+def stored_outputs(batch: Batch, cut: Cut) -> dict[str, list[Tensor]]:
     """What was stored of a batch for each input of a cut: of its pictures, then of its clips."""
     found: dict[str, list[Tensor]] = {}
     for i, spot in enumerate(cut.inputs):
@@ -86,7 +84,7 @@ def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
 
 @contextmanager
 def hide_absent_pictures(
-    model: Any, kind: "VlmType", inputs: Mapping[str, Tensor], dtype: torch.dtype
+    model: Any, kind: VlmType, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[None]:
     """Keep rows without pictures from modules that they skip when they are alone."""
     mask = inputs.get("cross_attention_mask")
