@@ -246,9 +246,9 @@ class DiffusersFamily(Denoiser):
     def generate(self, pipe: Any, wanted: Sampling) -> Any:
         """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
         taken = signature(pipe.__call__).parameters
-        asked = {name: value for name, value in self.call(wanted).items() if name in taken}
-        made = pipe(**asked, generator=self.generator(wanted), output_type="np")
-        return made.frames if hasattr(made, "frames") else made.images[:, None]
+        arguments = {name: value for name, value in self.call(wanted).items() if name in taken}
+        output = pipe(**arguments, generator=self.generator(wanted), output_type="np")
+        return output.frames if hasattr(output, "frames") else output.images[:, None]
 
     def generator(self, wanted: Sampling) -> torch.Generator:
         """Of a sample's noise: on the CPU, the same numbers for every device."""

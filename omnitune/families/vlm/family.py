@@ -155,8 +155,8 @@ class Vlm(Responder):
     @property
     def language_model(self) -> nn.Module:
         """The module that takes the embeddings of tokens and pictures."""
-        found: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
-        return found
+        module: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
+        return module
 
     def weight_files(self, component: str) -> list[Path]:
         return self.files.deciding if component == MODEL else []
@@ -275,10 +275,10 @@ class Vlm(Responder):
 
     def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
-        made = model.generate(
+        output = model.generate(
             **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
         )
-        new = made[0, inputs["input_ids"].shape[1] :]
+        new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
     # Results
@@ -314,6 +314,6 @@ class Vlm(Responder):
 def conversation_of(question: Question) -> Conversation:
     parts: list[str | Media] = []
     if question.image is not None:
-        seen = probe(question.image)
-        parts.append(Media("image", (question.image,), seen.width, seen.height))
+        probed = probe(question.image)
+        parts.append(Media("image", (question.image,), probed.width, probed.height))
     return Conversation("question", (Message("user", (*parts, question.prompt)),), question.prompt)

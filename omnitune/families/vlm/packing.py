@@ -18,20 +18,20 @@ def pack(row: Sequence[Mapping[str, Tensor]], model: Any, kind: VlmType) -> dict
     """One row of several conversations, with `position_ids` ((L,), or (4, L) where they have axes)."""
     assert kind.packing is None, kind.packing
     length = [len(one["input_ids"]) for one in row]
-    found: dict[str, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for one in row for name in one):
         tensors = [one[name] for one in row if name in one]
         if any(map(by_item, row)) and name.startswith("pixel"):
-            found[name] = torch.cat(tensors, 1)
+            joined[name] = torch.cat(tensors, 1)
         else:
-            found[name] = torch.cat(to_largest(name, tensors))
+            joined[name] = torch.cat(to_largest(name, tensors))
     labels = [one["labels"].clone() for one in row]
     for own in labels:
         own[0] = -100  # the first token of a conversation is not what the one before goes on with
-    found["labels"] = torch.cat(labels)
-    found[SEGMENT] = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(length)])
-    found["position_ids"] = torch.cat([positions(one, model) for one in row], -1)
-    return found
+    joined["labels"] = torch.cat(labels)
+    joined[SEGMENT] = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(length)])
+    joined["position_ids"] = torch.cat([positions(one, model) for one in row], -1)
+    return joined
 
 
 def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
@@ -44,8 +44,8 @@ def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
     if "mm_token_type_ids" in tokens:
         given["mm_token_type_ids"] = tokens["mm_token_type_ids"][None]
     ids = tokens["input_ids"][None]
-    found, _ = find(ids, attention_mask=torch.ones_like(ids), **given)
-    return torch.cat([text[None], found[:, 0]])
+    places, _ = find(ids, attention_mask=torch.ones_like(ids), **given)
+    return torch.cat([text[None], places[:, 0]])
 
 
 def block_mask(segments: Tensor) -> Tensor:
