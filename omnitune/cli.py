@@ -157,9 +157,11 @@ def _run_commands(commands: Any) -> None:
     export.add_argument("folder", type=Path, help="runs/NAME")
     export.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
     export.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
+    export.add_argument("--format", help="name, or package.module:Class; the family's own by default")
     export.add_argument(
-        "--merged", action="store_true", help="whole networks, adapters added to their weights"
-    )
+        "--merged", dest="format", action="store_const", const="merged",
+        help="the same as --format merged: adapters added to the weights",
+    )  # fmt: skip
     export.add_argument("--out", type=Path, help="folder to write to; weights/ of the run by default")
     export.set_defaults(command=export_weights)
     _evaluate_command(commands)
@@ -333,7 +335,7 @@ def write_samples(arguments: argparse.Namespace) -> None:
 def export_weights(arguments: argparse.Namespace) -> None:
     from .commands.sample import export_run
 
-    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out, arguments.merged)
+    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out, arguments.format)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -19,15 +19,15 @@ from .data.order import Order
 from .data.sizes import Bucket
 from .dataset_kinds import Captions, Dialogues, look_through
 from .errors import Mistakes, UserError
-from .export.weights import component_folders, init_adapters, lora_files
+from .export.start import component_folders, init_adapters, lora_files
 from .families import resolve
 from .families.base import Family
 from .files import Hashes, digest
 from .memory.reach import learning_blocks
 from .stages import MEDIA, Stage, split_stages
 from .trainable.adapters import apply_claims, claim_always
-from .trainable.freezing import expand
-from .trainable.parameters import Outline
+from .trainable.freezing import spell_rules
+from .trainable.parameters import ParameterIndex
 from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Job:
         with noted():
             self.family_class = resolve(run.model.family)
             with noted():
-                self.replaced = component_folders(run.init_from, self.family_class.layout)
+                self.replaced = component_folders(run.init_from, self.formats)
             with noted():  # the rest is looked at as the family's defaults make it
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
             self.shape: Family = self.load_family("meta")
@@ -78,15 +78,15 @@ class Job:
         trainable = run.trainable
         assert trainable is not None, run.name
         family, targets = self.shape, self.family_class.lora_targets
-        rules = expand(trainable, run.frozen, family.components, family.roles, family.cores, targets)
+        rules = spell_rules(trainable, run, family.components, family.roles, family.cores, targets)
         with noted():
             self._check_adapters(rules)
         self.claims: Claims = claim(self.shape.components, rules, self.shape.roles)
-        stated = run.frozen.statements(family.roles)
+        stated = run.statements(family.roles)
         self.claims = claim_always(self.claims, family.always_trained, stated, family.roles)
         if self.earlier is not None:
             self.claims = self.claims.after(self.earlier)
-        cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
+        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.names)
         if run.data.cache is None:
             cacheable, live = [], list(self.shape.stages)
         self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]
@@ -123,6 +123,11 @@ class Job:
         """What the user should know of the model beside the data, one line each."""
         return self.material.notes
 
+    @property
+    def formats(self) -> Sequence[str]:
+        """Those in which `init_from` may be."""
+        return (self.run.init_format,) if self.run.init_format else self.family_class.formats
+
     def load_family(
         self, device: str, only: Sequence[str] | None = None, without: Sequence[str] | None = None
     ) -> Family:
@@ -147,7 +152,7 @@ class Job:
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
         cls = self.family_class
-        taken = match(Outline(self.shape.components, self.shape.roles), rules).taken
+        taken = match(ParameterIndex(self.shape.components, self.shape.roles), rules).taken
         claimed = {(number, name.split(".")[0]) for name, number in taken.items()}
         able = [name for name in cls.adapter_components if name in self.shape.components]
         mistakes = [
@@ -231,7 +236,7 @@ class Job:
     @property
     def base(self) -> str:
         """A hash over everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
-        files = lora_files(self.run.init_from, self.family_class.layout)
+        files = lora_files(self.run.init_from, self.formats)
         started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
         return digest(*(f"{name} {value}" for name, value in self.weights.items()), *started)
 
@@ -287,7 +292,8 @@ class Job:
         family = self.load_family(device, self.train_components, without=encoded)
         compute = apply_claims(family.components, self.claims, self.run.seed)
         if self.run.init_from is not None:
-            init_adapters(family, self.run.init_from, self.claims, later=self.earlier is not None)
+            later = self.earlier is not None
+            init_adapters(family, self.run.init_from, self.claims, self.formats, later)
         return family, compute
 
 

@@ -18,7 +18,7 @@ from omnitune.config.yaml import Loader
 from omnitune.errors import UserError
 from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, VPrediction
 from omnitune.optim import Adam, AdamW
-from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule
+from omnitune.trainable.rules import Lora, LoraEverywhere, Rule
 
 ROOT = Path(__file__).parent.parent
 

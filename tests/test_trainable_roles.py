@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.adapters import Lora, Rule, claim
-from omnitune.trainable.parameters import Outline, called, role_of, spoken
+from omnitune.trainable.parameters import ParameterIndex, called, role_of, spoken
+from omnitune.trainable.rules import Lora, Rule, claim
 
 ROLES = {
     "tower": ("model.visual.embed", "model.visual.blocks"),
@@ -113,7 +113,7 @@ def test_roles_that_are_whole_components_are_not_listed() -> None:
 
 def test_a_tied_weight_is_listed_under_its_first_name() -> None:
     name = "vlm.model.language_model.embed.weight"
-    assert Outline(components(tied=True)).tied == {"vlm.head.weight": name}
+    assert ParameterIndex(components(tied=True)).tied == {"vlm.head.weight": name}
     claims = claim(components(tied=True), [Rule(params="language_model")], WHOLE)
     assert name in claims.direct
     assert "vlm.head.weight" not in claims.direct

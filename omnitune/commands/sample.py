@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import checkpoint
 from ..data.sizes import Bucket
 from ..errors import UserError
+from ..export import export_format
 from ..export.weights import export, load_trained
 from ..files import read_jsonl
 from ..parallel.mesh import Mesh, Parallel
@@ -104,14 +105,15 @@ def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket | None:
     return max(sizes, key=lambda b: b.frames * b.height * b.width)
 
 
-def export_run(folder: Path, step: int | None, raw: bool, out: Path | None, merged: bool = False) -> None:
-    """Write a checkpoint's weights in the published layout."""
+def export_run(folder: Path, step: int | None, raw: bool, out: Path | None, name: str | None) -> None:
+    """Write a checkpoint's weights in a format, the family's own unless one is named."""
     run = session.read_run(folder)
     saved = find_checkpoint(folder, step)
     job, mesh = session.make_job(run), Mesh(Parallel())
-    name = "weights-raw" if raw and run.ema else "weights"
-    target = out or folder / (f"{name}-merged" if merged else name)
+    form = export_format(job.family_class, name)
+    suffix = f"-{form.name}" if name else ""
+    target = out or folder / (("weights-raw" if raw and run.ema else "weights") + suffix)
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name a new folder")
-    export(trained(job, mesh, saved, not raw), job.claims.ever, mesh, target, merged)
+    session.say(str(export(trained(job, mesh, saved, not raw), job.claims.all_trained, mesh, target, name)))
     print(target)

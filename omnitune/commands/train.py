@@ -281,9 +281,9 @@ def finish(job: Job, trainer: Trainer, family: "Family", folder: Path) -> None:
     from ..report import write_report
 
     with trainer.served():
-        export(family, job.claims.ever, trainer.mesh, folder / "weights")
+        export(family, job.claims.all_trained, trainer.mesh, folder / "weights")
     if job.run.ema:
-        export(family, job.claims.ever, trainer.mesh, folder / "weights-raw")
+        export(family, job.claims.all_trained, trainer.mesh, folder / "weights-raw")
     if trainer.mesh.main:
         write_report(folder)
         say(f"weights: {folder / 'weights'}\nreport: {folder / 'report.html'}")

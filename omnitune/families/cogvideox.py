@@ -109,8 +109,8 @@ class CogVideoX(LatentFamily):
             resize_positions(module, self.size.frames, height, width)
         return module
 
-    def _meta(self, name: str) -> nn.Module:
-        return self._fit(name, super()._meta(name))
+    def on_meta(self, name: str) -> nn.Module:
+        return self._fit(name, super().on_meta(name))
 
     def _load(self, name: str) -> nn.Module:
         return self._fit(name, super()._load(name))

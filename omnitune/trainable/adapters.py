@@ -7,32 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .parameters import Roles, role_of
-from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim, expand
+from .rules import Claims, Lora, Rule
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .freezing import Stated
-
-__all__ = [
-    "Claims",
-    "Lora",
-    "LoraEverywhere",
-    "Rule",
-    "Trainable",
-    "adapter_state",
-    "apply_claims",
-    "claim",
-    "claim_always",
-    "expand",
-    "param_groups",
-    "plain_settings",
-]
+    from .freezing import Statement
 
 
 def claim_always(
-    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Stated]", roles: Roles
+    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Statement]", roles: Roles
 ) -> Claims:
     """Add a rule for what options train (option -> parameters), but for what a rule trains itself.
 
@@ -60,7 +45,7 @@ def _with_rule(claims: Claims, names: Sequence[str], where: str) -> Claims:
         rules=[*claims.rules, Rule(params=list(names), weight_decay=0.0)],
         direct={**claims.direct, **dict.fromkeys(names, number)},
         adapted={module: i for module, i in claims.adapted.items() if module not in modules},
-        left={name: i for name, i in claims.left.items() if name not in names},
+        unadaptable={name: i for name, i in claims.unadaptable.items() if name not in names},
         distances={name: i for name, i in claims.distances.items() if name not in names},
     )
     for module, i in claims.adapted.items():
@@ -87,7 +72,7 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
         }
         adapted |= {
             path.removeprefix(component + "."): lora
-            for path, lora in claims.kept.items()
+            for path, lora in claims.frozen_adapters.items()
             if path.startswith(component + ".")
         }
         if adapted:

@@ -35,7 +35,7 @@ class DiffusersFamily(Denoiser):
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
     """Components that compute in fp32 whatever `model.dtype` says, as the published pipeline advises."""
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
-    """Components whose LoRA the published pipeline can load."""
+    formats = ("diffusers",)
     pipeline_class: ClassVar[Any]
 
     def __init__(self, files: ModelFiles, device: str, dtype: torch.dtype, options: Any = None):
@@ -107,14 +107,15 @@ class DiffusersFamily(Denoiser):
     def fetch(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.components:
-                self.components[name] = self._meta(name) if self.device.type == "meta" else self._load(name)
+                self.components[name] = self.on_meta(name) if self.device.type == "meta" else self._load(name)
 
     def drop(self, names: Sequence[str]) -> None:
         for name in names:
             if name in self.components:
                 del self.components[name]
 
-    def _meta(self, name: str) -> nn.Module:
+    def on_meta(self, name: str) -> nn.Module:
+        """A component without weights, as its configuration describes it."""
         cls, config = self.files.find_class(name), self.files.config(name)
         with torch.device("meta"):
             if hasattr(cls, "from_config"):
@@ -319,26 +320,3 @@ class DiffusersFamily(Denoiser):
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
         return {LORA_FILE: {name: name for name in names}} if names else {}
-
-    def adapter_config(self, component: str) -> Any:
-        module: Any = self.components[component]
-        return module.peft_config["default"]
-
-    def export(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Write adapters (component -> peft state) as one LoRA file and whole components as their folders."""
-        for file, names in self.adapter_files(list(adapters)).items():
-            states = {f"{part}_lora_layers": dict(adapters[name]) for part, name in names.items()}
-            notes = {
-                f"{part}_lora_adapter_metadata": self.adapter_config(name).to_dict()
-                for part, name in names.items()
-            }
-            self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
-        for name, state in full.items():
-            module: Any = self._meta(name)
-            module.load_state_dict(dict(state), assign=True)
-            module.save_pretrained(folder / name)

@@ -18,7 +18,6 @@ from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.encode import fill
 from omnitune.export.weights import export
 from omnitune.families.vlm.chat import collate
-from omnitune.families.vlm.export import write_merged
 from omnitune.families.vlm.types import TYPES
 from omnitune.parallel.mesh import Mesh
 from omnitune.testing.tiny_vlm import tiny_types
@@ -56,13 +55,7 @@ class Left:
 
     def merged(self) -> Path:
         """The whole model with the adapter in it."""
-
-        def merge(folder: Path, adapters: Any, full: Any) -> None:
-            write_merged(folder, self.family, adapters["model"], full.get("model", {}))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.family, "export", merge)
-            export(self.family, self.job.claims, self.mesh, self.folder / "merged")
+        export(self.family, self.job.claims, self.mesh, self.folder / "merged", "merged")
         return self.folder / "merged"
 
     def inputs(self) -> list[dict[str, Tensor]]:

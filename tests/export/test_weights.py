@@ -18,7 +18,7 @@ from torch import Tensor
 from omnitune import cli, config
 from omnitune.commands import sample as after
 from omnitune.commands import train as session
-from omnitune.export.weights import LORA_FILE
+from omnitune.families.diffusion.pipeline import LORA_FILE
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.testing.runs import small_run, write_run
 
