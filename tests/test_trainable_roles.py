@@ -80,12 +80,6 @@ def test_a_glob_names_parameters_by_role(glob: str, expected: list[str]) -> None
     assert sorted(claim(components(), [Rule(params=glob)], WHOLE).direct) == sorted(expected)
 
 
-def test_a_rule_alone_tells_what_it_matches_by_role() -> None:
-    rule = Rule(params="tower.blocks")
-    assert rule.matches(BLOCKS[0], WHOLE)
-    assert not rule.matches(BLOCKS[0])
-
-
 def message(glob: str, *, tied: bool = False, lora: Lora | None = None) -> str:
     with pytest.raises(UserError) as caught:
         claim(components(tied), [Rule(params=glob, lora=lora)], WHOLE)

@@ -1,5 +1,6 @@
 """What a format of weights does: read, write, prove."""
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -159,3 +160,12 @@ def read_files(files: Collection[Path]) -> Iterator[tuple[Path, dict[str, Tensor
         except (SafetensorError, OSError) as error:
             raise UserError(f"init_from: {file} cannot be read: {error}") from error
         yield file, tensors, metadata
+
+
+def parse_settings(text: str, file: Path) -> dict[str, Any]:
+    """The settings of adapters that a file states, as JSON."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"init_from: {file} cannot be read: {error}") from error
+    return found

@@ -1,6 +1,6 @@
 """The layout of diffusers: LoRA files as pipelines load them, and whole components as folders."""
 
-import json
+from collections import ChainMap
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..families.base import Family
 from ..families.diffusion.pipeline import LORA_FILE, DiffusersFamily
-from .base import Format, Weights, read_files
+from .base import Format, Weights, parse_settings, read_files
 
 SETTINGS = "lora_adapter_metadata"
 """Key of the metadata under which diffusers keeps alpha and the other settings of peft."""
@@ -45,7 +45,7 @@ class Diffusers(Format):
             for name, tensor in found.items():
                 part, dot, rest = name.partition(".")
                 tensors[f"{parts.get(part, part)}{dot}{rest}"] = tensor
-            for name, value in _settings(file, metadata).items():
+            for name, value in parse_settings(metadata.get(SETTINGS, "{}"), file).items():
                 part, _, rest = name.partition(".")
                 settings.setdefault(parts.get(part, part), {})[rest] = value
             notes |= {key: text for key, text in metadata.items() if key not in ("format", SETTINGS)}
@@ -53,6 +53,10 @@ class Diffusers(Format):
 
     def read_folder(self, component: str, folder: Path, family: Family) -> Mapping[str, Tensor]:
         assert isinstance(family, DiffusersFamily), family.name
+        if family.files.classes[component][0] == "diffusers":
+            # Its loader would hold a second model, in fp32; these tensors stay in the file until compared.
+            found = [tensors for _, tensors, _ in read_files(sorted(folder.glob("*.safetensors")))]
+            return dict(ChainMap(*found))
         state: dict[str, Tensor] = family.files.find_class(component).from_pretrained(folder).state_dict()
         return state
 
@@ -88,11 +92,3 @@ def _parts(file: Path, family: Family, components: Collection[str]) -> Mapping[s
             f"{' and '.join(expected)}, or rules for what it is of"
         )
     return next(iter(expected.values()))  # a name of the user's own
-
-
-def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(metadata.get(SETTINGS, "{}"))
-    except ValueError as error:
-        raise UserError(f"init_from: {file} cannot be read: {error}") from error
-    return found

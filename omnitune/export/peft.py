@@ -14,7 +14,7 @@ from ..families.base import Family
 from ..families.vlm.family import MODEL, Vlm
 from ..families.vlm.files import VlmFiles
 from ..families.vlm.tokens import OPTION, added_tokens, check_tokens, is_tied, tied_names
-from .base import Format, Weights, read_files
+from .base import Format, Weights, parse_settings, read_files
 
 ADAPTER, ADAPTER_CONFIG, CONFIG = "adapter_model.safetensors", "adapter_config.json", "config.json"
 BESIDE = "trained.safetensors"
@@ -153,10 +153,7 @@ def _settings(file: Path) -> dict[str, Any]:
     """What peft states of an adapter, but which parts were trained whole."""
     if not file.is_file():
         raise UserError(f"init_from: {file} is missing, which tells the alpha of the adapter; copy it there")
-    try:
-        stated: Mapping[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"init_from: {file} cannot be read: {error}") from error
+    stated = parse_settings(file.read_text(), file)
     if (kind := stated.get("peft_type")) != "LORA":
         raise UserError(f"init_from: {file} is of an adapter of type {kind}; give one of type LORA")
     return {name: value for name, value in stated.items() if name not in OF_WHOLE_PARTS}

@@ -64,19 +64,11 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
     """
     from peft import inject_adapter_in_model
 
+    layers = {path: claims.rules[i].lora for path, i in claims.adapted.items()} | {**claims.frozen_adapters}
     for component, module in components.items():
-        adapted = {
-            path.removeprefix(component + "."): claims.rules[i].lora
-            for path, i in claims.adapted.items()
-            if path.startswith(component + ".")
-        }
-        adapted |= {
-            path.removeprefix(component + "."): lora
-            for path, lora in claims.frozen_adapters.items()
-            if path.startswith(component + ".")
-        }
-        if adapted:
-            inject_adapter_in_model(_lora_config(adapted), module)
+        start = f"{component}."
+        if own := {p.removeprefix(start): lora for p, lora in layers.items() if p.startswith(start)}:
+            inject_adapter_in_model(_lora_config(own), module)
     everything = components.named_parameters(remove_duplicate=False)  # tied weights under all their names
     compute = {name: param.dtype for name, param in everything}
     for name, param in components.named_parameters():

@@ -88,7 +88,8 @@ def spell_rules(
         return [Rule(params=list(cores))]
     stated = _agreed(statements, roles)
     index = ParameterIndex(components, roles)
-    targets = dict.fromkeys(_trained_by_default(roles, cores), lora_targets)
+    by_default = [LANGUAGE] if LANGUAGE in roles else [role for role in roles if role in cores]
+    targets = dict.fromkeys(by_default, lora_targets)
     if isinstance(trainable, list):
         return _beside(trainable, stated, index, targets)
     return _for_each_role(trainable, stated, index, targets)
@@ -163,10 +164,6 @@ def _for_each_role(
     if not rules:
         raise UserError(f"trainable: nothing is left to train: frozen are {', '.join(closed)}; open one")
     return rules
-
-
-def _trained_by_default(roles: Roles, cores: Sequence[str]) -> list[str]:
-    return [LANGUAGE] if LANGUAGE in roles else [role for role in roles if role in cores]
 
 
 def _beside(

@@ -72,10 +72,6 @@ class Rule:
     def globs(self) -> list[str]:
         return [self.params] if isinstance(self.params, str) else self.params
 
-    def matches(self, name: str, roles: Roles | None = None) -> bool:
-        """Whether a glob matches, wherever among the layers the parameter lies."""
-        return any(glob_matches(glob, called(name, roles or {})) for glob in self.globs)
-
     def reaches(self, name: str, index: ParameterIndex) -> bool:
         """Whether a parameter lies in the last layers, where only those are wanted."""
         if self.last_layers is None:
