@@ -48,3 +48,8 @@ class Progress:
 def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def say(line: str) -> None:
+    """Tell the user one line."""
+    print(line, file=sys.stderr, flush=True)

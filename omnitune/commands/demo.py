@@ -9,37 +9,41 @@ from typing import Any
 from .. import config
 from ..evaluate import Asked, Evaluation, is_installed
 from ..files import write_json
-from ..parallel.mesh import Mesh
+from ..progress import say
 from ..report import write_report
-from . import train as session
+from ..run_folder import RUNS
+from .train import train as train_run
 
-FOLDER = session.RUNS / "demo"
+FOLDER = RUNS / "demo"
 METRICS = "loss,kid"
+SHOWN = {"weights": "weights", "samples": "samples", "report": "report.html"}
 
 
-def demo() -> None:
+def demo() -> list[str]:
     """Train, compare with the base, show; the same command again goes on or shows the result."""
     started = time.monotonic()
     with as_file(files("omnitune") / "assets") as assets:
         train(assets)
         rows = compare(FOLDER, assets) if is_installed() else []
     if not rows:
-        session.say("install omnitune[eval] to compare with the model before training")
+        say("install omnitune[eval] to compare with the model before training")
     write_json(FOLDER / "results.json", rows)
     write_report(FOLDER)
-    for row in rows:
-        print(f"{row['name']}: {row['before']:.3f} before, {row['after']:.3f} after ({change(row):+.0%})")
-    print(f"weights: {FOLDER / 'weights'}")
-    print(f"samples: {FOLDER / 'samples'}")
-    print(f"report: {FOLDER / 'report.html'}")
-    print(f"{time.monotonic() - started:.0f} s")
+    return [
+        *(
+            f"{row['name']}: {row['before']:.3f} before, {row['after']:.3f} after ({change(row):+.0%})"
+            for row in rows
+        ),
+        *(f"{name}: {FOLDER / file}" for name, file in SHOWN.items()),
+        f"{time.monotonic() - started:.0f} s",
+    ]
 
 
 def train(assets: Path, overrides: Sequence[str] = ()) -> None:
     """Fine-tune the bundled base on the bundled style."""
     words = [f"model.path={assets / 'pocket-wan'}", f"data.sources.0.path={assets / 'style' / 'train'}"]
     run, _ = config.load(assets / "demo.yaml", [*words, *overrides])
-    session.train(run, Mesh(run.parallel))
+    train_run(run)
 
 
 def compare(folder: Path, assets: Path) -> list[dict[str, Any]]:

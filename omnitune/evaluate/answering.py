@@ -6,14 +6,14 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from ..commands import train as session
 from ..data.conversations.conversation import Conversation
-from ..data.conversations.options import Conversations
+from ..data.conversations.kind import Conversations
 from ..data.conversations.rows import TalkIndex
-from ..data.encode import fill
 from ..errors import UserError
 from ..objectives.held_out import Step
 from ..objectives.token_loss import token_loss
+from ..progress import say
+from ..resolve import resolve_run
 from . import rows
 from .asked import ANSWERED, Asked
 from .data import conversations, first_items, num_trained
@@ -46,12 +46,12 @@ class AnswerEvaluation(Subject):
         if not path.exists():
             raise UserError(f"--data: {path} is not there; name a file of conversations")
         data = conversations(stated, path)
-        self.job = session.make_job(replace(self.job.run, data=data), self.job.earlier)
+        self.job = resolve_run(replace(self.job.run, data=data), self.job.earlier)
         dealt: Any = self.job.index()
         assert isinstance(dealt, TalkIndex), type(dealt)
         index: TalkIndex = dealt
         for note in index.notes:
-            session.say(note)
+            say(note)
         if self.asked.samples is not None:
             index = self._first(index, self.asked.samples)
         self._tell_trained(index, stated)
@@ -66,9 +66,9 @@ class AnswerEvaluation(Subject):
 
     def _tell_trained(self, index: TalkIndex, stated: Conversations) -> None:
         if stated.packing:  # a row that was trained on is several of them
-            session.say("--data: the run shares rows, so it is not known whether items were trained on")
+            say("--data: the run shares rows, so it is not known whether items were trained on")
         elif seen := num_trained(index, self.asked.folder):
-            session.say(f"--data: {seen} of {len(index.items)} items were trained on, not held out")
+            say(f"--data: {seen} of {len(index.items)} items were trained on, not held out")
 
     def lack(self, name: str) -> str | None:
         if name == "rouge" and find_spec("torchmetrics") is None:
@@ -100,8 +100,8 @@ class AnswerEvaluation(Subject):
     @cached_property
     def answers(self) -> list[str]:
         if others := len(self.index.items) - len(self.questions):
-            session.say(f"--data: {others} conversations end in a call of a tool and are not answered")
-        session.say(f"answering {len(self.questions)} questions of at most {self.options.max_tokens} tokens")
+            say(f"--data: {others} conversations end in a call of a tool and are not answered")
+        say(f"answering {len(self.questions)} questions of at most {self.options.max_tokens} tokens")
         chat = self.family.chat(self.job.run.data)
         return answers(self.family, chat, self.questions, self.options.max_tokens)
 
@@ -111,11 +111,12 @@ class AnswerEvaluation(Subject):
     def step(self) -> Step:
         """What a training step computes its loss with, on these conversations."""
         index: Any = self.index
-        filled = fill(self.job, index, self.mesh)
+        cache = self.job.open_cache()
+        filled = self.job.fill_cache(index, cache, self.mesh)
         if filled.encoded:
-            session.say(str(filled))
-        run, stages = self.job.run, self.job.stages(self.family, self.job.live_names)
-        batches = self.job.batches(index, self.mesh)
+            say(str(filled))
+        run, stages = self.job.run, self.job.live_stages(self.family)
+        batches = self.job.batches(index, cache, self.mesh)
         return Step(self.family, run.objective, run.conditions, stages, batches, self.mesh.device)
 
     def loss(self) -> list[Measure]:

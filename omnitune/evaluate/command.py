@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..commands import train as session
-from ..data.encode import fill
 from ..families import resolve
 from ..files import write_json
 from ..objectives.held_out import QUANTILES, Step, held_out_loss
+from ..progress import say
+from ..run_folder import read_run
 from . import rows
 from .answering import AnswerEvaluation
 from .asked import GENERATED, NEED_DATA, Asked
@@ -122,11 +122,12 @@ class Evaluation(Generated):
 
     def loss(self) -> list[Measure]:
         assert self.index is not None
-        filled = fill(self.job, self.index, self.mesh)
+        cache = self.job.open_cache()
+        filled = self.job.fill_cache(self.index, cache, self.mesh)
         if filled.encoded:
-            session.say(str(filled))
-        stages = self.job.stages(self.family, self.job.live_names)
-        batches = self.job.batches(self.index, self.mesh)
+            say(str(filled))
+        stages = self.job.live_stages(self.family)
+        batches = self.job.batches(self.index, cache, self.mesh)
         run = self.job.run
         step = Step(self.family, run.objective, run.conditions, stages, batches, self.mesh.device)
         size = run.parallel.micro_batch_size or run.data.batch_size
@@ -171,7 +172,7 @@ class Evaluation(Generated):
 
     def _kid_of_reconstructions(self, name: str) -> list[Measure]:
         if len(self.real_features) < 2 * LEAST_KID:
-            session.say(
+            say(
                 f"{name}: left out, it needs two halves of {LEAST_KID} items and --data has "
                 f"{len(self.real_features)}"
             )
@@ -188,7 +189,7 @@ class Evaluation(Generated):
         captions = [item.caption for item in index.items]
         evaluated = [one.prompt for one in self.wanted]
         scorer = TextImageScorer.fit(pictures, captions, self.network, minilm(), evaluated)
-        session.say(
+        say(
             f"text-image scorer: fitted on {scorer.num_fitted} pictures (alpha {scorer.alpha:.3g}), "
             f"{scorer.num_dropped} left out whose captions are evaluated"
         )
@@ -206,7 +207,7 @@ class Evaluation(Generated):
             chance = RECALL_AT / self.num_captions
             shares.append(self._share(f"recall@{RECALL_AT}", recall, scores, real, chance))
         else:
-            session.say(
+            say(
                 f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
                 f"there are {self.num_captions}"
             )
@@ -238,5 +239,5 @@ KINDS: Mapping[str, Callable[[Asked], Subject]] = {"captions": Evaluation, "conv
 
 def evaluation(asked: Asked) -> Subject:
     """What measures a run, by what its model gives."""
-    run = session.read_run(asked.folder)
+    run = read_run(asked.folder)
     return KINDS[resolve(run.model.family).trained_on](asked)

@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commands import sample as after
-from ..commands import train as session
-from ..data.captions.options import Data
+from ..data.captions.kind import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
 from ..families.base import Sampling
 from ..objectives.held_out import QUANTILES
+from ..progress import say
 from ..random import permuted
-from ..resolve import Job
+from ..resolve import ResolvedRun, resolve_run
 from ..sampling import given_frames
 from .asked import Asked
 from .data import held_out, num_trained, shown, to_8bit
@@ -23,7 +22,7 @@ from .subject import Subject
 from .text_image import candidates_of
 
 if TYPE_CHECKING:
-    from ..data.captions.index import Index
+    from ..data.dataset import Index
     from ..data.media import Pixels
 
 
@@ -38,26 +37,28 @@ class Generated(Subject):
                 "measure it by `omnitune evaluate`, or evaluate.evaluation"
             )
         if asked.size is not None:
-            self.job.size(asked.size, "--size")
+            self.job.read_size(asked.size, "--size")
         self.index: Index | None = None
         if asked.data is not None:
             self.job, self.index = self.read([asked.data], "--data")
             if seen := num_trained(self.index, asked.folder):
-                session.say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
+                say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
 
-    def read(self, folders: Sequence[Path], where: str, pictures: bool = False) -> "tuple[Job, Index]":
+    def read(
+        self, folders: Sequence[Path], where: str, pictures: bool = False
+    ) -> "tuple[ResolvedRun, Index]":
         """The run's model on other data, shown as the run shows its own."""
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
         assert isinstance(self.run.data, Data)
         data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = session.make_job(replace(self.job.run, data=data), self.job.earlier)
+        job = resolve_run(replace(self.job.run, data=data), self.job.earlier)
         if pictures:  # which are looked at, whether the model takes them or not
-            job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
+            job.bound.sizes = sorted({replace(b, frames=1) for b in job.bound.sizes or ()})
         index = job.index()
         for note in index.notes:
-            session.say(note)
+            say(note)
         return job, index
 
     def described(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Generated(Subject):
             stated = [(index.items[i].caption, index.buckets[i]) for i in self.chosen]
         elif options.prompts:
             size = self.asked.size or options.size
-            bucket = after.sample_size(size, self.asked.folder, self.job)
+            bucket = self.job.trained_bucket(self.asked.folder, size)
             assert bucket is not None
             number = self.asked.samples or len(options.prompts)
             stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
@@ -114,14 +115,14 @@ class Generated(Subject):
             return given_frames(self.options, i % len(self.options.prompts), bucket)
         if bucket.frames == 1:
             return {}
-        samples = self.job.samples(self.index)
+        samples = self.job.bound.dataset(self.index)
         inputs = samples.inputs(self.chosen[i])
         return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
 
     @cached_property
     def samples(self) -> "list[Pixels]":
         """(T, H, W, 3) each."""
-        session.say(f"generating {len(self.wanted)} samples of {self.options.steps} steps")
+        say(f"generating {len(self.wanted)} samples of {self.options.steps} steps")
         made = self.family.sample(self.wanted, progress=sys.stderr.isatty())
         return [video.numpy() for video in made]
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ..commands import sample as after
-from ..commands import train as session
 from ..errors import UserError
+from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
+from ..progress import say
+from ..resolve import resolve_run
+from ..run_folder import find_checkpoint, read_run
+from ..sampling import overridden
 from .asked import Asked
 from .data import deterministic
 from .table import Measure
@@ -26,12 +29,12 @@ class Subject(ABC):
 
     def __init__(self, asked: Asked):
         self.asked = asked
-        self.run = session.read_run(asked.folder)
+        self.run = read_run(asked.folder)
         given = {name: getattr(asked, name) for name in ("steps", "guidance", "seed")}
-        self.options = after.overridden(self.run.validation, given)
-        self.saved = None if asked.base else after.find_checkpoint(asked.folder, asked.checkpoint)
+        self.options = overridden(self.run.validation, given)
+        self.saved = None if asked.base else find_checkpoint(asked.folder, asked.checkpoint)
         self.mesh = Mesh(Parallel())
-        self.job = session.make_job(deterministic(self.run))
+        self.job = resolve_run(deterministic(self.run))
 
     @property
     def label(self) -> str:
@@ -40,7 +43,7 @@ class Subject(ABC):
 
     @cached_property
     def family(self) -> Any:
-        return after.trained(self.job, self.mesh, self.saved, not self.asked.raw)
+        return set_up(self.job, self.mesh, self.saved, average=not self.asked.raw)
 
     def described(self) -> dict[str, Any]:
         """How the numbers came about."""
@@ -66,7 +69,7 @@ class Subject(ABC):
         self.asked.check_used(found)
         for name, lack in lacks.items():
             if lack is not None:
-                session.say(f"{name}: left out, it {lack}")
+                say(f"{name}: left out, it {lack}")
         return found
 
     def _lack(self, name: str) -> str | None:

@@ -14,7 +14,7 @@ from ..parallel.mesh import Mesh
 from ..trainable.adapters import adapter_state
 from ..trainable.rules import Claims
 from . import export_format
-from .base import Proof, Weights
+from .base import Format, Proof, Weights
 
 CARRIED = "carried/"
 """Before the names, in a checkpoint, of what trained in an earlier phase."""
@@ -25,14 +25,14 @@ def export(
     claims: Claims,
     mesh: Mesh,
     folder: Path,
-    name: str | None = None,
+    form: Format | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Proof | None:
     """Write what was trained in a format, the family's own by default, and prove it by reading it back.
 
     All ranks call it; the main rank writes, and has the proof. `notes` go into the metadata.
     """
-    form = export_format(type(family), name)
+    form = form or export_format(type(family), None)
     weights = collect(family, claims, mesh, form.whole, notes or {})
     if not mesh.main:
         return None

@@ -10,12 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnitune import cli, config
-from omnitune.commands import train as session
 from omnitune.errors import MachineError
 from omnitune.export.base import Format, Weights, read_files
 from omnitune.export.weights import export
 from omnitune.families.base import Family
+from omnitune.model import load_with_adapters
 from omnitune.parallel.mesh import Mesh, Parallel
+from omnitune.resolve import resolve_run
+from omnitune.run_folder import read_run
 from omnitune.testing.runs import small_run, write_run
 
 # From here to the line below the code is that of docs/guides/export-format.md.
@@ -79,9 +81,7 @@ def home(tiny_wan: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def family_of(file: Path) -> Family:
     with chdir(file.parent):
-        job = session.make_job(config.load(file)[0])
-        family, _ = job.trained_family("cpu")
-    return family
+        return load_with_adapters(resolve_run(config.load(file)[0]), "cpu")[0]
 
 
 def test_the_file_has_keys_of_its_own_and_a_run_starts_from_it(home: Path) -> None:
@@ -131,10 +131,10 @@ def test_a_file_that_is_not_what_was_trained_is_caught_and_removed(
         save_file(tensors, folder / FILE)
 
     with chdir(home):
-        job = session.make_job(session.read_run(home / "runs/run"))
-        family, _ = job.trained_family("cpu")
+        resolved = resolve_run(read_run(home / "runs/run"))
+        family, _ = load_with_adapters(resolved, "cpu")
     monkeypatch.setattr(Flat, "write", write_wrongly)
     with pytest.raises(MachineError, match="flat is not what reads back") as caught:
-        export(family, job.claims, Mesh(Parallel()), tmp_path / "out", NAME)
+        export(family, resolved.claims, Mesh(Parallel()), tmp_path / "out", Flat())
     assert fault in str(caught.value)
     assert list(tmp_path.iterdir()) == []
