@@ -138,3 +138,11 @@ def test_a_file_that_is_not_what_was_trained_is_caught_and_removed(
         export(family, resolved.claims, Mesh(Parallel()), tmp_path / "out", Flat())
     assert fault in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_shows_this_code() -> None:
+    code = Path(__file__).read_text().partition("export-format.md.\n")[2].partition("# Up to here.")[0]
+    page = (Path(__file__).parents[2] / "docs/guides/export-format.md").read_text()
+    block = page.partition("```python\n")[2].partition("```")[0]
+    assert code.strip() in block
+    exec(block, {"__name__": "guide"})
