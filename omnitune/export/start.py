@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..families.base import Family
-from ..trainable.adapters import plain_settings
+from ..trainable.parameters import base_name
 from ..trainable.rules import Claims
 from . import find_format
 from .base import Format, Weights
@@ -62,7 +62,7 @@ def init_adapters(
     mine = {
         name: param
         for own, param in family.components.named_parameters()
-        if ".lora_" in (name := name_in_files(own)) or name in claims.direct
+        if ".lora_" in (name := base_name(own).replace(".default.", ".")) or name in claims.direct
     }
     _check_settings(path, weights)
     tensors = weights.tensors
@@ -72,11 +72,6 @@ def init_adapters(
         mine[name].data.copy_(tensor)
     if not later and (missing := {name for name in mine if ".lora_" in name} - tensors.keys()):
         raise UserError(f"init_from: {path} lacks {min(missing)} ({len(missing)} such), which a rule adapts")
-
-
-def name_in_files(name: str) -> str:
-    """`transformer.blocks.0.attn1.to_q.lora_A.default.weight` as files of adapters spell it."""
-    return name.replace(".default.", ".").replace(".base_layer.", ".")
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
@@ -97,7 +92,9 @@ def _check_names(path: Path, tensors: Mapping[str, Tensor], mine: Mapping[str, T
 
 def _check_settings(path: Path, weights: Weights) -> None:
     """Refuse what our adapters do not compute (rsLoRA, DoRA...), even where the tensors would fit."""
-    usual = plain_settings()
+    from peft import LoraConfig
+
+    usual = LoraConfig().to_dict()
     stated = {f"{c}.{name}": value for c, own in weights.settings.items() for name, value in own.items()}
     for name, value in stated.items():
         setting = name.partition(".")[2]

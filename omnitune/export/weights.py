@@ -12,6 +12,7 @@ from ..families.base import Family
 from ..files import atomic_folder
 from ..parallel.mesh import Mesh
 from ..trainable.adapters import adapter_state
+from ..trainable.parameters import base_name
 from ..trainable.rules import Claims
 from . import export_format
 from .base import Format, Proof, Weights
@@ -77,11 +78,6 @@ def load_trained(family: Family, tensors: dict[str, Tensor], average: bool) -> N
             for start in (prefix, CARRIED):
                 if name.startswith(start):
                     params[base_name(name.removeprefix(start))].copy_(tensor)
-
-
-def base_name(name: str) -> str:
-    """The name of a parameter whether or not its layer has an adapter."""
-    return name.replace(".base_layer.", ".")
 
 
 def carried_names(family: Family, claims: Claims) -> list[str]:

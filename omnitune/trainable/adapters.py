@@ -132,14 +132,6 @@ def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
     )
 
 
-def plain_settings() -> dict[str, Any]:
-    """Every setting of peft's LoRA at its default."""
-    from peft import LoraConfig
-
-    found: dict[str, Any] = LoraConfig().to_dict()
-    return found
-
-
 def _init_down(name: str, param: "nn.Parameter", seed: int) -> None:
     """Kaiming-uniform with a = sqrt(5), as peft, from a generator keyed by the parameter's name."""
     import torch

@@ -19,6 +19,11 @@ Roles = Mapping[str, Sequence[str]]
 """Role -> the prefixes of its parameters."""
 
 
+def base_name(name: str) -> str:
+    """A parameter's name whether or not its layer has an adapter."""
+    return name.replace(".base_layer.", ".")
+
+
 def role_of(name: str, roles: Roles) -> str | None:
     """The role of a parameter or module, None if it is in none."""
     found = _prefix_of(name, roles)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..options import option
-from .parameters import ParameterIndex, Roles, called, distances, glob_matches
+from .parameters import ParameterIndex, Roles, base_name, called, distances, glob_matches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -170,11 +170,11 @@ class Claims:
         """The rule that trains a parameter, named as it is after adapters were added."""
         if ".lora_" in name:
             return self.adapted.get(name.split(".lora_")[0])
-        return self.direct.get(name.replace(".base_layer.", "."))
+        return self.direct.get(base_name(name))
 
     def distance(self, name: str) -> int:
         """As in `distances`, of a parameter named as it is after adapters were added; else 0."""
-        base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else name.replace(".base_layer.", ".")
+        base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else base_name(name)
         return self.distances.get(base, 0)
 
     def adapter_size(self, module: str, weight: "Tensor") -> int:
