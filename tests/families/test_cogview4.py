@@ -12,7 +12,7 @@ from recorded import Calls, call
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import init
+from omnitune.commands.init import InitRequest, init
 from omnitune.data.sizes import Bucket
 from omnitune.export.weights import export
 from omnitune.families.base import Noisy, Sampling
@@ -65,7 +65,7 @@ def test_the_small_pipeline_is_small(family: CogView4) -> None:
 
 
 def test_the_run_that_init_writes_is_valid_and_has_the_published_shift(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(init.text(CogView4))
+    (tmp_path / "run.yaml").write_text(init(InitRequest("cogview4")))
     run, _ = config.load(tmp_path / "run.yaml")
     assert run.objective == FlowMatching(
         timesteps="uniform", shift=DynamicShift(kind="linear", base=0.25, max=0.75)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnitune import config
 from omnitune.batch import Batch
-from omnitune.commands import init
+from omnitune.commands.init import InitRequest, init
 from omnitune.config import validate_options
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
@@ -75,7 +75,7 @@ def test_the_small_pipeline_is_small(family: Flux) -> None:
 
 
 def test_the_run_that_init_writes_is_valid_and_has_the_published_shift(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(init.text(Flux))
+    (tmp_path / "run.yaml").write_text(init(InitRequest("flux")))
     run, _ = config.load(tmp_path / "run.yaml")
     assert run.objective == FlowMatching(timesteps="logit_normal", shift=DynamicShift(base=0.5, max=1.15))
 
