@@ -63,6 +63,8 @@ def load_family(
     Parameters under the prefixes `without` belong to stages that are cached: they need not be there.
     """
     model = resolved.run.model
+    if only is not None:  # conditions add those that no file has
+        only = [name for name in only if name not in resolved.shape.extras]
     dtype: torch.dtype = getattr(torch, model.dtype)
     family = resolved.family_class.load(
         model.path,
@@ -76,7 +78,7 @@ def load_family(
         without=without,
     )
     for condition in resolved.run.conditions:
-        condition.prepare(family)
+        family.add_condition(condition)
     if resolved.data is not None:
         resolved.data.fit(family)
     return family

@@ -69,7 +69,7 @@ class ResolvedRun:
                 options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
             self.shape = load_family(self, "meta")
-            if lack := self.shape.lacking():
+            if lack := self.shape.missing_condition():
                 self.mistakes.errors.append(UserError(lack))
             self._match()
 
@@ -96,12 +96,22 @@ class ResolvedRun:
         self.data = data.bind(family, self.run.seed, self.memo_folder, self.mistakes)
         with self.mistakes.noted():
             _ = self.sample_size
+        self._check_media()
         check_samples(self.run.validation, family, self.mistakes)
-        if self.run.conditions and family.trained_on == "conversations":
-            name = self.run.conditions[0].name
-            self.mistakes.errors.append(
-                UserError(f"conditions: {name} has no effect on conversations; remove it")
-            )
+
+    def _check_media(self) -> None:
+        """Note what conditions need of each sample and the data do not bring."""
+        data, brought = self.run.data, self.run.data.media
+        for condition in self.shape.conditions:
+            needs = [medium.name for medium in condition.media(self.shape) if medium.training]
+            self.mistakes.errors += [
+                UserError(
+                    f"conditions: {condition.name} needs {need} of each sample, and {data.name} bring "
+                    f"{', '.join(brought)}; remove it, or train on data that have {need}"
+                )
+                for need in needs
+                if need not in brought
+            ]
 
     def _claim(self) -> None:
         """Match rules, flags of freezing and options that train against the parameters."""
@@ -178,7 +188,7 @@ class ResolvedRun:
         """The size to generate: as stated, or the largest that a run folder trained on; None for answers."""
         if size is not None:
             return self.read_size(size, "--size")
-        if self.family_class.trained_on == "conversations":
+        if "size" in self.family_class.request_type.unread:
             return None
         lines = folder / "data.jsonl"
         if not lines.is_file():

@@ -11,14 +11,16 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..sampling import check_samples, overridden, wanted, write_samples
+from ..sampling import check_samples, overridden, write_samples
 from .words import Word
 
 if TYPE_CHECKING:
     pass
 
-LISTS = {"images": "--image", "last_images": "--last-image"}
-"""Options of samples that are lists -> what the command line calls them."""
+
+def in_words(medium: str) -> str:
+    """What the command line calls the list of a medium's files."""
+    return {"first_frame": "--image", "last_frame": "--last-image"}.get(medium, f"--media {medium}=FILE")
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def sample(request: SampleRequest) -> SampleResult:
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     resolved, mistakes = resolve_run(run), Mistakes()
-    check_samples(options, resolved.shape, mistakes, LISTS)
+    check_samples(options, resolved.shape, mistakes, in_words)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)
     saved = None if request.base else find_checkpoint(folder, request.checkpoint)
     family = set_up(resolved, Mesh(Parallel()), saved, average=not request.raw)
-    requests = wanted(options, bucket)
-    made = family.sample(requests, progress=sys.stderr.isatty())
+    requests = family.request_type.of(options, bucket)
+    results = family.sample(requests, progress=sys.stderr.isatty())
     name = "base" if saved is None else f"step-{saved.step}"
     out = request.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
-    return SampleResult(write_samples(out, requests, made, options.fps), made)
+    return SampleResult(write_samples(out, requests, results), results)

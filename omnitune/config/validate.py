@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ..conditions.base import Condition
 from ..data.captions.crops import Clips
 from ..errors import UserError
 from ..options import plain
-from .run import Run
+from .run import AnyCondition, Run
 from .yaml import Document, read
 
 NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
@@ -89,6 +90,12 @@ def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
             for e in error.errors()
         ]
         raise UserError("\n".join(lines)) from None
+
+
+def read_conditions(values: Sequence[Mapping[str, Any]]) -> list[Condition]:
+    """Build conditions as a run states them."""
+    adapter: TypeAdapter[Condition] = TypeAdapter(AnyCondition)
+    return [adapter.validate_python(dict(one)) for one in values]
 
 
 def as_data(run: Run) -> dict[str, Any]:

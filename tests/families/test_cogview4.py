@@ -14,10 +14,11 @@ from torch import Tensor
 from omnitune import config
 from omnitune.commands import init
 from omnitune.data.sizes import Bucket
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.cogview4 import CogView4, CogView4Options
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.random import Draw
+from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
 from omnitune.trainable.adapters import Lora, LoraEverywhere, adapter_state, apply_claims, claim, expand
 

@@ -18,10 +18,11 @@ from omnitune.commands import init
 from omnitune.config import validate_options
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.flux import Flux, FluxOptions
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.random import Draw
+from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
 from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule, adapter_state, apply_claims, claim, expand
 

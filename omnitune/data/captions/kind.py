@@ -51,7 +51,7 @@ class CaptionData:
         stated = next((item for item in items if item.image is not None), None)
         if stated is None:
             return
-        if not self.family.pictures:
+        if all(medium.name != "first_frame" for medium in self.family.media):
             self.notes.append("pictures that sources state for first frames are not used: none are given")
             return
         if not any("first_frame" in stage.needs for stage in self.family.stages):
@@ -97,6 +97,11 @@ class Data(Clips):
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
         if not self.sources:
             raise ValueError("sources is empty; name at least one folder")
+
+    @property
+    def media(self) -> Sequence[str]:
+        """What its samples bring to conditions."""
+        return ("caption", "pixels", "first_frame", "last_frame")
 
     @property
     def drawn(self) -> bool:

@@ -95,6 +95,11 @@ class Conversations(ChatOptions):
             raise ValueError("sources is empty; name at least one file")
 
     @property
+    def media(self) -> Sequence[str]:
+        """What its samples bring to conditions."""
+        return ("media",)
+
+    @property
     def drawn(self) -> bool:
         """Whether what is shown of an item is drawn by chance."""
         return False

@@ -15,8 +15,9 @@ from ...data.media import probe
 from ...errors import UserError
 from ...options import NOT_LEARNED, option
 from ...random import Draw
+from ...sampling import Question
 from ...stages import Stage
-from ..base import Checkpoint, LoadRequest, Question, Responder
+from ..base import Checkpoint, LoadRequest, Responder
 from .chat import Chat, collate
 from .export import write_adapter, write_full, write_merged
 from .files import VlmFiles
@@ -77,7 +78,7 @@ class Vlm(Responder):
 
     @classmethod
     def checkpoint(cls, variant: str | None = None) -> Checkpoint:
-        return Checkpoint(cls.variants[variant or next(iter(cls.variants))], None, None)
+        return Checkpoint(cls.variants[variant or next(iter(cls.variants))])
 
     @property
     def parts(self) -> Sequence[str]:
@@ -182,7 +183,7 @@ class Vlm(Responder):
         refuse_packing(self.model_type, self.type)
 
     @property
-    def stages(self) -> list[Stage]:
+    def own_stages(self) -> list[Stage]:
         """The vision tower, where its output can be stored and played back."""
         cut = self.type.cut
         if cut is None or VISION not in self.type.roles:
@@ -255,10 +256,10 @@ class Vlm(Responder):
         with self.player.paused(whole):
             yield
 
-    def sample(self, wanted: Sequence[Question], progress: bool = False) -> list[str]:
+    def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
         chat = self.chat(ChatOptions())
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, chat.ask(asked(one)), one.max_tokens) for one in wanted]
+            return [self._answer(model, chat.ask(asked(one)), one.max_tokens) for one in requests]
 
     def answers(self, chat: Chat, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
         """What the model says next in each conversation, greedily."""

@@ -1,0 +1,106 @@
+"""Conditions of another package: a control clip in further channels, and a learned context."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omnitune import config
+from omnitune.commands.train import train
+from omnitune.data import media
+from omnitune.errors import UserError
+from omnitune.resolve import resolve_run
+from omnitune.testing.runs import ASSETS, metrics, small_run, write_run
+
+CONTROL, CONTEXT = "grey_control:GreyControl", "learned_context:LearnedContext"
+RULES = [
+    {"params": "transformer.patch_embedding", "lr": 1e-2},
+    {"params": "transformer", "lora": {"rank": 4}},
+]
+
+
+def run_of(folder: Path, model: Path, cache: Path | None, *conditions: str, **keys: Any) -> Path:
+    described = small_run(
+        model, folder, conditions=[{"name": name} for name in conditions], **{"trainable": RULES, **keys}
+    )
+    described["data"] |= {
+        "sources": [{"path": str(ASSETS / "clips/train")}], "buckets": {"frames": [9], "sizes": ["32x32"]},
+        "cache": None if cache is None else str(cache),
+    }  # fmt: skip
+    return write_run(folder / "run.yaml", described)
+
+
+def trained(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(file.parent)
+    return file.parent / train(config.validate(config.read(file))).folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder)]
+
+
+def clip() -> Path:
+    return min((ASSETS / "clips/train").glob("*.mp4"))
+
+
+def test_a_control_changes_nothing_at_first_and_trains_cached_as_live(
+    tiny_wan: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: Mapping[str, list[float]] = {
+        name: losses(trained(run_of(tmp_path / name, tiny_wan, where, *conditions), monkeypatch))
+        for name, where, conditions in (
+            ("plain", cache, []), ("cached", cache, [CONTROL]), ("live", None, [CONTROL]),
+        )
+    }  # fmt: skip
+    assert found["cached"][0] == pytest.approx(found["plain"][0], rel=1e-6)
+    assert found["cached"] == pytest.approx(found["live"], rel=1e-5)
+    assert found["cached"][-1] != pytest.approx(found["plain"][-1], rel=1e-6), "the control is used"
+
+
+def test_validation_shows_a_control_to_the_model(
+    tiny_wan: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = {"prompts": ["a fox"], "steps": 2, "guidance": 2.0, "size": "9x32x32"}
+    given = {**sampling, "media": {"control": [str(clip())]}}
+    plain = trained(run_of(tmp_path / "plain", tiny_wan, cache, validation=sampling), monkeypatch)
+    control = trained(run_of(tmp_path / "control", tiny_wan, cache, CONTROL, validation=given), monkeypatch)
+    frames = [
+        torch.from_numpy(media.read_frames(run / f"samples/step-{step:08d}/000.mp4", range(9)))
+        for step in (0, 3)
+        for run in (plain, control)
+    ]
+    assert torch.equal(frames[0], frames[1]), "zero weights: any control gives what the base gives"
+    assert not torch.equal(frames[2], frames[3])
+
+
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [
+        ({}, "validation.media.control: every sample needs a control; give one for each prompt"),
+        ({"control": ["gone.mp4"]}, "validation.media.control: gone.mp4 is not there"),
+        ({"control": [str(clip())], "mask": [str(clip())]}, "validation.media.mask: the model is not given"),
+        ({"control": []}, "validation.media.control: every sample needs a control"),
+    ],
+)
+def test_media_of_samples_are_held_against_the_conditions(
+    tiny_wan: Path, cache: Path, tmp_path: Path, media: dict[str, Any], message: str
+) -> None:
+    sampling = {"prompts": ["a fox"], "media": media}
+    file = run_of(tmp_path, tiny_wan, cache, CONTROL, validation=sampling)
+    with pytest.raises(UserError, match=message):
+        resolve_run(config.validate(config.read(file)))
+
+
+def test_a_learned_context_trains_beside_the_network_and_is_seen_by_samples(
+    tiny_wan: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = {"prompts": ["a fox"], "steps": 1, "guidance": 1.0, "size": "9x32x32"}
+    rules = [{"params": "context", "lr": 1.0}]
+    file = run_of(tmp_path, tiny_wan, cache, CONTEXT, trainable=rules, validation=sampling)
+    folder = trained(file, monkeypatch)
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    assert "context.weight" in (folder / "run.yaml").read_text() or checkpoint
+    first, last = (folder / f"samples/step-0000000{step}/000.mp4" for step in (0, 3))
+    assert first.read_bytes() != last.read_bytes()
