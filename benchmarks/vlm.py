@@ -23,7 +23,7 @@ import torch
 from tiny_run import machine, verdict
 
 from omnitune import config
-from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.collate import collate
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 from omnitune.testing.training import start_training
 

@@ -141,7 +141,9 @@ def parser() -> argparse.ArgumentParser:
     _evaluate_command(commands)
     add_request(commands, "report", ReportRequest, report, "write report.html of a run")
     add_request(commands, "init", InitRequest, init, "write a commented run.yaml for a family to stdout")
-    commands.add_parser("models", help="list families and what they can do").set_defaults(command=models)
+    table = commands.add_parser("models", help="list families and what they can do")
+    table.add_argument("family", nargs="*", help="package.module:Class of your own; default: all of ours")
+    table.set_defaults(command=models)
     text = "fine-tune a small model on bundled pictures, in minutes"
     commands.add_parser("demo", help=text).set_defaults(command=demo)
     return top
@@ -357,7 +359,7 @@ def init(request: "InitRequest") -> None:
 def models(arguments: argparse.Namespace) -> None:
     from .commands.models import models
 
-    print(models(), end="")
+    print(models(arguments.family), end="")
 
 
 def demo(arguments: argparse.Namespace) -> None:

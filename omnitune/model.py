@@ -63,8 +63,6 @@ def load_family(
     Parameters under the prefixes `without` belong to stages that are cached: they need not be there.
     """
     model = resolved.run.model
-    if only is not None:  # conditions add those that no file has
-        only = [name for name in only if name not in resolved.shape.extras]
     dtype: torch.dtype = getattr(torch, model.dtype)
     family = resolved.family_class.load(
         model.path,

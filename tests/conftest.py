@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share few cores
+sys.path.append(str(Path(__file__).parents[1] / "recipes" / "vlm"))
 
 LONG = (
     "test_resume.py", "test_bad_input.py", "test_family_whole.py", "test_training.py",
@@ -68,9 +70,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pretrained_vlm() -> Path:
     """A vision-language base of pretrained parts; skips, naming the packages, where they are absent."""
-    from omnitune.testing.vlm import build_or_skip
+    from base import build_or_skip
 
-    return build_or_skip()
+    found: Path = build_or_skip()
+    return found
 
 
 @pytest.fixture

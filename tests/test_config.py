@@ -538,7 +538,7 @@ FREE = [
     "data.num_workers", "init_from", "schedule.steps", "parallel.replicate", "parallel.shard",
     "parallel.micro_batch_size", "parallel.timeout", "checkpoint.every", "checkpoint.keep",
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
-    "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
+    "validation.media", "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
     "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws",
     "memory.checkpointing",
 ]  # fmt: skip

@@ -2,12 +2,16 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from omnitune.families import REGISTRY
 
 PACKAGE = Path(__file__).parents[1] / "omnitune"
 
@@ -34,11 +38,11 @@ def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
         yield from nodes_at_run_time(child)
 
 
-def uses(path: Path) -> set[str]:
+def uses(path: Path, walk: Callable[[ast.AST], Iterable[ast.AST]] = nodes_at_run_time) -> set[str]:
     """Name every module a file imports, absolutely, and `torch.distributed` where it is an attribute."""
     package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
     found = set()
-    for node in nodes_at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.Import(names=names):
                 found |= {alias.name for alias in names}
@@ -76,7 +80,7 @@ def test_external_is_imported_only_where_allowed(external: str) -> None:
 def test_families_do_not_import_each_other() -> None:
     """`base`, the registry and the room `diffusion` are shared; the rest stand alone."""
     names = {path.relative_to(PACKAGE / "families").parts[0] for path in (PACKAGE / "families").rglob("*.py")}
-    families = {Path(name).stem for name in names} - {"__init__", "base", "diffusion", "layout"}
+    families = {Path(name).stem for name in names} - {"__init__", "base", "diffusion", "files", "layout"}
     offenders = [
         f"{path.relative_to(PACKAGE)} imports {other}"
         for path in sorted((PACKAGE / "families").rglob("*.py"))
@@ -85,6 +89,56 @@ def test_families_do_not_import_each_other() -> None:
         if any(is_within(module, f"omnitune.families.{other}") for module in uses(path))
     ]
     assert not offenders
+
+
+def spellings() -> Iterator[str]:
+    """The names of families, of their classes and modules, and of the model families in prose."""
+    for name, target in REGISTRY.items():
+        module, _, cls = target.partition(":")
+        yield from (name, cls, module.rpartition(".")[2], name.replace("_", ""), name.replace("_", "-"))
+
+
+def texts_and_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Identifiers and strings of a file, docstrings among them, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.Constant(value=str(text)):
+                yield node.lineno, text
+            case ast.alias(name=text) | ast.FunctionDef(name=text) | ast.ClassDef(name=text):
+                yield node.lineno, text
+
+
+def test_nothing_but_families_names_a_family() -> None:
+    """The registry says which family the bundled model is, and which is of conversations."""
+    generic = {"family", "base"}  # modules of packages
+    named = re.compile(rf"\b({'|'.join({*spellings()} - generic)})\b", re.IGNORECASE)
+    offenders = [
+        f"{path.relative_to(PACKAGE)}:{line}: {found.group()}"
+        for path in SOURCES
+        if path.relative_to(PACKAGE).parts[0] != "families"
+        for line, text in texts_and_names(path)
+        if (found := named.search(text))
+    ]
+    assert not offenders
+
+
+def test_no_modules_of_the_families_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers count."""
+    room = PACKAGE / "families"
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in room.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    imports = {
+        name: {
+            other
+            for module in uses(path, ast.walk)
+            if (other := module if module in names else module.rpartition(".")[0]) in names
+        }
+        for name, path in names.items()
+    }
+    TopologicalSorter(imports).prepare()  # raises CycleError with the circle
 
 
 def test_importing_omnitune_imports_nothing_heavy() -> None:

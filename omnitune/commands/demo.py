@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import config
 from ..evaluate import Asked, Evaluation, is_installed
+from ..families import BUNDLED_MODEL
 from ..files import write_json
 from ..progress import say
 from ..report import write_report
@@ -41,7 +42,7 @@ def demo() -> list[str]:
 
 def train(assets: Path, overrides: Sequence[str] = ()) -> None:
     """Fine-tune the bundled base on the bundled style."""
-    words = [f"model.path={assets / 'pocket-wan'}", f"data.sources.0.path={assets / 'style' / 'train'}"]
+    words = [f"model.path={assets / BUNDLED_MODEL}", f"data.sources.0.path={assets / 'style' / 'train'}"]
     run, _ = config.load(assets / "demo.yaml", [*words, *overrides])
     train_run(run)
 

@@ -8,7 +8,7 @@ import torch
 
 from ..config.validate import read_conditions
 from ..errors import UserError
-from ..families import resolve
+from ..families import name_of, resolve
 from ..sampling import LISTS
 from .words import Word
 
@@ -34,16 +34,19 @@ def init(request: InitRequest) -> str:
     stated = "".join(f"  - {in_flow(condition)}\n" for condition in variant.conditions)
     levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
     clip = d.size.count("x") == 2
+    text = ""
+    if family.text_option:
+        length = getattr(family.Options(), family.text_option)
+        text = f"  options: {{{family.text_option}: {length}}}    # tokens that a caption is cut to\n"
     size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
     media = "".join(f"  {line}    # one for each prompt\n" for line in media_lines(family, variant))
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
-  family: {family.name}
+  family: {name_of(family)}
   path: {variant.path}    # a folder in the diffusers layout, or a hub id
   dtype: bfloat16    # float32 on a CPU
-  options: {{text_length: {family.Options().text_length}}}    # tokens that a caption is cut to
-
+{text}
 # What is learned; a shift above 1 moves training towards high noise.
 objective: {{name: {d.objective}{levels}}}
 conditions:
@@ -96,7 +99,7 @@ def _conversations(family: "type[Family]", variant: "Checkpoint") -> str:
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
-  family: {family.name}
+  family: {name_of(family)}
   path: {variant.path}    # a folder as save_pretrained writes it, or a hub id
   dtype: bfloat16    # float32 on a CPU
 

@@ -1,6 +1,6 @@
 """The table of families: what each can do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ..families.base import Checkpoint, Family
 
 
-def models() -> str:
-    """What each family can do, one block each."""
-    return "\n".join("\n".join([name, *_block(resolve(name))]) + "\n" for name in REGISTRY)
+def models(names: Sequence[str] = ()) -> str:
+    """What families can do, one block each; by default all that are registered."""
+    return "\n".join("\n".join([name, *_block(resolve(name))]) + "\n" for name in names or REGISTRY)
 
 
 def _block(family: "type[Family]") -> Iterator[str]:

@@ -34,7 +34,7 @@ class FrameConditioning(Condition):
     checkpoint that is always given frames."""
     dropout: float = 0.0
     """Probability of replacing the given frames by an empty picture, 0 to 1: for guidance by the picture.
-    HunyuanVideo has it in the prompt alone."""
+    Some families have it in the prompt alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:

@@ -46,12 +46,12 @@ class Model:
         is_file = self.path.endswith(".safetensors")
         if is_file and self.config is None:
             raise ValueError(
-                f"config: is missing: {self.path} is a single file; give the folder or hub id that has its "
-                "configuration, tokenizers and scheduler"
+                f"{self.path} is a single file; add config, the folder or hub id that has its configuration, "
+                "tokenizers and scheduler"
             )
         if self.config is not None and not is_file:
             raise ValueError(
-                f"config: has no effect beside {self.path}, which is no .safetensors file; leave it out"
+                f"config has no effect beside {self.path}, which is no .safetensors file; leave it out"
             )
 
 

@@ -102,7 +102,7 @@ class AnswerEvaluation(Subject):
         if others := len(self.index.items) - len(self.questions):
             say(f"--data: {others} conversations end in a call of a tool and are not answered")
         say(f"answering {len(self.questions)} questions of at most {self.options.max_tokens} tokens")
-        chat = self.family.chat(self.job.run.data)
+        chat = self.family.conversation_encoder(self.job.run.data)
         return answers(self.family, chat, self.questions, self.options.max_tokens)
 
     # Metrics

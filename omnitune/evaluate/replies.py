@@ -29,7 +29,7 @@ def answers(
 ) -> list[str]:
     """What a model says in the place of each conversation's last answer, seeing all before it.
 
-    `chat` is the family's own, with the options that it was trained with: `family.chat(run.data)`.
+    `chat` is the family's own with the options of training: `family.conversation_encoder(run.data)`.
     """
     return family.answers(chat, [before_the_answer(one) for one in conversations], max_tokens)
 

@@ -19,6 +19,20 @@ REGISTRY = {
 }
 
 
+BUNDLED = "wan"
+"""The family of the small model that ships with the package: of the demo, and of tests that take any."""
+BUNDLED_MODEL = "pocket-wan"
+"""That model's folder among the assets."""
+CONVERSATIONAL = "vlm"
+"""The family of tests on conversations."""
+
+
+def name_of(family: "type[Family]") -> str:
+    """How `model.family` spells a family."""
+    own = f"{family.__module__}:{family.__qualname__}"
+    return next((name for name, target in REGISTRY.items() if target == own), own)
+
+
 def resolve(name: str) -> "type[Family]":
     """The class of a family, by registry name or as `package.module:Class`."""
     target = REGISTRY.get(name, name)

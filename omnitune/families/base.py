@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ from ..options import option
 from ..random import seed_of
 from ..sampling import Question, Request, Sampling
 from ..stages import Stage
-from .files import quiet
+from .files import CONFIGS, ModelFolder, quiet
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ class Noisy:
         self.extra["channels"] = channels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Defaults:
     """Published settings: what `init` writes."""
 
-    timesteps: str
-    shift: float | Mapping[str, float | str]
-    """Of the objective: a number, or the keys of a shift that depends on the number of tokens."""
+    timesteps: str = "uniform"
+    shift: float | Mapping[str, float | str] = 1.0
+    """Of flow matching: a number, or the keys of a shift that depends on the number of tokens."""
     guidance: float
     frames: tuple[int, ...]
     area: str
@@ -151,9 +152,15 @@ class Family(ABC):
     request_type: ClassVar[type[Request]]
     """What `sample` takes."""
 
+    configs: ClassVar[Traversable] = CONFIGS
+    """Where the configurations of `variants` are, in files as `ModelFolder.shipped` reads."""
+
     def __init__(self, request: LoadRequest):
         self.request, self.device, self.dtype = request, request.device, request.dtype
         self.options: Any = self.Options() if request.options is None else request.options
+        self.files = self.open_files(request)
+        if self.device.type != "meta":
+            self.files.fetch()  # its own configurations, not those that ship with us
         self.components = nn.ModuleDict()
         """The networks that are loaded, by name."""
         self.extras: set[str] = set()
@@ -180,13 +187,21 @@ class Family(ABC):
         family = cls(
             LoadRequest(path, torch.device(device), dtype, options, revision, config, replaced or {}, without)
         )
-        family.fetch(family.parts if only is None else only)
+        # What conditions add is not there yet, and is never loaded.
+        family.fetch([name for name in family.parts if only is None or name in only])
         return family
 
-    @classmethod
     @abstractmethod
+    def open_files(self, request: LoadRequest) -> ModelFolder:
+        """The model's files; nothing is fetched yet."""
+
+    @classmethod
     def checkpoint(cls, variant: str | None = None) -> Checkpoint:
         """The published checkpoint of a variant, by default of the first, and its published settings."""
+        path = cls.variants[variant or next(iter(cls.variants))]
+        shipped = ModelFolder(path, configs=cls.configs).shipped or {}
+        defaults = Defaults(**shipped["defaults"]) if "defaults" in shipped else None
+        return Checkpoint(path, defaults, shipped.get("conditions", ()))
 
     @property
     @abstractmethod
@@ -322,18 +337,20 @@ class Family(ABC):
         return self.dtype
 
     @property
-    @abstractmethod
     def source(self) -> str:
         """Where the configuration was read (a folder, or what ships with us), for `plan`."""
+        return self.files.source
 
     @property
     def limits(self) -> Limits:
         """The sizes of pixels that samples may have; a family that is trained on captions says."""
         raise NotImplementedError(f"{self.name} is trained on {self.trained_on}, which have no sizes")
 
-    @abstractmethod
     def blocks(self, component: str) -> list[nn.Module]:
         """The repeated layers of a loaded component, for sharding, checkpointing and compiling."""
+        module = self.components[component]
+        names = getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
+        return [m for m in module.modules() if type(m).__name__ in names]
 
     @abstractmethod
     def sample(self, requests: Sequence[Any], progress: bool = False) -> list[Any]:
@@ -372,8 +389,8 @@ class Responder(Family):
         """Answer each question."""
 
     @abstractmethod
-    def chat(self, options: Any) -> Any:
-        """What turns a conversation into tokens, labels and pixels, through the model's own processor."""
+    def conversation_encoder(self, options: Any) -> Any:
+        """Make what turns a conversation into tokens, labels and pixels, by the model's own processor."""
 
     def check_packing(self) -> None:
         """Raise UserError where conversations cannot share a row."""

@@ -54,7 +54,6 @@ class CogVideoX(LatentFamily):
     def __init__(self, request: LoadRequest):
         super().__init__(request)
         self.alphas_cumprod = self.scheduler().alphas_cumprod
-        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         self.frames_required = self.core_config["in_channels"] > self.vae_config["latent_channels"]
         self.takes = ("first",) if self.frames_required else ()
         self.rotates = self.core_config["use_rotary_positional_embeddings"]
@@ -101,9 +100,6 @@ class CogVideoX(LatentFamily):
         assert self.size is not None
         height, width = self.size.height // self.vae_scale, self.size.width // self.vae_scale
         resize_positions(transformer, self.size.frames, height, width)
-
-    def affine(self) -> tuple[Any, Any]:
-        return 0.0, self.vae_config["scaling_factor"]
 
     @property
     def own_stages(self) -> list[Stage]:
@@ -166,8 +162,7 @@ class CogVideoX(LatentFamily):
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
-        shown = torch.cat([x, *([noisy.extra["channels"]] if "channels" in noisy.extra else [])], dim=1)
-        latents = shown.transpose(1, 2).to(self.dtype)
+        latents = self.concatenated(noisy).transpose(1, 2).to(self.dtype)
         velocity: Tensor = self.components[self.core](
             hidden_states=latents,
             encoder_hidden_states=batch["prompt_embeds"].to(self.dtype),

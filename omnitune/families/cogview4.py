@@ -69,17 +69,12 @@ class CogView4(LatentFamily):
     def __init__(self, request: LoadRequest):
         super().__init__(request)
         self.change(self.core, self.mask_texts)
-        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         scheduler = self.files.config("scheduler")
         self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
 
     @property
     def limits(self) -> Limits:
         return Limits(self.vae_scale * self.patch[1], 1, most_frames=1)
-
-    def affine(self) -> tuple[Any, Any]:
-        """The published pipelines know no shift, whatever the VAE's configuration says of one."""
-        return 0.0, self.vae_config["scaling_factor"]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings, (L, D) each, with the padding on the left that the denoiser attends to.

@@ -97,6 +97,15 @@ class ModelFolder:
         file = self.configs / f"{self.path.replace('/', '--')}.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
+    @property
+    def source(self) -> str:
+        """Where the configuration was read, for `plan`."""
+        if self.folder is not None:
+            return str(self.folder)
+        assert self.shipped is not None
+        state = "verified" if self.shipped["verified"] else "not verified against the published files"
+        return f"shipped configuration ({self.shipped['source']}; {state})"
+
 
 def _is_hub_id(path: str) -> bool:
     from huggingface_hub.errors import HFValidationError

@@ -13,7 +13,7 @@ from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
-from .base import LoadRequest, Noisy
+from .base import Noisy
 from .diffusion.latents import LatentFamily
 
 
@@ -50,10 +50,6 @@ class Flux(LatentFamily):
     variants: ClassVar[Mapping[str, str]] = {
         "dev": "black-forest-labs/FLUX.1-dev",
     }
-
-    def __init__(self, request: LoadRequest):
-        super().__init__(request)
-        self.vae_scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
     @property
     def tokenizer(self) -> Any:

@@ -65,9 +65,6 @@ class HunyuanVideo(LatentFamily):
         temporal = self.vae_config["temporal_compression_ratio"]
         return Limits(spatial, temporal, least_frames=1 + temporal if self.frames_required else 1)
 
-    def affine(self) -> tuple[Any, Any]:
-        return 0.0, self.vae_config["scaling_factor"]
-
     def blocks(self, component: str) -> list[nn.Module]:
         """Of a token_replace transformer too, whose blocks diffusers does not list as repeated."""
         if component != self.core:
@@ -179,7 +176,6 @@ class HunyuanVideo(LatentFamily):
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
-        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
         embeds: list[Tensor] = noisy.extra.get("prompt_embeds") or batch["prompt_embeds"]
         text = x.new_zeros(len(x), self.prompt_tokens, embeds[0].shape[1], dtype=self.dtype)
         mask = torch.zeros(text.shape[:2], device=x.device, dtype=self.dtype)
@@ -187,7 +183,7 @@ class HunyuanVideo(LatentFamily):
             text[i, : len(e)], mask[i, : len(e)] = e.to(text), 1
         guidance = torch.full((len(x),), self.options.guidance, device=x.device, dtype=self.dtype) * 1000
         velocity: Tensor = self.components[self.core](
-            hidden_states=torch.cat([x, *channels], dim=1).to(self.dtype),
+            hidden_states=self.concatenated(noisy).to(self.dtype),
             timestep=noisy.fed.view(len(x), -1)[:, -1],  # the first frame's is 0 inside the transformer
             encoder_hidden_states=text,
             encoder_attention_mask=mask,

@@ -182,10 +182,9 @@ class Wan(LatentFamily):
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
         text = self.padding.pad([e.to(x.device, self.dtype) for e in batch["prompt_embeds"]])
-        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
         images = noisy.extra.get("image_embeds")  # (B, N, L, D)
         velocity: Tensor = self.components[noisy.expert or self.core](
-            hidden_states=torch.cat([x, *channels], dim=1).to(self.dtype),
+            hidden_states=self.concatenated(noisy).to(self.dtype),
             timestep=self.token_timesteps(noisy.fed, x) if self.per_token else noisy.fed,
             encoder_hidden_states=text,
             encoder_hidden_states_image=None if images is None else images.flatten(0, 1).to(self.dtype),

@@ -44,14 +44,14 @@ def shifted(u: Level, shift: float) -> Level:
 
 @option
 class DynamicShift:
-    """A shift that grows with the number of tokens, as FLUX, LTX and CogView4 are sampled with.
+    """A shift that grows with the number of tokens, as some models are sampled with.
 
     exp(mu), mu linear in the token count (`calculate_shift` of diffusers' pipelines).
     """
 
     kind: Literal["exponential", "linear"] = "exponential"
     """`time_shift_type` of the published scheduler: of `linear` the shift is max sqrt(tokens / base_tokens) +
-    base, as of CogView4."""
+    base."""
     base: float = 0.5
     max: float = 1.15
     base_tokens: int = 256
@@ -258,6 +258,7 @@ class FlowMatching(Diffusion):
 class VariancePreserving(Diffusion):
     """The discrete schedule that a family was pretrained on, with optional min-SNR weights."""
 
+    name: str
     min_snr_gamma: float | None
     zero_terminal_snr: bool = False
 
@@ -265,6 +266,11 @@ class VariancePreserving(Diffusion):
         Diffusion.prepare(self, family)
         if isinstance(family, Denoiser) and family.alphas_cumprod is None:
             raise UserError(f"objective.name: family {family.name} is a flow model; use flow_matching")
+        if isinstance(family, Denoiser) and family.prediction_type not in (None, self.name):
+            raise UserError(
+                f"objective.name: {self.name}, but the scheduler of {family.request.path} says "
+                f"{family.prediction_type}, and so its pipeline reads what is predicted; use that"
+            )
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise UserError(f"objective.min_snr_gamma: {self.min_snr_gamma} is not above 0")
 

@@ -14,11 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..families import BUNDLED, CONVERSATIONAL, REGISTRY
+
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes")
 """Fields of metrics.jsonl that differ between two equal runs."""
 PRELOADED = (
-    "omnitune.commands.train", "omnitune.commands.sample", "omnitune.families.wan",
-    "omnitune.families.vlm.family", "peft", "torch.distributed.fsdp",
+    "omnitune.commands.train", "omnitune.commands.sample", "peft", "torch.distributed.fsdp",
+    *(REGISTRY[name].partition(":")[0] for name in (BUNDLED, CONVERSATIONAL)),
 )  # fmt: skip
 ASSETS = Path(str(files("omnitune") / "assets"))
 SHOWN = ("rocket", "cactus", "frog")
@@ -29,7 +31,7 @@ SAID = (("Hello?", "yes"), ("How many boats are there?", "two boats"), ("Is it g
 def small_run(model: Path, cache: Path, **keys: Any) -> dict[str, Any]:
     """Describe a run of two buckets on the bundled clips and pictures; `keys` replace top-level ones."""
     return {
-        "model": {"family": "wan", "path": str(model), "dtype": "float32"},
+        "model": {"family": BUNDLED, "path": str(model), "dtype": "float32"},
         "objective": {"name": "flow_matching", "shift": 3},
         "trainable": [{"params": "transformer.blocks.*.attn*", "lr": 1e-2, "lora": {"rank": 4, "alpha": 10}}],
         "data": {
@@ -73,7 +75,7 @@ def small_chat_run(
     chats = small_chats(pictures, texts)
     (folder / "train.json").write_text(json.dumps(chats))
     return {
-        "model": {"family": "vlm", "path": str(model), "dtype": "float32"},
+        "model": {"family": CONVERSATIONAL, "path": str(model), "dtype": "float32"},
         "objective": {"name": "causal_lm"},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "data": {

@@ -6,12 +6,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from ..families import BUNDLED
+
 CAPTIONS = (
     "a fox runs through snow", "two boats on a lake", "smiling face with sunglasses", "a red apple",
     "an airplane flies over the sea, seen from below", "rocket", "a cat plays with a ball of wool", "tornado",
 )  # fmt: skip
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
-"""Special tokens of HunyuanVideo's prompt templates."""
+"""Special tokens of prompt templates on Llama 3."""
 TEMPLATE_WORDS = """system
 
 user
@@ -34,7 +36,7 @@ def train_tokenizer(
     """Train a tokenizer in the layout of a published text encoder, save it, return its vocabulary size.
 
     `vocab_size` bounds what is learned of the captions. Beside that, `t5` (UMT5 too) has nothing; `clip`,
-    `llama` (Llama 3 as HunyuanVideo has it) and `glm` (GLM-4 as CogView4 has it) have their special tokens
+    `llama` (Llama 3) and `glm` (GLM-4) have the special tokens that pipelines ask for
     and all bytes, so that they spell any text.
     """
     wrapped = {"t5": _t5, "clip": _clip, "llama": _llama, "glm": _glm}[kind](captions, vocab_size)
@@ -166,7 +168,7 @@ def _numbered(*groups: Iterable[str]) -> dict[str, int]:
 
 def build_tiny(
     folder: Path,
-    family: str = "wan",
+    family: str = BUNDLED,
     variant: str | None = None,
     *,
     captions: Sequence[str] = CAPTIONS,
@@ -234,6 +236,6 @@ def _random(cls: Any, config: dict[str, Any]) -> Any:
     if not hasattr(made, "eval"):
         return made
     for name, buffer in made.named_buffers():
-        if name in ("latents_mean", "latents_std"):  # LTX-Video's autoencoder has them among its weights
+        if name in ("latents_mean", "latents_std"):  # some autoencoders have them among their weights
             buffer.uniform_(0.5, 1.5)
     return made.eval()

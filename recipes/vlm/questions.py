@@ -20,9 +20,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from base import PATCH, build_vlm  # type: ignore[import-not-found]
 from PIL import Image
-
-from omnitune.testing.vlm import PATCH, build_vlm
 
 sys.path.append(str(Path(__file__).parents[1] / "pocket"))
 from prepare import concept  # type: ignore[import-not-found]

@@ -157,12 +157,12 @@ def test_the_first_items_are_those_of_the_file() -> None:
 def test_the_loss_is_that_of_transformers_weighted_by_tokens(home: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from omnitune.families.vlm.chat import collate
+    from omnitune.families.vlm.collate import collate
 
     one = of_base(home, "loss")
     (row,) = one.measures()
     model = AutoModelForImageTextToText.from_pretrained(home / "model").eval()
-    chat = one.family.chat(one.job.run.data)
+    chat = one.family.conversation_encoder(one.job.run.data)
     total, number = 0.0, 0
     for talked in one.index.items:
         made = chat.encode(talked.conversations[0])
@@ -187,7 +187,7 @@ def test_the_batch_size_changes_speed_alone(home: Path) -> None:
 def test_the_model_answers_as_transformers_does(home: Path) -> None:
     one = of_base(home, "exact_match")
     tokenizer = one.family.files.processor.tokenizer
-    chat = one.family.chat(one.job.run.data)
+    chat = one.family.conversation_encoder(one.job.run.data)
     expected = []
     with one.family.complete() as model:
         for question in one.questions:

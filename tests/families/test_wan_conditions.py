@@ -251,6 +251,6 @@ def test_captions_that_the_text_stage_cuts_are_noted_by_the_tokenizer_alone(work
     longest = len(job.shape.tokenizer(("a fox runs through snow " * 9).strip()).input_ids)
     assert notes(longest) == []
     assert notes(longest - 1) == [
-        "1 caption is longer than model.options.text_length and cut there: clips/long.png"
+        "1 caption is longer than the model's text length and cut there: clips/long.png"
     ]
     assert notes(1)[0].startswith("6 captions are longer")

@@ -61,7 +61,7 @@ class Index:
         if not cut:
             return []
         number = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
-        return [f"{number} longer than model.options.text_length and cut there: {listed(cut)}"]
+        return [f"{number} longer than the model's text length and cut there: {listed(cut)}"]
 
 
 @dataclass(frozen=True)

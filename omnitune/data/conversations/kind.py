@@ -58,7 +58,7 @@ class ConversationData:
     @cached_property
     def tokens(self) -> Tokens:
         """Conversations as the model's own processor encodes them."""
-        return Tokens(self.family.chat(self.data), self.folder)
+        return Tokens(self.family.conversation_encoder(self.data), self.folder)
 
     def dataset(self, index: TalkIndex) -> TalkSamples:
         """Give the rows of an index to training."""

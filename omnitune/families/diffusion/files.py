@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..base import LoadRequest
 from ..files import (
     ModelFolder,
     load_pretrained,
@@ -47,17 +45,6 @@ class ModelFiles(ModelFolder):
     marker: ClassVar[str] = "model_index.json"
     settings: ClassVar[Sequence[str]] = ("model_index.json", "*/*.json")
 
-    @classmethod
-    def of(cls, request: LoadRequest, core: str, **settings: Any) -> "ModelFiles":
-        """The files of what is loaded."""
-        if request.config is None:
-            return cls(request.path, request.revision, replaced=request.replaced, **settings)
-        file = Path(request.path).expanduser()
-        if not file.is_file():
-            raise UserError(f"model.path: {file} is not there; give the file of a {core}")
-        settings |= {"key": "model.config", "file": file, "core": core}
-        return cls(request.config, request.revision, replaced=request.replaced, **settings)
-
     def is_complete(self, folder: Path) -> bool:
         index = folder / self.marker
         return index.is_file() and all(any((folder / name).glob("*.json")) for name in _classes(index))
@@ -77,15 +64,6 @@ class ModelFiles(ModelFolder):
                 source = read_json(self.configs / f"{stem}.json")
                 shipped["components"][name] = source["components"][other or name] | part
         return shipped
-
-    @property
-    def source(self) -> str:
-        """Where the configuration was read, for `plan`."""
-        if self.folder is not None:
-            return str(self.folder)
-        assert self.shipped is not None
-        state = "verified" if self.shipped["verified"] else "not verified against the published files"
-        return f"shipped configuration ({self.shipped['source']}; {state})"
 
     @cached_property
     def classes(self) -> dict[str, tuple[str, str]]:
@@ -182,27 +160,23 @@ class ModelFiles(ModelFolder):
     def _weight_paths(self, name: str, folder: Path) -> list[Path]:
         return weight_paths(folder / WEIGHT_NAMES[self.classes[name][0]], self.option(name))[1]
 
-    def check_tensors(self, name: str, path: Path, module: nn.Module) -> None:
+    def check_folder(self, name: str, module: nn.Module) -> None:
         """Hold the headers of a component's files against the network that its configuration describes.
 
         Reads no tensor; files that are not safetensors have no header and are met when they are loaded.
         """
-        key = self.option(name)
-        if path == self.file:
-            names = self._converted(name, shapes_in(path, key), module)
-        else:
-            paths = self._weight_paths(name, path)
-            if any(file.suffix != ".safetensors" for file in paths):
-                return
-            shapes = {name: shape for file in paths for name, shape in shapes_in(file, key).items()}
-            loaded = _names_when_loaded(module, list(shapes))
-            names = {loaded[name]: shape for name, shape in shapes.items()}
-        refuse_tensors(path, key, *_differences(module, names))
+        folder, key = self.weights(name), self.option(name)
+        paths = self._weight_paths(name, folder)
+        if any(path.suffix != ".safetensors" for path in paths):
+            return
+        shapes = {name: shape for path in paths for name, shape in shapes_in(path, key).items()}
+        loaded = _names_when_loaded(module, list(shapes))
+        refuse_tensors(
+            folder, key, *_differences(module, {loaded[name]: shape for name, shape in shapes.items()})
+        )
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
-        """A network with its weights."""
-        if self.in_file(name):
-            return self._load_from_file(name)
+        """A network with its weights, from its folder."""
         # diffusers and transformers do not agree on the name.
         setting = "dtype" if self.classes[name][0] == "transformers" else "torch_dtype"
         folder, key = self.weights(name), self.option(name)
@@ -211,7 +185,7 @@ class ModelFiles(ModelFolder):
     def tensors(self, name: str, keys: Sequence[str]) -> list[Tensor]:
         """A few tensors of a component's safetensors files; nothing else of it is read."""
         if self.in_file(name):
-            state = self._load_from_file(name).state_dict()
+            state = self.load_from_file(name).state_dict()
             return [state[key] for key in keys]
         folder, key = self.weights(name), self.option(name)
         tensors: dict[str, Tensor] = {}
@@ -234,40 +208,36 @@ class ModelFiles(ModelFolder):
         beside = [name for name, starts in IN_FILES.items() if any(key.startswith(starts) for key in keys)]
         return [self.core, *(name for name in beside if name in self.classes)]
 
-    def _load_from_file(self, name: str) -> nn.Module:
+    def load_from_file(self, name: str) -> nn.Module:
         """A component of the single file, in the file's dtype, through the conversion that diffusers has."""
-        cls = self.find_class(name)
-        try:
-            module: nn.Module = cls.from_single_file(
-                str(self.file), config=str(self.fetch()), subfolder=name, local_files_only=True
-            )
-        except (OSError, SafetensorError, ValueError, LookupError) as error:
-            raise self._unconverted(name, error) from error
-        # What the file lacks was left on the meta device.
-        lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
-        assert self.file is not None
-        refuse_tensors(self.file, "model.path", lacking, [])
+        module: nn.Module = self.find_class(name).from_single_file(
+            str(self.file), config=str(self.fetch()), subfolder=name, local_files_only=True
+        )
         return module
 
-    def _converted(self, name: str, shapes: Shapes, module: nn.Module) -> Shapes:
-        """Shapes of a single file's tensors under the names that diffusers gives them."""
+    def check_file(self, name: str, module: nn.Module) -> None:
+        """Hold the header of the single file against a network; diffusers itself does not say what lacks."""
+        assert self.file is not None
+        shapes = shapes_in(self.file, self.option(name))
+        if shapes.keys() != module.state_dict().keys():
+            shapes = self._converted(name, shapes)
+        refuse_tensors(self.file, self.option(name), *_differences(module, shapes))
+
+    def _converted(self, name: str, shapes: Shapes) -> Shapes:
+        """Shapes of tensors in an original layout, by the names that diffusers gives them."""
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-        if shapes.keys() == module.state_dict().keys():
-            return dict(shapes)
-        convert = SINGLE_FILE_LOADABLE_CLASSES[self.classes[name][1]]["checkpoint_mapping_fn"]
+        cls = self.classes[name][1]
         tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         try:
+            convert = SINGLE_FILE_LOADABLE_CLASSES[cls]["checkpoint_mapping_fn"]
             converted = convert(config=self.config(name), checkpoint=tensors)
         except (ValueError, LookupError) as error:
-            raise self._unconverted(name, error) from error
+            raise UserError(
+                f"model.path: {self.file} is not in a layout that diffusers reads as {cls} ({error!r}); give "
+                f"a file of the {name} of {self.path}, or a folder"
+            ) from error
         return {key: list(tensor.shape) for key, tensor in converted.items()}
-
-    def _unconverted(self, name: str, error: Exception) -> UserError:
-        return UserError(
-            f"model.path: {self.file} cannot be loaded as {name} ({self.classes[name][1]}) of {self.path}: "
-            f"{error}; give a file of that network, or the configuration that it belongs to"
-        )
 
 
 def _classes(index: Path) -> dict[str, tuple[str, str]]:

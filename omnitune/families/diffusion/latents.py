@@ -81,9 +81,23 @@ class LatentFamily(DiffusersFamily):
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings as the denoiser is fed them, without padding where it is ragged."""
 
-    @abstractmethod
     def affine(self) -> tuple[Any, Any]:
-        """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel."""
+        """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel.
+
+        Most published pipelines know no shift, whatever the VAE's configuration says of one.
+        """
+        return 0.0, self.vae_config["scaling_factor"]
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels a side of a latent, for autoencoders that halve at each level but the last."""
+        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
+
+    @staticmethod
+    def concatenated(noisy: Noisy) -> Tensor:
+        """Noisy latents (B, C, ...) with the further channels of conditions behind their own."""
+        channels = [noisy.extra["channels"]] if "channels" in noisy.extra else []
+        return torch.cat([noisy.x["x"], *channels], dim=1)
 
     @property
     def own_channels(self) -> tuple[int, int]:

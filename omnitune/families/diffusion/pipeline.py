@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources.abc import Traversable
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
 from ...sampling import Sampling
-from ..base import Checkpoint, Defaults, Denoiser, LoadRequest
-from ..files import CONFIGS
+from ..base import Denoiser, LoadRequest
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -27,7 +26,7 @@ class DiffusersFamily(Denoiser):
     core = "transformer"
     autoencoder = "vae"
     libraries = ("diffusers", "transformers")
-    text_option = "text_length"
+    text_option: ClassVar[str | None] = "text_length"
     networks: ClassVar[tuple[str, ...]]
     """Components that are networks, in the order in which `plan` lists them."""
     others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
@@ -43,15 +42,10 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Components whose LoRA the published pipeline can load."""
     pipeline_class: ClassVar[Any]
-    configs: ClassVar[Traversable] = CONFIGS
-    """Where the configurations of `variants` are: OWNER--NAME.json each."""
+    files: ModelFiles
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)
-        self._check_replaced(request.replaced)
-        self.files = ModelFiles.of(request, self.core, configs=self.configs)
-        if self.device.type != "meta":
-            self.files.fetch()  # its own configurations, not those that ship with us
         missing = {*self.networks, *self.others} - {*self.optional, *self.files.classes}
         if missing:
             names = ", ".join(name for name in (*self.networks, *self.others) if name in missing)
@@ -71,31 +65,34 @@ class DiffusersFamily(Denoiser):
             return int(self.tokenizer.model_max_length)
         return int(getattr(self.options, self.text_option))
 
-    @classmethod
-    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
-        path = cls.variants[variant or next(iter(cls.variants))]
-        shipped = ModelFiles(path, configs=cls.configs).shipped
-        assert shipped is not None, path
-        return Checkpoint(path, Defaults(**shipped["defaults"]), shipped.get("conditions", ()))
-
     @property
     def parts(self) -> list[str]:
         return [name for name in self.networks if name in self.files.classes]
 
-    @classmethod
-    def _check_replaced(cls, replaced: Mapping[str, Path]) -> None:
-        """Refuse a folder that would be passed over, such as a tokenizer or a network of another family."""
-        if strangers := [str(path) for name, path in replaced.items() if name not in cls.networks]:
+    def open_files(self, request: LoadRequest) -> ModelFiles:
+        # A tokenizer, or a network of another family, would be passed over.
+        if strangers := [str(path) for name, path in request.replaced.items() if name not in self.networks]:
             raise UserError(
-                f"init_from: {', '.join(strangers)}: not a network of family {cls.name} "
-                f"({', '.join(cls.networks)}); remove it, or give the whole pipeline as model.path"
+                f"init_from: {', '.join(strangers)}: not a network of family {self.name} "
+                f"({', '.join(self.networks)}); remove it, or give the whole pipeline as model.path"
             )
+        folder = request.config or request.path
+        if request.config is None:
+            return ModelFiles(folder, request.revision, self.configs, replaced=request.replaced)
+        file = Path(request.path).expanduser()
+        if not file.is_file():
+            raise UserError(f"model.path: {file} is not there; give the file of a {self.core}")
+        return ModelFiles(
+            folder, request.revision, self.configs, "model.config", request.replaced, file, self.core
+        )
 
     def load_component(self, name: str) -> nn.Module:
         if self.device.type == "meta":
             return self.published(name)
-        module = self.files.load(name, self.compute_dtype(name))
-        return self._cast(name, module) if self.files.in_file(name) else module
+        if not self.files.in_file(name):
+            return self.files.load(name, self.compute_dtype(name))
+        self.files.check_file(name, self.published(name))
+        return self._cast(name, self.files.load_from_file(name))
 
     def published(self, name: str) -> nn.Module:
         """A network as it is published, on the meta device."""
@@ -126,7 +123,8 @@ class DiffusersFamily(Denoiser):
                     absent.append(name)
                 else:  # files are as the network was published, before it was changed
                     module = self.published(name) if name in self._changes else self.components[name]
-                    self.files.check_tensors(name, path, module)
+                    check = self.files.check_file if path == self.files.file else self.files.check_folder
+                    check(name, module)
         for name in self.processors:
             with mistakes.noted():
                 folder = self.files.find(name)
@@ -139,17 +137,8 @@ class DiffusersFamily(Denoiser):
         mistakes.raise_all()
         return absent
 
-    @property
-    def source(self) -> str:
-        return self.files.source
-
     def compute_dtype(self, name: str) -> torch.dtype:
         return torch.float32 if name in self.fp32 else self.dtype
-
-    def blocks(self, component: str) -> list[nn.Module]:
-        module = self.components[component]
-        names = getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
-        return [m for m in module.modules() if type(m).__name__ in names]
 
     def weight_files(self, component: str) -> list[Path]:
         if component in self.extras:
@@ -321,6 +310,10 @@ class DiffusersFamily(Denoiser):
             }
             self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
         for name, state in full.items():
+            if name in self.extras:
+                (folder / name).mkdir(parents=True)
+                save_file(dict(state), folder / name / "model.safetensors", {"format": "pt"})
+                continue
             module: Any = self.changed(name, self.published(name))
             module.load_state_dict(dict(state), assign=True)
             module.save_pretrained(folder / name)

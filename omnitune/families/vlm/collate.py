@@ -39,7 +39,7 @@ def collate(rows: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> Batch:
         elif items:
             batch[name] = _items(name, given)
         else:
-            batch[name] = torch.cat(grown(name, there))
+            batch[name] = torch.cat(to_largest(name, there))
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return batch
@@ -67,7 +67,7 @@ def _tokens(
             # The processor has padding see what the last token sees.
             value = torch.cat([value, value[-1:].expand(length - len(value), *value.shape[1:])])
         values.append(value[None])
-    return torch.cat([_filled(value, _largest(values), fill) for value in values])
+    return torch.cat([_pad_end(value, _largest(values), fill) for value in values])
 
 
 def _items(name: str, given: Sequence[Tensor | None]) -> Tensor:
@@ -76,13 +76,13 @@ def _items(name: str, given: Sequence[Tensor | None]) -> Tensor:
     empty = like.new_zeros((1, 0, *like.shape[2:]))
     values = [empty if value is None else value for value in given]
     shape = _largest(values)
-    joined = torch.cat([_filled(value, shape, 0) for value in values])
+    joined = torch.cat([_pad_end(value, shape, 0) for value in values])
     if name == "aspect_ratio_mask":
         joined[..., 0] = 1  # one tile at least, of pictures that are not there too
     return joined
 
 
-def grown(name: str, values: Sequence[Tensor]) -> list[Tensor]:
+def to_largest(name: str, values: Sequence[Tensor]) -> list[Tensor]:
     """Bring pictures of several sizes, or cut into several numbers of patches, to the largest."""
     shape = _largest(values)
     if name == "pixel_values_videos" and any(value.shape[1:] != values[0].shape[1:] for value in values):
@@ -90,7 +90,7 @@ def grown(name: str, values: Sequence[Tensor]) -> list[Tensor]:
             f"clips of {sorted({value.shape[1] for value in values})} frames cannot share a batch with this "
             "model; set video_frames to a number that every clip has, or a batch of one"
         )
-    return [_filled(value, (len(value), *shape[1:]), 0) for value in values]
+    return [_pad_end(value, (len(value), *shape[1:]), 0) for value in values]
 
 
 def _positions(values: Sequence[Tensor]) -> Tensor:
@@ -105,7 +105,7 @@ def _largest(values: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(max(axis) if place else 1 for place, axis in enumerate(sizes))
 
 
-def _filled(value: Tensor, shape: tuple[int, ...], fill: int) -> Tensor:
+def _pad_end(value: Tensor, shape: tuple[int, ...], fill: int) -> Tensor:
     """Grow a tensor at the end of its axes; the first stays."""
     if value.shape[1:] == shape[1:]:
         return value

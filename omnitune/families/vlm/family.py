@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,16 +18,17 @@ from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...sampling import Question
 from ...stages import Stage
-from ..base import Checkpoint, LoadRequest, Responder
-from .chat import Chat, collate
+from ..base import LoadRequest, Responder
+from .collate import collate
+from .encoder import ConversationEncoder
 from .export import write_adapter, write_full, write_merged
 from .files import VlmFiles
 from .head import losses_for_logits
-from .packing import SEGMENT, block_mask, packed, refuse_packing
-from .rows import KINDS, has, queues_of, rows_of, seen_in, unseen
+from .packing import SEGMENT, block_mask, pack, refuse_packing
+from .rows import KINDS, conversations_of, has_media, hide_absent_pictures, stored_outputs, tower_outputs
 from .start import MODEL, PeftFolders
 from .tokens import OPTION, check_spelling, token_parameters
-from .tower_cache import Player, recorded, stripped_class
+from .tower_cache import Player, record_outputs, stripped_class
 from .types import TYPES, VlmType, module_tree, roles_of
 
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
@@ -66,19 +68,25 @@ class Vlm(Responder):
         "internvl": "OpenGVLab/InternVL3-1B-hf",
     }
 
+    configs = files(__package__) / "configs"
+    files: VlmFiles
+
     def __init__(self, request: LoadRequest):
         super().__init__(request)
-        self.files = VlmFiles.of(request, MODEL, self.options.add_tokens)
-        if self.device.type != "meta":
-            self.files.fetch()  # its own configuration, not the one that ships with us
         self.player: Player | None = None
         self.without = request.without
 
     # Loading
 
-    @classmethod
-    def checkpoint(cls, variant: str | None = None) -> Checkpoint:
-        return Checkpoint(cls.variants[variant or next(iter(cls.variants))])
+    def open_files(self, request: LoadRequest) -> VlmFiles:
+        if request.config is not None:
+            raise UserError(
+                f"model.config: {request.path} is a single file, and a vision-language model is loaded from "
+                "a folder as `save_pretrained` writes it; give that as model.path, and leave config out"
+            )
+        start = request.replaced.get(MODEL)
+        tokens = self.options.add_tokens
+        return VlmFiles(request.path, request.revision, self.configs, start=start, tokens=tokens)
 
     @property
     def parts(self) -> Sequence[str]:
@@ -151,10 +159,6 @@ class Vlm(Responder):
         found: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
         return found
 
-    def blocks(self, component: str) -> list[nn.Module]:
-        names = set(getattr(self.components[component], "_no_split_modules", None) or ())
-        return [m for m in self.components[component].modules() if type(m).__name__ in names]
-
     def weight_files(self, component: str) -> list[Path]:
         return self.files.deciding if component == MODEL else []
 
@@ -164,19 +168,15 @@ class Vlm(Responder):
         _ = self.files.processor
         return []
 
-    @property
-    def source(self) -> str:
-        return self.files.source
-
     # From conversations to tensors
 
-    def chat(self, options: Any) -> Chat:
+    def conversation_encoder(self, options: Any) -> ConversationEncoder:
         template = self.type.prompt
         if self.options.chat_template is not None:
             if not self.options.chat_template.is_file():
                 raise UserError(f"model.options.chat_template: {self.options.chat_template} is not there")
             template = self.options.chat_template.read_text()
-        return Chat(self.files.processor, self.model_type, options, template)
+        return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:
         """Raise UserError where conversations of this type cannot share a row."""
@@ -189,22 +189,22 @@ class Vlm(Responder):
         if cut is None or VISION not in self.type.roles:
             return []
         gives = tuple(f"{kind}{i}" for kind in KINDS for i in range(len(cut.inputs)))
-        return [Stage("vision", self.roles[VISION], ("media",), gives, self._see, ragged=gives)]
+        return [Stage("vision", self.roles[VISION], ("media",), gives, self._run_tower, ragged=gives)]
 
-    def _see(self, batch: Batch, draw: Draw) -> Batch:
+    def _run_tower(self, batch: Batch, draw: Draw) -> Batch:
         """What leaves the tower for the media of each row; nothing where it runs in the step."""
         if self.without is not None:
             return {}
         assert self.type.cut is not None
-        rows = [seen_in(row, self.type.cut, self._calls, self.device) for row in batch["media"]]
+        rows = [tower_outputs(row, self.type.cut, self._calls, self.device) for row in batch["media"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _calls(self, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         assert self.type.cut is not None
-        if not has(inputs, "image") and not has(inputs, "video"):
+        if not has_media(inputs, "image") and not has_media(inputs, "video"):
             return {spot: [] for spot in self.type.cut.inputs}
         row = {k: v.to(self.device) for k, v in collate([inputs], self._pad).items() if k != "labels"}
-        with torch.no_grad(), recorded(self.model, self.type.cut, self.language_model) as calls:
+        with torch.no_grad(), record_outputs(self.model, self.type.cut, self.language_model) as calls:
             self.model(**self._cast(row), use_cache=False)
         return calls
 
@@ -218,9 +218,9 @@ class Vlm(Responder):
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def token_losses(self, batch: Batch, *, chunk: int, label_smoothing: float) -> Tensor:
-        rows = rows_of(batch, played=self.player is not None)
+        rows = conversations_of(batch, played=self.player is not None)
         if any(len(row) > 1 for row in rows):
-            joined = [packed(row, self.model, self.type) for row in rows]
+            joined = [pack(row, self.model, self.type) for row in rows]
         else:
             joined = [row[0] for row in rows]
         inputs = {k: v.to(self.device) for k, v in collate(joined, self._pad).items()}
@@ -229,7 +229,7 @@ class Vlm(Responder):
             inputs["attention_mask"] = block_mask(inputs.pop(SEGMENT))
         with (
             self._playing(batch),
-            unseen(self.model, self.type, inputs, self.dtype),
+            hide_absent_pictures(self.model, self.type, inputs, self.dtype),
             losses_for_logits(self.model, labels, chunk=chunk, label_smoothing=label_smoothing),
         ):
             losses: Tensor = self.model(**self._cast(inputs), use_cache=False).logits
@@ -238,7 +238,7 @@ class Vlm(Responder):
     def _playing(self, batch: Batch) -> AbstractContextManager[None]:
         if self.player is None:
             return nullcontext()
-        return self.player.playing(queues_of(batch, self.player.cut))
+        return self.player.playing(stored_outputs(batch, self.player.cut))
 
     # Answers
 
@@ -257,11 +257,13 @@ class Vlm(Responder):
             yield
 
     def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
-        chat = self.chat(ChatOptions())
+        chat = self.conversation_encoder(ChatOptions())
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, chat.ask(asked(one)), one.max_tokens) for one in requests]
+            return [self._answer(model, chat.ask(conversation_of(one)), one.max_tokens) for one in requests]
 
-    def answers(self, chat: Chat, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
+    def answers(
+        self, chat: ConversationEncoder, conversations: Sequence[Conversation], max_tokens: int
+    ) -> list[str]:
         """What the model says next in each conversation, greedily."""
         with self.complete() as model, torch.no_grad():
             return [self._answer(model, chat.ask(one), max_tokens) for one in conversations]
@@ -304,7 +306,7 @@ class Vlm(Responder):
         write_merged(folder, self, adapters[MODEL], full.get(MODEL, {}))
 
 
-def asked(question: Question) -> Conversation:
+def conversation_of(question: Question) -> Conversation:
     parts: list[str | Media] = []
     if question.image is not None:
         seen = probe(question.image)

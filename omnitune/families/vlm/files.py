@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +10,6 @@ import torch
 from torch import nn
 
 from ...errors import UserError
-from ..base import LoadRequest
 from ..files import ModelFolder, load_pretrained, missing_weights, opened, weight_paths
 from .tokens import add_tokens, added_tokens, check_tokens, make_room
 
@@ -23,7 +20,6 @@ WEIGHTS = "model.safetensors"
 class VlmFiles(ModelFolder):
     """A folder as `save_pretrained` writes it, or a hub id."""
 
-    configs: Traversable = files(__package__) / "configs"
     start: Path | None = None
     """A folder whose configuration and weights take the place of its own; the processor stays."""
     tokens: Sequence[str] = ()
@@ -31,16 +27,6 @@ class VlmFiles(ModelFolder):
 
     marker: ClassVar[str] = "config.json"
     settings: ClassVar[Sequence[str]] = ("*.json", "*.jinja", "*.txt", "*.model")
-
-    @classmethod
-    def of(cls, request: LoadRequest, component: str, tokens: Sequence[str]) -> "VlmFiles":
-        """The files of what is loaded."""
-        if request.config is not None:
-            raise UserError(
-                f"model.config: {request.path} is a single file, and a vision-language model is loaded from "
-                "a folder as `save_pretrained` writes it; give that as model.path, and leave config out"
-            )
-        return cls(request.path, request.revision, start=request.replaced.get(component), tokens=tokens)
 
     @property
     def home(self) -> Path:
@@ -86,17 +72,15 @@ class VlmFiles(ModelFolder):
                 pass
         return self.folder is not None
 
-    @property
-    def source(self) -> str:
-        """Where the configuration was read."""
-        if self.start is None and self.folder is None:
-            assert self.shipped is not None
-            return f"a shipped configuration, {self.shipped['source']}"
-        return f"{self.home / 'config.json'} ({self.config.model_type})"
-
     @cached_property
     def config(self) -> Any:
-        own = self._own_config()
+        from transformers import AutoConfig
+
+        if self.folder is None:
+            assert self.shipped is not None
+            own = AutoConfig.for_model(**self.shipped["config"])
+        else:
+            own = self._config_in(self.folder)
         if self.start is None:
             return own
         found = self._config_in(self.start)
@@ -106,14 +90,6 @@ class VlmFiles(ModelFolder):
                 f"type {own.model_type}; give a folder of that type, or give this one as model.path"
             )
         return found
-
-    def _own_config(self) -> Any:
-        from transformers import AutoConfig
-
-        if self.folder is None:
-            assert self.shipped is not None
-            return AutoConfig.for_model(**self.shipped["config"])
-        return self._config_in(self.folder)
 
     def _config_in(self, folder: Path) -> Any:
         from transformers import AutoConfig

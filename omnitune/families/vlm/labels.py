@@ -23,7 +23,9 @@ class Expanded:
     media: list[Span]
 
 
-def expanded(text: str, answers: Sequence[Sequence[Span]], replaced: Sequence[Mapping[str, Any]]) -> Expanded:
+def expand_placeholders(
+    text: str, answers: Sequence[Sequence[Span]], replaced: Sequence[Mapping[str, Any]]
+) -> Expanded:
     """Expand as the processor did, and move the places of the answers along."""
     pieces, end = [], 0
     for one in replaced:
@@ -42,7 +44,7 @@ def expanded(text: str, answers: Sequence[Sequence[Span]], replaced: Sequence[Ma
     return Expanded("".join([*pieces, text[end:]]), moved, [one["new_span"] for one in replaced])
 
 
-class Places:
+class TokenPlaces:
     """Where the characters of a text are among the tokens that the processor made of it."""
 
     def __init__(self, tokenizer: Any, text: str, ids: Tensor, settings: Mapping[str, Any], name: str):
@@ -69,7 +71,7 @@ class Places:
         return found
 
 
-def kept(messages: Sequence[Message], options: ChatOptions) -> list[bool]:
+def learned_answers(messages: Sequence[Message], options: ChatOptions) -> list[bool]:
     """Whether each answer is learned: what the data say of one goes before what the options say of all."""
     answers = [message for message in messages if message.role == "assistant"]
     return [
@@ -78,7 +80,9 @@ def kept(messages: Sequence[Message], options: ChatOptions) -> list[bool]:
     ]
 
 
-def learned(answers: Sequence[Tensor], wanted: Sequence[bool], media: Tensor, everything: bool) -> Tensor:
+def learned_tokens(
+    answers: Sequence[Tensor], wanted: Sequence[bool], media: Tensor, everything: bool
+) -> Tensor:
     """(L,): True for what is learned, of the tokens of each answer and of those that stand for media."""
     mask = torch.full_like(media, everything)
     for tokens, yes in zip(answers, wanted, strict=True):

@@ -24,13 +24,13 @@ SMALLEST = 32 * 32
 
 
 @dataclass(frozen=True)
-class Shown:
+class DecodedMedia:
     """A picture or a clip, decoded and not resized yet."""
 
     media: Media
     pixels: "Pixels"  # (N, H, W, 3), N = 1 for a picture
     indices: tuple[int, ...]
-    """Places of the frames in the clip."""
+    """Indices of the frames in the clip."""
     fps: float
     """Of the clip itself, not of the frames taken."""
 
@@ -44,11 +44,11 @@ class Shown:
 
     def fitted(self, limits: tuple[int, int] | None, scale: float) -> Size:
         """Its size within a budget, times what an item's pictures are shrunk by (of their area)."""
-        size = within(self.size, limits)
+        size = fit_area(self.size, limits)
         if scale == 1:
             return size
         least = min(SMALLEST, size[0] * size[1])
-        return scaled(size, max(scale, least / (size[0] * size[1])))
+        return scale_area(size, max(scale, least / (size[0] * size[1])))
 
     def picture(self, size: Size) -> Any:
         """The first frame as Pillow has it, resized."""
@@ -79,31 +79,31 @@ class Shown:
         }
 
 
-def shown(media: Media, options: ChatOptions) -> Shown:
+def decode(media: Media, options: ChatOptions) -> DecodedMedia:
     """Decode a picture, or of a clip the frames that are taken."""
     if media.kind == "image":
-        return Shown(media, read_image(media.paths[0]), (0,), 0.0)
+        return DecodedMedia(media, read_image(media.paths[0]), (0,), 0.0)
     if len(media.paths) > 1 or not media.fps:
-        return _of_pictures(media, options)
-    indices = sampled(media.num_frames, media.fps, options)
-    return Shown(media, read_frames(media.paths[0], indices), indices, media.fps)
+        return _decode_pictures(media, options)
+    indices = frame_indices(media.num_frames, media.fps, options)
+    return DecodedMedia(media, read_frames(media.paths[0], indices), indices, media.fps)
 
 
-def sampled(num_frames: int, fps: float, options: ChatOptions) -> tuple[int, ...]:
-    """Places of the frames that are taken of a clip, evenly spread from its first to its last."""
+def frame_indices(num_frames: int, fps: float, options: ChatOptions) -> tuple[int, ...]:
+    """Indices of the frames that are taken of a clip, evenly spread from its first to its last."""
     wanted = math.floor(num_frames / fps * options.video_fps)
-    return spread(num_frames, max(1, min(num_frames, options.video_frames, wanted)))
+    return spread_evenly(num_frames, max(1, min(num_frames, options.video_frames, wanted)))
 
 
-def spread(total: int, count: int) -> tuple[int, ...]:
+def spread_evenly(total: int, count: int) -> tuple[int, ...]:
     return tuple(i * (total - 1) // (count - 1) for i in range(count)) if count > 1 else (0,)
 
 
-def _of_pictures(media: Media, options: ChatOptions) -> Shown:
+def _decode_pictures(media: Media, options: ChatOptions) -> DecodedMedia:
     """A clip that is stated as pictures: they are taken to be `video_fps` a second."""
     import numpy as np
 
-    indices = spread(len(media.paths), min(len(media.paths), options.video_frames))
+    indices = spread_evenly(len(media.paths), min(len(media.paths), options.video_frames))
     frames = [read_image(media.paths[index])[0] for index in indices]
     for index, frame in zip(indices, frames, strict=True):
         if frame.shape != frames[0].shape:
@@ -111,14 +111,14 @@ def _of_pictures(media: Media, options: ChatOptions) -> Shown:
                 f"{media.paths[index]}: is {frame.shape[1]}x{frame.shape[0]}, the first picture of the clip "
                 f"{frames[0].shape[1]}x{frames[0].shape[0]}; bring the pictures of a clip to one size"
             )
-    return Shown(media, np.stack(frames), indices, options.video_fps)
+    return DecodedMedia(media, np.stack(frames), indices, options.video_fps)
 
 
-def within(size: Size, limits: tuple[int, int] | None) -> Size:
+def fit_area(size: Size, limits: tuple[int, int] | None) -> Size:
     """Bring a size to a least and a most of pixels, keeping its aspect ratio."""
     area = size[0] * size[1]
     if limits is not None and area > limits[1]:
-        return scaled(size, limits[1] / area)
+        return scale_area(size, limits[1] / area)
     if limits is not None and area < limits[0]:
         # Rounded up: no less than was asked for.
         factor = math.sqrt(limits[0] / area)
@@ -126,7 +126,7 @@ def within(size: Size, limits: tuple[int, int] | None) -> Size:
     return size
 
 
-def scaled(size: Size, area: float) -> Size:
+def scale_area(size: Size, area: float) -> Size:
     """A size with its area multiplied, at most that."""
     factor = math.sqrt(area)
     # The square root of a square may come out a hair below: 447.99999 is 448.
@@ -147,14 +147,16 @@ def check_boxes(boxes: Boxes | None, processor: Any, model_type: str) -> None:
         )
 
 
-def seen_size(processor: Any, picture: Any) -> Size:
+def processed_size(processor: Any, picture: Any) -> Size:
     """The size that the processor resizes a picture to."""
     image_processor = processor.image_processor
     _, rows, columns = image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0].tolist()
     return columns * image_processor.patch_size, rows * image_processor.patch_size
 
 
-def moved(conversation: Conversation, boxes: Boxes, sizes: Sequence[tuple[Size, Size]]) -> list[Message]:
+def rescale_boxes(
+    conversation: Conversation, boxes: Boxes, sizes: Sequence[tuple[Size, Size]]
+) -> list[Message]:
     """Rescale the coordinates in the texts to the picture shown last before them.
 
     `sizes` are those of each picture in its file and as the model sees it.
@@ -166,7 +168,7 @@ def moved(conversation: Conversation, boxes: Boxes, sizes: Sequence[tuple[Size, 
         parts: list[str | Media] = []
         for part in message.parts:
             if isinstance(part, str):
-                part = _moved_text(part, boxes, current)
+                part = _rescale_text(part, boxes, current)
             elif part.kind == "image":
                 current = next(pictures)
             parts.append(part)
@@ -176,7 +178,7 @@ def moved(conversation: Conversation, boxes: Boxes, sizes: Sequence[tuple[Size, 
     return messages
 
 
-def _moved_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> str:
+def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> str:
     def of_match(match: re.Match[str]) -> str:
         if sizes is None:
             raise UserError(f"{match.group()!r} stands before any picture; show the picture first")
@@ -188,7 +190,7 @@ def _moved_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> str
         written, end = "", match.start()
         for group, axis in enumerate(_sides(boxes.axes), start=1):
             start, stop = match.span(group)
-            written += text[end:start] + rescaled(match.group(group), seen[axis] / size[axis])
+            written += text[end:start] + rescale_number(match.group(group), seen[axis] / size[axis])
             end = stop
         return written + text[end : match.end()]
 
@@ -212,7 +214,7 @@ def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:
     )
 
 
-def rescaled(number: str, factor: float) -> str:
+def rescale_number(number: str, factor: float) -> str:
     """Multiply a number, with as many decimals as it was written with."""
     decimals = len(number.partition(".")[2])
     return f"{float(number) * factor:.{decimals}f}"

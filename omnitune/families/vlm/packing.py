@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .collate import by_item, grown
+from .collate import by_item, to_largest
 
 if TYPE_CHECKING:
     from .types import VlmType
@@ -17,7 +17,7 @@ SEGMENT = "segment"
 """Which conversation each token of a row is of, from 1; becomes a mask when rows are collated."""
 
 
-def packed(row: Sequence[Mapping[str, Tensor]], model: Any, kind: "VlmType") -> dict[str, Tensor]:
+def pack(row: Sequence[Mapping[str, Tensor]], model: Any, kind: "VlmType") -> dict[str, Tensor]:
     """One row of several conversations, with `position_ids` ((L,), or (4, L) where they have axes)."""
     assert kind.packing is None, kind.packing
     length = [len(one["input_ids"]) for one in row]
@@ -27,7 +27,7 @@ def packed(row: Sequence[Mapping[str, Tensor]], model: Any, kind: "VlmType") -> 
         if any(map(by_item, row)) and name.startswith("pixel"):
             found[name] = torch.cat(tensors, 1)
         else:
-            found[name] = torch.cat(grown(name, tensors))
+            found[name] = torch.cat(to_largest(name, tensors))
     labels = [one["labels"].clone() for one in row]
     for own in labels:
         own[0] = -100  # the first token of a conversation is not what the one before goes on with

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
-from .media import Shown, Size, check_boxes, moved, seen_size
+from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
 
 WITHOUT_TEXT_ONLY = ("paligemma", "blip-2", "instructblip")
@@ -51,14 +51,14 @@ class Inputs:
         """The messages with their pictures and clips inside."""
         media = {"image": iter(self.pictures), "video": iter(self.clips)}
         return [
-            {**message, "content": [_filled(part, media) for part in message["content"]]}
+            {**message, "content": [_with_media(part, media) for part in message["content"]]}
             if isinstance(message["content"], list)
             else message
             for message in self.messages
         ]
 
 
-class ChatProcessor:
+class ConversationProcessor:
     """The processor of one model, with its chat template."""
 
     def __init__(self, processor: Any, model_type: str, options: ChatOptions, template: str | None):
@@ -86,7 +86,7 @@ class ChatProcessor:
         """Tokens that stand for media, or open and close them."""
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(self._media_tokens))
 
-    def size(self, each: Shown, scale: float) -> Size:
+    def size(self, each: DecodedMedia, scale: float) -> Size:
         """The size in which the processor is given a picture or a clip."""
         kind = each.media.kind
         limits = self.options.image_pixels if kind == "image" else self.options.video_pixels
@@ -124,7 +124,7 @@ class ChatProcessor:
         return sorted((found | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
 
     def inputs(
-        self, conversation: Conversation, media: Sequence[Shown], scale: float, ask: bool = False
+        self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float, ask: bool = False
     ) -> Inputs:
         """What to call the processor with, media shrunk to a share of their area; `ask` for an answer."""
         sizes = [self.size(each, scale) for each in media]
@@ -159,20 +159,20 @@ class ChatProcessor:
             [self._seconds(each) for each, _ in clips],
         )
 
-    def _seconds(self, clip: Shown) -> float:
+    def _seconds(self, clip: DecodedMedia) -> float:
         """Seconds that the model sees as one moment of a clip."""
         taken_per_second = len(clip.indices) / clip.media.num_frames * clip.fps
         return float(getattr(self.processor.video_processor, "temporal_patch_size", 1) / taken_per_second)
 
     def _with_moved_boxes(
-        self, conversation: Conversation, media: Sequence[Shown], pictures: Sequence[Any]
+        self, conversation: Conversation, media: Sequence[DecodedMedia], pictures: Sequence[Any]
     ) -> Conversation:
         assert self.options.boxes is not None
         files = [each.size for each in media if each.media.kind == "image"]
         seen = files
         if self.options.boxes.absolute:
-            seen = [seen_size(self.processor, picture) for picture in pictures]
-        messages = moved(conversation, self.options.boxes, list(zip(files, seen, strict=True)))
+            seen = [processed_size(self.processor, picture) for picture in pictures]
+        messages = rescale_boxes(conversation, self.options.boxes, list(zip(files, seen, strict=True)))
         return replace(conversation, messages=tuple(messages))
 
     def call(self, inputs: Inputs) -> Any:
@@ -229,12 +229,12 @@ class ChatProcessor:
             )
 
 
-def _filled(part: dict[str, Any], media: Mapping[str, Iterator[Any]]) -> dict[str, Any]:
+def _with_media(part: dict[str, Any], media: Mapping[str, Iterator[Any]]) -> dict[str, Any]:
     kind = part["type"]
     return {**part, kind: next(media[kind])} if kind in media else part
 
 
-def _clip_settings(clips: Sequence[tuple[Shown, Size]]) -> dict[str, Any]:
+def _clip_settings(clips: Sequence[tuple[DecodedMedia, Size]]) -> dict[str, Any]:
     if not clips:
         return {}
     return {"do_sample_frames": False, "video_metadata": [each.metadata(size) for each, size in clips]}

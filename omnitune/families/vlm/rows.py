@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 KINDS = ("image", "video")
 
 
-def has(inputs: Mapping[str, Tensor], kind: str) -> bool:
+def has_media(inputs: Mapping[str, Tensor], kind: str) -> bool:
     """Whether an item shows a picture or a clip."""
     names = ("pixel_values_videos",) if kind == "video" else ("pixel_values", "pixel_values_images")
     return any(name in inputs for name in names)
 
 
-def rows_of(batch: Batch, played: bool) -> list[list[dict[str, Tensor]]]:
+def conversations_of(batch: Batch, played: bool) -> list[list[dict[str, Tensor]]]:
     """The conversations of each row, with their pixels, or, where the tower is played, with their shape."""
     if played:
-        return [[with_stand_ins(tokens) for tokens in row] for row in batch["tokens"]]
+        return [[with_stand_in_pixels(tokens) for tokens in row] for row in batch["tokens"]]
     return [
         [{**media, **without_shapes(tokens)} for tokens, media in zip(*row, strict=True)]
         for row in zip(batch["tokens"], batch["media"], strict=True)
     ]
 
 
-def with_stand_ins(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_stand_in_pixels(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put ones in the place of pixels that are not there, in their shape and without their memory."""
     found = without_shapes(tokens)
     shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
@@ -43,7 +43,7 @@ def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in tokens.items() if not k.startswith("shape.")}
 
 
-def seen_in(
+def tower_outputs(
     conversations: Sequence[Mapping[str, Tensor]],
     cut: "Cut",
     calls_of: Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]],
@@ -53,7 +53,7 @@ def seen_in(
     found: dict[str, list[Tensor]] = {f"{kind}{i}": [] for kind in KINDS for i in range(len(cut.inputs))}
     for inputs in conversations:
         calls = calls_of(inputs)
-        kinds = [kind for kind in KINDS if has(inputs, kind)]
+        kinds = [kind for kind in KINDS if has_media(inputs, kind)]
         for i, spot in enumerate(cut.inputs):
             for kind, tensor in zip(kinds, calls[spot], strict=True):
                 found[f"{kind}{i}"].append(tensor)
@@ -61,7 +61,7 @@ def seen_in(
     return {name: torch.cat(tensors) if tensors else empty for name, tensors in found.items()}
 
 
-def queues_of(batch: Batch, cut: "Cut") -> dict[str, list[Tensor]]:
+def stored_outputs(batch: Batch, cut: "Cut") -> dict[str, list[Tensor]]:
     """What was stored of a batch for each input of a cut: of its pictures, then of its clips."""
     found: dict[str, list[Tensor]] = {}
     for i, spot in enumerate(cut.inputs):
@@ -85,7 +85,9 @@ def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
 
 
 @contextmanager
-def unseen(model: Any, kind: "VlmType", inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[None]:
+def hide_absent_pictures(
+    model: Any, kind: "VlmType", inputs: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[None]:
     """Keep rows without pictures from modules that they skip when they are alone."""
     mask = inputs.get("cross_attention_mask")
     if kind.unseen is None or mask is None:

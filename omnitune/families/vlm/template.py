@@ -112,7 +112,7 @@ class ChatTemplate:
     def _span(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], place: int, text: str) -> Span:
         """From the differences of prefixes; where the template renders past turns in another way, from two
         renderings of the whole that differ in this answer."""
-        other = _said(messages, place, SENTINEL)
+        other = _with_content(messages, place, SENTINEL)
         whole = self.render(other, tools)[0]
         start = self._start(messages, tools, place, text, whole)
         until = self.render(messages[: place + 1], tools)[0]
@@ -229,7 +229,7 @@ def num_shared(first: str, second: str) -> int:
     return next(different, min(len(first), len(second)))
 
 
-def _said(messages: Sequence[dict[str, Any]], place: int, text: str) -> list[dict[str, Any]]:
+def _with_content(messages: Sequence[dict[str, Any]], place: int, text: str) -> list[dict[str, Any]]:
     """Put another text in the place of a message's content."""
     as_parts = isinstance(messages[place]["content"], list)
     content = [{"type": "text", "text": text}] if as_parts else text

@@ -18,24 +18,26 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .types import Cut
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Ends a forward pass whose rest is of no use."""
 
 
 @contextmanager
-def recorded(model: nn.Module, cut: Cut, language_model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def record_outputs(
+    model: nn.Module, cut: Cut, language_model: nn.Module
+) -> Iterator[dict[str, list[Tensor]]]:
     """What each of the cut's inputs was given, in the order of the calls; `language_model` does not run."""
     found: dict[str, list[Tensor]] = {spot: [] for spot in cut.inputs}
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        raise _Enough
+        raise _StopForward
 
     hooks = [language_model.register_forward_pre_hook(stop, with_kwargs=True)]
     for spot in cut.inputs:
-        hooks.append(_hooked(model, spot, partial(_kept, found[spot])))
+        hooks.append(_edit_input(model, spot, partial(_kept, found[spot])))
     try:
         yield found
-    except _Enough:
+    except _StopForward:
         pass
     finally:
         for hook in hooks:
@@ -47,7 +49,7 @@ def _kept(found: list[Tensor], value: Tensor) -> Tensor:
     return value
 
 
-def _hooked(model: nn.Module, spot: str, replace: Callable[[Tensor], Tensor]) -> Any:
+def _edit_input(model: nn.Module, spot: str, replace: Callable[[Tensor], Tensor]) -> Any:
     """Pass what a spot (`path` or `path:keyword`) is given through a function."""
     path, _, keyword = spot.partition(":")
 
@@ -67,7 +69,7 @@ class Player:
         self.queues: dict[str, list[Tensor]] = {}
         self.active = True
         for spot in cut.inputs:
-            _hooked(model, spot, partial(self._next, spot))
+            _edit_input(model, spot, partial(self._next, spot))
         for module in model.modules():
             if isinstance(module, _Tower):
                 module.played = self._first
@@ -137,12 +139,12 @@ def stripped_class(cls: Any, prefixes: Sequence[str]) -> Any:
 
 def _stand_in(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.ModuleList):
-        return nn.ModuleList(_Same() for _ in module)
+        return nn.ModuleList(_Identity() for _ in module)
     if isinstance(module, nn.Embedding):
         return _Zeros(module.embedding_dim, per_element=True)
     if (width := _width(module)) is not None:
         return _Zeros(width)
-    return _Tower(module) if hasattr(module, "base_model_prefix") else _Same()
+    return _Tower(module) if hasattr(module, "base_model_prefix") else _Identity()
 
 
 def _width(module: nn.Module) -> int | None:
@@ -152,7 +154,7 @@ def _width(module: nn.Module) -> int | None:
     return getattr(module, "embed_dim", None) if hasattr(module, "proj") else None
 
 
-class _Same(nn.Module):
+class _Identity(nn.Module):
     """Gives back what it is given."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -171,7 +173,7 @@ class _Zeros(nn.Module):
         return torch.zeros(*rows, self.width, device=value.device)
 
 
-class _Layers:
+class _AnyLayer:
     """Hidden states of any layer."""
 
     def __init__(self, value: Tensor):
@@ -200,4 +202,4 @@ class _Tower(nn.Module):
         if not self.exact and played.ndim == 3:
             # One token of a class and four of patches, which models cut off and fold together.
             played = played.new_zeros(len(played), 5, played.shape[-1])
-        return BaseModelOutputWithPooling(last_hidden_state=played, hidden_states=_Layers(played))
+        return BaseModelOutputWithPooling(last_hidden_state=played, hidden_states=_AnyLayer(played))

@@ -10,7 +10,7 @@ from torch import Tensor
 from omnitune.data.conversations.conversation import Conversation, Media, Message
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.media import probe
-from omnitune.families.vlm.chat import Chat, Encoded
+from omnitune.families.vlm.encoder import ConversationEncoder, Encoded
 from omnitune.families.vlm.types import TYPES
 
 ASSETS = Path(__file__).parents[3] / "omnitune" / "assets"
@@ -70,11 +70,11 @@ def processors(tiny_vlm: Callable[..., Path]) -> Callable[..., Any]:
     return of
 
 
-def chat(processor: Any, model_type: str, **options: Any) -> Chat:
-    return Chat(processor, model_type, ChatOptions(**options), TYPES[model_type].prompt)
+def chat(processor: Any, model_type: str, **options: Any) -> ConversationEncoder:
+    return ConversationEncoder(processor, model_type, ChatOptions(**options), TYPES[model_type].prompt)
 
 
-def encoded(chat: Chat, conversation: Conversation) -> Encoded:
+def encoded(chat: ConversationEncoder, conversation: Conversation) -> Encoded:
     found = chat.encode(conversation)
     assert isinstance(found, Encoded), found
     return found

@@ -181,7 +181,7 @@ def test_a_bias_of_the_head_has_a_place_for_each(bases: dict[str, Path]) -> None
 def test_a_text_holds_one_id_for_each_token(bases: dict[str, Path]) -> None:
     family = load(bases["untied"])
     tokenizer = family.files.processor.tokenizer
-    encoded = family.chat(ChatOptions()).encode(PLACES)
+    encoded = family.conversation_encoder(ChatOptions()).encode(PLACES)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in TOKENS]
     learned = encoded.tokens["labels"][encoded.tokens["labels"] >= 0]
     assert [i for i in learned.tolist() if i in ids] == [ids[0], ids[2]]
@@ -190,7 +190,7 @@ def test_a_text_holds_one_id_for_each_token(bases: dict[str, Path]) -> None:
 
 def test_what_is_kept_of_conversations_is_kept_apart_for_other_tokens(bases: dict[str, Path]) -> None:
     found = [
-        load(bases["untied"], tokens, "meta").chat(ChatOptions()).fingerprint
+        load(bases["untied"], tokens, "meta").conversation_encoder(ChatOptions()).fingerprint
         for tokens in ((), TOKENS, TOKENS[:2], TOKENS[::-1], TOKENS)
     ]
     assert found[1] == found[4]
@@ -208,7 +208,7 @@ class Spoken(Left):
 
 
 def inputs_with_tokens(left: Left) -> list[dict[str, Tensor]]:
-    prompt = left.family.chat(ChatOptions()).encode(PLACES)
+    prompt = left.family.conversation_encoder(ChatOptions()).encode(PLACES)
     ids = prompt.tokens["input_ids"][None]
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}, *left.inputs()]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from omnitune.data.conversations.conversation import Conversation, Media
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import Chat, Dropped, Encoded, collate
+from omnitune.families.vlm.collate import collate
+from omnitune.families.vlm.encoder import ConversationEncoder, Encoded, LeftOut
 from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
 
@@ -221,7 +222,7 @@ def test_fingerprint_follows_what_decides_the_tokens(processor: Any, tiny_vlm: A
     others = [
         chat(own, "qwen2_vl", max_length=7).fingerprint,
         chat(own, "qwen2_5_vl").fingerprint,
-        Chat(own, "qwen2_vl", ChatOptions(), own.chat_template + " ").fingerprint,
+        ConversationEncoder(own, "qwen2_vl", ChatOptions(), own.chat_template + " ").fingerprint,
     ]
     changed = AutoProcessor.from_pretrained(tiny_vlm("qwen2_vl"))
     changed.image_processor.image_mean = [0.5, 0.5, 0.5]
@@ -233,7 +234,7 @@ def test_an_item_that_is_too_long_is_dropped(processor: Any) -> None:
     own = processor("qwen2_vl")
     length = len(encoded(chat(own, "qwen2_vl"), PICTURE))
     assert isinstance(chat(own, "qwen2_vl", max_length=length).encode(PICTURE), Encoded)
-    assert chat(own, "qwen2_vl", max_length=length - 1).encode(PICTURE) == Dropped(
+    assert chat(own, "qwen2_vl", max_length=length - 1).encode(PICTURE) == LeftOut(
         f"train.json: item 1: {length} tokens, and max_length is {length - 1}"
     )
 

@@ -10,8 +10,8 @@ from chat_items import PICTURE, WHERE, answer, chat, drawn, encoded, processors,
 from omnitune.data.conversations.conversation import Conversation
 from omnitune.data.conversations.options import PATTERNS, Boxes, ChatOptions
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import Chat
-from omnitune.families.vlm.media import moved
+from omnitune.families.vlm.encoder import ConversationEncoder
+from omnitune.families.vlm.media import rescale_boxes
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ SIZES = [((100, 50), (200, 25))]
 
 
 def texts(item: Conversation, boxes: Boxes, sizes: list[Any] = SIZES) -> list[str]:
-    return [message.text for message in moved(item, boxes, sizes)]
+    return [message.text for message in rescale_boxes(item, boxes, sizes)]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_box_before_any_picture_is_refused(tmp_path: Path) -> None:
 def test_absolute_boxes_are_refused_where_pictures_are_cropped(processor: Any) -> None:
     boxes = Boxes(format="absolute_xyxy", pattern="bbox_2d")
     with pytest.raises(UserError) as told:
-        Chat(processor("llava"), "llava", ChatOptions(boxes=boxes))
+        ConversationEncoder(processor("llava"), "llava", ChatOptions(boxes=boxes))
     assert str(told.value) == (
         "boxes.format: absolute_xyxy is for types that see a whole picture in a size of its own "
         "(qwen2_5_vl), llava does not; write the coordinates as relative_1000"

@@ -25,7 +25,7 @@ from chat_items import (
 from omnitune.data.conversations.conversation import Conversation, Message
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import Chat
+from omnitune.families.vlm.encoder import ConversationEncoder
 
 HEAD = """\
 {%- macro said(m) -%}
@@ -49,13 +49,18 @@ def every(turn: str, ask: str = ASK) -> str:
 
 def learned(processor: Any, template: str | None, conversation: Conversation = TEXT, **options: Any) -> str:
     own = processor("qwen2_vl")
-    return spoken(own, encoded(Chat(own, "qwen2_vl", ChatOptions(**options), template), conversation).tokens)
+    return spoken(
+        own,
+        encoded(ConversationEncoder(own, "qwen2_vl", ChatOptions(**options), template), conversation).tokens,
+    )
 
 
 def refusal(processor: Any, template: str | None, conversation: Conversation = TEXT, **options: Any) -> str:
     """What is told of an item, behind its place, where `T` is what the template is called."""
     with pytest.raises(UserError) as told:
-        Chat(processor("qwen2_vl"), "qwen2_vl", ChatOptions(**options), template).encode(conversation)
+        ConversationEncoder(processor("qwen2_vl"), "qwen2_vl", ChatOptions(**options), template).encode(
+            conversation
+        )
     place, _, text = str(told.value).partition(f"{WHERE}: ")
     assert not place
     return text.replace("the chat template of qwen2_vl", "T")
@@ -79,7 +84,7 @@ def test_an_ordinary_token_that_was_added_ends_no_answer(processor: Any) -> None
         "{{ m.role | upper }}: {{ said(m) }}\n", "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
     item = talk(user("Where?"), answer("<loc_3>"))
-    made = encoded(Chat(own, "qwen2_vl", ChatOptions(), template), item)
+    made = encoded(ConversationEncoder(own, "qwen2_vl", ChatOptions(), template), item)
     assert spoken(own, made.tokens).endswith("<loc_3>|\n")
 
 
@@ -283,7 +288,7 @@ def test_template_that_leaves_out_pictures_is_refused(processor: Any) -> None:
 
 def test_processor_without_a_template_is_refused(processor: Any) -> None:
     with pytest.raises(UserError) as told:
-        Chat(processor("paligemma"), "paligemma", ChatOptions())
+        ConversationEncoder(processor("paligemma"), "paligemma", ChatOptions())
     assert str(told.value) == "the processor of paligemma has no chat template; give one (a jinja file)"
 
 

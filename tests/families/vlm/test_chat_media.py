@@ -14,8 +14,9 @@ from omnitune.data.conversations.conversation import Media
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.media import read_frames
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import Dropped, collate
-from omnitune.families.vlm.media import sampled, scaled, shown, within
+from omnitune.families.vlm.collate import collate
+from omnitune.families.vlm.encoder import LeftOut
+from omnitune.families.vlm.media import decode, fit_area, frame_indices, scale_area
 
 OPTIONS = ChatOptions()
 
@@ -42,14 +43,14 @@ def processor(tiny_vlm: Callable[..., Path]) -> Callable[..., Any]:
 def test_frames_are_spread_from_the_first_to_the_last(
     num_frames: int, fps: float, options: ChatOptions, expected: tuple[int, ...]
 ) -> None:
-    assert sampled(num_frames, fps, options) == expected
+    assert frame_indices(num_frames, fps, options) == expected
     assert expected == tuple(np.linspace(0, num_frames - 1, len(expected)).astype(int).tolist())
 
 
 def test_frames_of_a_clip_are_those_of_its_file() -> None:
     media = clip()
-    seen = shown(media, ChatOptions(video_frames=3))
-    assert seen.indices == sampled(media.num_frames, media.fps, ChatOptions(video_frames=3))
+    seen = decode(media, ChatOptions(video_frames=3))
+    assert seen.indices == frame_indices(media.num_frames, media.fps, ChatOptions(video_frames=3))
     assert len(seen.indices) > 1
     assert (seen.pixels == read_frames(media.paths[0], seen.indices)).all()
     assert seen.metadata(seen.size) == {
@@ -64,10 +65,10 @@ def test_frames_of_a_clip_are_those_of_its_file() -> None:
 
 def test_clip_may_be_stated_as_pictures(tmp_path: Path) -> None:
     paths = tuple(drawn(tmp_path, 40, 30 + i // 3, str(i)).paths[0] for i in range(4))
-    seen = shown(Media("video", paths[:3], 40, 30, 3), ChatOptions(video_frames=2))
+    seen = decode(Media("video", paths[:3], 40, 30, 3), ChatOptions(video_frames=2))
     assert (seen.indices, seen.fps, seen.pixels.shape) == ((0, 2), 2.0, (2, 30, 40, 3))
     with pytest.raises(UserError) as told:
-        shown(Media("video", paths, 40, 30, 4), OPTIONS)
+        decode(Media("video", paths, 40, 30, 4), OPTIONS)
     assert str(told.value) == (
         f"{paths[3]}: is 40x31, the first picture of the clip 40x30; bring the pictures of a clip to one size"
     )
@@ -119,13 +120,13 @@ def test_clips_of_other_lengths_cannot_share_a_batch_where_frames_are_an_axis(pr
 def test_sizes_are_brought_within_a_budget(
     size: tuple[int, int], limits: tuple[int, int] | None, expected: tuple[int, int]
 ) -> None:
-    assert within(size, limits) == expected
+    assert fit_area(size, limits) == expected
 
 
 def test_areas_are_scaled_to_at_most_their_share() -> None:
-    assert scaled((640, 480), 0.25) == (320, 240)
-    assert scaled((7, 5), 0.5) == (4, 3)
-    assert scaled((1000, 2), 1e-6) == (1, 1)
+    assert scale_area((640, 480), 0.25) == (320, 240)
+    assert scale_area((7, 5), 0.5) == (4, 3)
+    assert scale_area((1000, 2), 1e-6) == (1, 1)
 
 
 def test_processor_sees_the_resized_picture(processor: Any, tmp_path: Path) -> None:
@@ -158,12 +159,12 @@ def test_item_that_never_fits_is_dropped(processor: Any, tmp_path: Path) -> None
     item = talk(user(drawn(tmp_path, 84, 56), "What?"), answer("no"))
     own = processor("qwen2_vl")
     length = len(encoded(chat(own, "qwen2_vl"), item))
-    assert chat(own, "qwen2_vl", max_length=20, too_long="shrink").encode(item) == Dropped(
+    assert chat(own, "qwen2_vl", max_length=20, too_long="shrink").encode(item) == LeftOut(
         f"{WHERE}: {length} tokens, and max_length is 20; {length - 5} with the smallest pictures"
     )
     own = processor("llava")
     length = len(encoded(chat(own, "llava"), item))
-    assert chat(own, "llava", max_length=10, too_long="shrink").encode(item) == Dropped(
+    assert chat(own, "llava", max_length=10, too_long="shrink").encode(item) == LeftOut(
         f"{WHERE}: {length} tokens, and max_length is 10; at any size"
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from omnitune import config
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.export.weights import export
-from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.export import write_merged
 from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
@@ -63,7 +63,7 @@ class Left:
         return self.folder / "merged"
 
     def inputs(self) -> list[dict[str, Tensor]]:
-        chat = self.family.chat(ChatOptions(max_length=4096))
+        chat = self.family.conversation_encoder(ChatOptions(max_length=4096))
         made = [chat.encode(one) for one in ((PICTURE, TEXT) if self.family.type.text_only else (PICTURE,))]
         return [self.family._cast(collate([{**one.tokens, **one.media}], 0)) for one in made]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omnitune.data.conversations.conversation import Conversation
 from omnitune.data.conversations.options import ChatOptions
-from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES
 from omnitune.random import Draw
@@ -55,7 +55,7 @@ def prepared(tiny_vlm: Callable[..., Path]) -> Callable[[str], Any]:
         path = str(tiny_vlm(model_type))
         whole = Vlm.load(path, "cpu", torch.float32)
         live = Vlm.load(path, "cpu", torch.float32, without=())
-        chat = whole.chat(ChatOptions(max_length=4096))
+        chat = whole.conversation_encoder(ChatOptions(max_length=4096))
         return whole, live, [entry(chat, one) for one in items(model_type)]
 
     return of
@@ -168,7 +168,7 @@ def test_an_answer_is_what_the_library_generates(
     shown = PICTURE.media[0].paths[0]
     (said,) = whole.sample([Question("What is this?", shown, 4)])
     model, processor = loaded_vlm(model_type)
-    given = whole.chat(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
+    given = whole.conversation_encoder(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
     given = {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
     made = model.generate(**given, max_new_tokens=4, do_sample=False)
     new = made[0, given["input_ids"].shape[1] :]

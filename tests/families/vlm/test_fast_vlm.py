@@ -12,7 +12,7 @@ from test_family import batch, entry, losses
 from omnitune import config
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import collate
+from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES, roles_of
 from omnitune.random import Draw
@@ -32,7 +32,7 @@ def prepared(pretrained_vlm: Path) -> tuple[Vlm, Vlm, list[Any]]:
     path = str(pretrained_vlm)
     whole = Vlm.load(path, "cpu", torch.float32)
     live = Vlm.load(path, "cpu", torch.float32, without=())
-    chat = whole.chat(ChatOptions(max_length=4096))
+    chat = whole.conversation_encoder(ChatOptions(max_length=4096))
     return whole, live, [entry(chat, one) for one in (PICTURE, TURNS, TEXT)]
 
 
@@ -99,7 +99,7 @@ def test_an_answer_is_what_the_library_generates_with_the_tower_there_or_not(
     whole, _, _ = prepared
     asked = Question("What is this?", PICTURE.media[0].paths[0], 4)
     (said,) = whole.sample([asked])
-    prompt = whole.chat(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
+    prompt = whole.conversation_encoder(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
     made = whole.model.generate(**prompt, max_new_tokens=4, do_sample=False)
     new = made[0, prompt["input_ids"].shape[1] :]
     assert said == whole.files.processor.tokenizer.decode(new, skip_special_tokens=True).strip()

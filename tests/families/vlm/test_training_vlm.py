@@ -18,7 +18,8 @@ from torch import nn
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
 from omnitune.families.vlm.family import Vlm
-from omnitune.families.vlm.types import TYPES, covers
+from omnitune.families.vlm.types import TYPES
+from omnitune.stages import is_under
 from omnitune.testing.tiny_vlm import tiny_types
 from omnitune.trainable.adapters import apply_claims, claim, param_groups
 from omnitune.trainable.freezing import Flags, expand
@@ -50,7 +51,7 @@ def prepared(tiny_vlm: Callable[..., Path]) -> Prepared:
     @cache
     def of(model_type: str) -> tuple[Vlm, dict[str, Any]]:
         family = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, without=())
-        chat = family.chat(ChatOptions(max_length=4096))
+        chat = family.conversation_encoder(ChatOptions(max_length=4096))
         shown = [PICTURE, *([TEXT] if TYPES[model_type].text_only else [])]
         if model_type in SHOWS_CLIPS and model_type not in APART:
             shown.append(CLIP)
@@ -92,7 +93,7 @@ def moved(before: nn.Module, after: nn.Module) -> set[str]:
 def of_roles(model_type: str, model: nn.Module, *roles: str) -> set[str]:
     """Names of the parameters of roles that a gradient reaches."""
     prefixes = [prefix for role in roles for prefix in TYPES[model_type].roles[role]]
-    names = {n for n, _ in model.named_parameters() if any(covers(prefix, n) for prefix in prefixes)}
+    names = {n for n, _ in model.named_parameters() if is_under(n, *prefixes)}
     pattern = UNREACHED.get(model_type)
     return {n for n in names if pattern is None or not re.search(pattern, n)}
 
@@ -192,7 +193,7 @@ def test_lora_leaves_the_base_and_trains_the_projector_itself(
 
 
 def in_role(model_type: str, role: str, name: str) -> bool:
-    return any(covers(prefix, name) for prefix in TYPES[model_type].roles[role])
+    return is_under(name, *TYPES[model_type].roles[role])
 
 
 def under(names: set[str], *prefixes: str) -> set[str]:

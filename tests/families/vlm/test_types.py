@@ -11,7 +11,8 @@ from tiny_chats import EVERY_CASE, SHOWS_CLIPS, cases, inputs
 from torch import Tensor, nn
 
 from omnitune.errors import UserError
-from omnitune.families.vlm.types import TYPES, Cut, covers, module_tree, roles_of
+from omnitune.families.vlm.types import TYPES, Cut, module_tree, roles_of
+from omnitune.stages import is_under
 from omnitune.testing.tiny_vlm import tiny_types
 
 Loaded = Callable[[str], tuple[Any, Any]]
@@ -233,7 +234,7 @@ def test_a_type_has_a_cut_or_says_why_not(name: str):
     else:
         paths = [spot.partition(":")[0] for spot in kind.cut.inputs]
         projector = kind.roles["multi_modal_projector"]
-        assert all(any(covers(prefix, path) for prefix in projector) for path in paths)
+        assert all(is_under(path, *projector) for path in paths)
 
 
 def toy() -> nn.Module:
@@ -265,9 +266,9 @@ def test_one_parameter_without_a_role_is_told():
 
 
 def test_a_prefix_is_not_a_beginning_of_letters():
-    assert covers("model.visual.merger", "model.visual.merger.proj.weight")
-    assert covers("model.image_newline", "model.image_newline")
-    assert not covers("model.visual.merger", "model.visual.merger_list.0.weight")
+    assert is_under("model.visual.merger.proj.weight", "model.visual.merger")
+    assert is_under("model.image_newline", "model.image_newline")
+    assert not is_under("model.visual.merger_list.0.weight", "model.visual.merger")
 
 
 def test_a_tied_head_may_be_named():

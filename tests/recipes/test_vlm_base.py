@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import base as vlm
 import pytest
 import torch
 from PIL import Image
-
-from omnitune.testing import vlm
 
 ROOT = Path(__file__).parents[2]
 WIDE = Image.linear_gradient("L").resize((320, 200))

@@ -17,12 +17,10 @@ from ...batch import Batch
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
-from .collate import PADS, collate
-from .labels import Places, expanded, kept, learned
-from .media import Shown, Size, shown
-from .processor import PROMPT_SEEN_WHOLE, ChatProcessor, Inputs
-
-__all__ = ["Chat", "ChatOptions", "Dropped", "Encoded", "collate"]
+from .collate import PADS
+from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_tokens
+from .media import DecodedMedia, Size, decode
+from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
 
 VERSION = 1
 """To be raised when the same item comes to give something else."""
@@ -51,37 +49,37 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class LeftOut:
     """An item that is left out, and why."""
 
     reason: str
 
 
-class Chat:
+class ConversationEncoder:
     """Encodes conversations for one model. `template` takes the place of the processor's own."""
 
     def __init__(self, processor: Any, model_type: str, options: ChatOptions, template: str | None = None):
         self.options = options
-        self._through = ChatProcessor(processor, model_type, options, template)
+        self._through = ConversationProcessor(processor, model_type, options, template)
         self._left_to_check = NUM_CHECKED
 
-    def encode(self, conversation: Conversation) -> Encoded | Dropped:
+    def encode(self, conversation: Conversation) -> Encoded | LeftOut:
         """Encode one item, whose media alone are in memory."""
         with _named(conversation.where):
             self._through.check(conversation)
-            media = [shown(each, self.options) for each in conversation.media]
+            media = [decode(each, self.options) for each in conversation.media]
             encoded = self._encoded(conversation, media, 1.0)
             if len(encoded) <= self.options.max_length:
                 return encoded
             if media and self.options.too_long == "shrink":
                 return self._shrunk(conversation, media, len(encoded))
-            return Dropped(f"{conversation.where}: {self._too_long(len(encoded))}")
+            return LeftOut(f"{conversation.where}: {self._too_long(len(encoded))}")
 
     def ask(self, conversation: Conversation) -> Batch:
         """A batch of one that ends where the model is to answer."""
         with _named(conversation.where):
             self._through.check(conversation)
-            media = [shown(each, self.options) for each in conversation.media]
+            media = [decode(each, self.options) for each in conversation.media]
             found = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
             unknown = ("text_replacement_offsets", "labels")
             return {name: value for name, value in found.items() if name not in unknown}
@@ -106,14 +104,16 @@ class Chat:
     def _too_long(self, length: int) -> str:
         return f"{length} tokens, and max_length is {self.options.max_length}"
 
-    def _shrunk(self, conversation: Conversation, media: Sequence[Shown], length: int) -> Encoded | Dropped:
+    def _shrunk(
+        self, conversation: Conversation, media: Sequence[DecodedMedia], length: int
+    ) -> Encoded | LeftOut:
         """Search the largest pictures that fit, all shrunk alike."""
         area = max(each.size[0] * each.size[1] for each in media)
         low, high = 1 / area, 1.0
         best = self._encoded(conversation, media, low)
         if len(best) > self.options.max_length:
             fewest = f"{len(best)} with the smallest pictures" if len(best) < length else "at any size"
-            return Dropped(f"{conversation.where}: {self._too_long(length)}; {fewest}")
+            return LeftOut(f"{conversation.where}: {self._too_long(length)}; {fewest}")
         for _ in range(NUM_TRIES):
             middle = (low * high) ** 0.5
             found = self._encoded(conversation, media, middle)
@@ -123,7 +123,7 @@ class Chat:
                 low, best = middle, found
         return best
 
-    def _encoded(self, conversation: Conversation, media: Sequence[Shown], scale: float) -> Encoded:
+    def _encoded(self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float) -> Encoded:
         inputs = self._through.inputs(conversation, media, scale)
         outputs = self._through.call(inputs)
         labels = self._labels(conversation, inputs, outputs)
@@ -143,7 +143,7 @@ class Chat:
 
     def _labels(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
         ids = outputs["input_ids"][0]
-        wanted = kept(conversation.messages, self.options)
+        wanted = learned_answers(conversation.messages, self.options)
         model_type = self._through.model_type
         if model_type in PROMPT_SEEN_WHOLE and any(wanted[:-1]):
             raise UserError(
@@ -164,15 +164,15 @@ class Chat:
     def _learned(self, inputs: Inputs, outputs: Any, ids: Tensor, wanted: Sequence[bool]) -> Tensor:
         given = outputs.get("text_replacement_offsets")
         replaced = given[0] if isinstance(given, list) and given else []
-        whole = expanded(inputs.text, inputs.answers, replaced)
+        whole = expand_placeholders(inputs.text, inputs.answers, replaced)
         settings = self._through.text_settings(inputs.text)
-        places = Places(self._through.tokenizer, whole.text, ids, settings, self._through.model_type)
+        places = TokenPlaces(self._through.tokenizer, whole.text, ids, settings, self._through.model_type)
         answers = [places.tokens(spans) for spans in whole.answers]
         if inputs.template.has_tags and self._left_to_check:
             self._left_to_check -= 1
             self._through.compare(inputs, ids, torch.stack(answers).any(0))
         media = places.tokens(whole.media) | torch.isin(ids, self._through.media_ids)
-        return learned(answers, wanted, media, self.options.train_on_prompt)
+        return learned_tokens(answers, wanted, media, self.options.train_on_prompt)
 
 
 @contextmanager

@@ -172,10 +172,9 @@ def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, mon
     assert family.check_weights(["transformer", "vae"]) == ["transformer", "vae"]
 
 
-def test_check_says_which_weights_it_did_not_see(partly, workplace, capsys):
-    check(workplace.run("model.path=org/tiny"))
-    line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
-    assert line in capsys.readouterr().out
+def test_check_says_which_weights_it_did_not_see(partly, workplace):
+    line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub"
+    assert line in check(workplace.run("model.path=org/tiny")).lines
 
 
 def test_weights_that_cannot_be_fetched_are_named(partly):
@@ -194,3 +193,85 @@ def test_a_published_model_that_is_partly_fetched_is_known_by_its_shipped_config
     hub.rename(hub.with_name(f"models--{name.replace('/', '--')}"))
     shutil.rmtree(hub.with_name(f"models--{name.replace('/', '--')}") / "snapshots" / "abc123" / "vae")
     assert "shipped configuration" in Wan.load(name, "meta", torch.bfloat16).source
+
+
+# Single files
+
+
+def original(tensors):
+    """Tensors of a tiny Wan transformer under the names of the original checkpoints."""
+    pairs = [
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"), ("attn1", "self_attn"), ("attn2", "cross_attn"),
+        (".to_q.", ".q."), (".to_k.", ".k."), (".to_v.", ".v."), (".to_out.0.", ".o."),
+        ("norm2", "norm3"), ("proj_out", "head.head"),
+    ]  # fmt: skip
+    named = {}
+    for name, tensor in tensors.items():
+        new = (
+            "head.modulation"
+            if name == "scale_shift_table"
+            else name.replace("scale_shift_table", "modulation")
+        )
+        for ours, theirs in pairs:
+            new = new.replace(ours, theirs)
+        named[f"model.diffusion_model.{new}"] = tensor
+    return named
+
+
+@pytest.fixture(params=["of diffusers", "original"])
+def single(request, model, tmp_path):
+    """A file of another transformer than the model's, and the folder that has the rest."""
+    other = build_tiny(tmp_path / "other", seed=1)
+    tensors = load_file(other / "transformer" / "diffusion_pytorch_model.safetensors")
+    file = tmp_path / "some.safetensors"
+    save_file(tensors if request.param == "of diffusers" else original(tensors), file)
+    rest = shutil.copytree(model, tmp_path / "rest")
+    (rest / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    return file, rest, other
+
+
+def test_the_core_is_read_from_a_single_file_and_the_rest_from_its_config(single):
+    file, rest, other = single
+    family = Wan.load(str(file), "cpu", torch.bfloat16, config=str(rest))
+    whole = Wan.load(str(other), "cpu", torch.bfloat16)
+    own, wanted = (dict(f.components["transformer"].named_parameters()) for f in (family, whole))
+    assert own.keys() == wanted.keys()
+    for name, param in wanted.items():
+        assert own[name].dtype == param.dtype, name
+        assert torch.equal(own[name], param), name
+    assert set(family.weight_files("transformer")) == {file, rest / "transformer" / "config.json"}
+    meta = Wan.load(str(file), "meta", torch.bfloat16, config=str(rest))
+    assert meta.check_weights(meta.parts) == []
+
+
+def test_a_single_file_that_is_not_of_the_configuration_is_refused(single, tmp_path):
+    file, rest, _ = single
+    tensors = load_file(file)
+    name = next(name for name in tensors if "ffn" in name)
+    few = tmp_path / "few.safetensors"
+    save_file({key: value for key, value in tensors.items() if key != name}, few)
+    for load in (
+        lambda: Wan.load(str(few), "cpu", torch.float32, config=str(rest), only=["transformer"]),
+        lambda: Wan.load(str(few), "meta", torch.float32, config=str(rest)).check_weights(["transformer"]),
+    ):
+        with pytest.raises(UserError, match=r"model.path: .*few.safetensors lacks blocks\."):
+            load()
+    with pytest.raises(UserError, match=r"model.path: .*gone.safetensors is not there"):
+        Wan.load(str(tmp_path / "gone.safetensors"), "meta", torch.float32, config=str(rest))
+    (rest / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"model.config: .*vae/config.json is missing"):
+        Wan.load(str(file), "meta", torch.float32, config=str(rest))
+
+
+def test_a_run_on_a_single_file_says_where_the_rest_is(workplace, single):
+    file, rest, _ = single
+    check(workplace.run(f"model.path={file}", f"model.config={rest}"))
+    with pytest.raises(UserError, match=r"model: .*some.safetensors is a single file; add config"):
+        workplace.run(f"model.path={file}")
+    with pytest.raises(UserError, match=r"model: config has no effect beside .*rest"):
+        workplace.run(f"model.path={rest}", f"model.config={rest}")

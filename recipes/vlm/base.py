@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import atomic_folder
+from omnitune.errors import UserError
+from omnitune.files import atomic_folder
 
 RECIPE = 1
 """To be raised with any change of what is built: folders of other recipes are left alone."""
