@@ -101,12 +101,12 @@ class ResolvedRun:
 
     def _check_media(self) -> None:
         """Note what conditions need of each sample and the data do not bring."""
-        data, brought = self.run.data, self.run.data.media
+        name, brought = self.run.data.name, self.bound.brings
         for condition in self.shape.conditions:
             needs = [medium.name for medium in condition.media(self.shape) if medium.training]
             self.mistakes.errors += [
                 UserError(
-                    f"conditions: {condition.name} needs {need} of each sample, and {data.name} bring "
+                    f"conditions: {condition.name} needs {need} of each sample, and {name} bring "
                     f"{', '.join(brought)}; remove it, or train on data that have {need}"
                 )
                 for need in needs

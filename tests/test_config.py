@@ -538,9 +538,9 @@ FREE = [
     "data.num_workers", "init_from", "schedule.steps", "parallel.replicate", "parallel.shard",
     "parallel.micro_batch_size", "parallel.timeout", "checkpoint.every", "checkpoint.keep",
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
-    "validation.media", "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
+    "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
     "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws",
-    "memory.checkpointing",
+    "memory.checkpointing", "validation.media",
 ]  # fmt: skip
 """What may differ when a run is resumed: places, speed, memory, samples; contents are hashed apart."""
 

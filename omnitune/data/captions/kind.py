@@ -31,6 +31,10 @@ class CaptionData:
             self.sizes = buckets.resolve(data.buckets, family.limits)
             self.notes += family.fit_sizes(self.sizes)
 
+    @property
+    def brings(self) -> Sequence[str]:
+        return ("caption", "pixels", "first_frame", "last_frame")
+
     def fit(self, family: "Family") -> None:
         """Fit another copy of the family to the run's sizes."""
         if self.sizes is not None:
@@ -97,11 +101,6 @@ class Data(Clips):
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
         if not self.sources:
             raise ValueError("sources is empty; name at least one folder")
-
-    @property
-    def media(self) -> Sequence[str]:
-        """What its samples bring to conditions."""
-        return ("caption", "pixels", "first_frame", "last_frame")
 
     @property
     def drawn(self) -> bool:

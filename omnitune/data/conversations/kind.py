@@ -43,6 +43,10 @@ class ConversationData:
             with mistakes.noted():
                 family.check_packing()
 
+    @property
+    def brings(self) -> Sequence[str]:
+        return ("media",)
+
     def fit(self, family: "Family") -> None:
         """Nothing depends on the sizes of pictures."""
 
@@ -93,11 +97,6 @@ class Conversations(ChatOptions):
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
         if not self.sources:
             raise ValueError("sources is empty; name at least one file")
-
-    @property
-    def media(self) -> Sequence[str]:
-        """What its samples bring to conditions."""
-        return ("media",)
 
     @property
     def drawn(self) -> bool:
