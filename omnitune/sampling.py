@@ -87,7 +87,8 @@ def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
     try:
         return replace(options, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error:
-        text = str(error).replace("last_images", "last-image").replace("images", "image").replace("_", "-")
+        text = str(error).replace("media.", "media ")
+        text = text.replace("last_images", "last-image").replace("images", "image").replace("_", "-")
         raise UserError(f"--{text}") from None
 
 
@@ -275,12 +276,10 @@ def write_samples(folder: Path, requests: Sequence[Request], results: Sequence[A
     """
     _remove_samples(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = list(zip(requests, results, strict=True))
-    paths = [request.write(folder / f"{i:03d}", result) for i, (request, result) in enumerate(pairs)]
-    described = [
-        {"file": path.name, **request.describe(result)}
-        for path, (request, result) in zip(paths, pairs, strict=True)
-    ]
+    paths, described = [], []
+    for i, (request, result) in enumerate(zip(requests, results, strict=True)):
+        paths.append(request.write(folder / f"{i:03d}", result))
+        described.append({"file": paths[-1].name, **request.describe(result)})
     write_json(folder / "samples.json", described)
     return paths
 

@@ -1,7 +1,7 @@
 """Generate with what a run has learned."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +33,9 @@ class SampleRequest:
         Sequence[Path] | None, Word("its first frame, or what is asked about; one a prompt", "--image")
     ] = None
     last_images: Annotated[Sequence[Path] | None, Word("its last frame", "--last-image")] = None
+    media: Annotated[
+        Mapping[str, Sequence[Path]] | None, Word("what else conditions are given; one a prompt", "--media")
+    ] = None
     size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
     steps: Annotated[int | None, Word("denoising steps")] = None
     guidance: Annotated[float | None, Word("guidance scale")] = None
@@ -55,7 +58,7 @@ class SampleResult:
 def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
     folder, run = request.folder, read_run(request.folder)
-    names = ("prompts", "images", "last_images", "size", "steps", "guidance", "seed", "max_tokens")
+    names = ("prompts", "images", "last_images", "media", "size", "steps", "guidance", "seed", "max_tokens")
     options = overridden(run.validation, {name: getattr(request, name) for name in names})
     if not options.prompts:
         raise UserError(

@@ -1,5 +1,6 @@
 """What a model family provides. Families hold networks; they do not know how those are trained."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,6 +238,12 @@ class Family(ABC):
     def media(self) -> "list[Medium]":
         """What samples bring for its conditions."""
         return [medium for condition in self.conditions for medium in condition.media(self)]
+
+    @property
+    def export_notes(self) -> dict[str, str]:
+        """What its conditions have the metadata of exported weights say: name -> JSON."""
+        told = {condition.name: condition.exports(self) for condition in self.conditions}
+        return {name: json.dumps(values) for name, values in told.items() if values}
 
     def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
         """Fit the weights, loaded now or later, to the sizes of a run; what the user should know of it."""
