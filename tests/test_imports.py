@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from graphlib import TopologicalSorter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,11 +37,11 @@ def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
         yield from nodes_at_run_time(child)
 
 
-def uses(path: Path, walk: Callable[[ast.AST], Iterable[ast.AST]] = nodes_at_run_time) -> set[str]:
+def uses(path: Path) -> set[str]:
     """Name every module a file imports, absolutely, and `torch.distributed` where it is an attribute."""
     package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
     found = set()
-    for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.Import(names=names):
                 found |= {alias.name for alias in names}
@@ -120,25 +119,6 @@ def test_nothing_but_families_names_a_family() -> None:
         if (found := named.search(text))
     ]
     assert not offenders
-
-
-def test_no_modules_of_the_families_import_each_other_in_a_circle() -> None:
-    """Imports for type checkers count."""
-    room = PACKAGE / "families"
-    names = {
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
-        for path in room.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    imports = {
-        name: {
-            other
-            for module in uses(path, ast.walk)
-            if (other := module if module in names else module.rpartition(".")[0]) in names
-        }
-        for name, path in names.items()
-    }
-    TopologicalSorter(imports).prepare()  # raises CycleError with the circle
 
 
 def test_importing_omnitune_imports_nothing_heavy() -> None:

@@ -425,10 +425,6 @@ class Denoiser(Family):
     prediction_type: str | None = None
     """The objective that these weights predict for, where their scheduler says and no other will do."""
 
-    @property
-    @abstractmethod
-    def limits(self) -> Limits: ...
-
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
         return 1 - u, u, 1000 * u

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from ..random import Draw
 from ..stages import Stage
 from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
-from .diffusion.positions import resize_positions
 
 IMAGE_SIGMA = (-3.0, 0.5)  # mean and deviation of log sigma of the noise on a given frame, as CogVideo has it
 OFS = 2.0  # what the pipeline feeds 1.5 image-to-video beside the timestep
@@ -97,9 +97,22 @@ class CogVideoX(LatentFamily):
         ]
 
     def _fit(self, transformer: Any) -> None:
+        """Interpolate learned positions to the run's size, which the configuration states from then on."""
         assert self.size is not None
-        height, width = self.size.height // self.vae_scale, self.size.width // self.vae_scale
-        resize_positions(transformer, self.size.frames, height, width)
+        embed, config, scale = transformer.patch_embed, transformer.config, self.vae_scale
+        latent = (self.size.frames, self.size.height // scale, self.size.width // scale)
+        sizes = dict(zip(("sample_frames", "sample_height", "sample_width"), latent, strict=True))
+        old, new = (
+            ((t - 1) // config.temporal_compression_ratio + 1, h // config.patch_size, w // config.patch_size)
+            for t, h, w in ([config[name] for name in sizes], latent)
+        )
+        text = embed.pos_embedding[:, : config.max_text_seq_length]
+        grid = embed.pos_embedding[:, config.max_text_seq_length :].mT.unflatten(2, old)  # (1, D, T, h, w)
+        resized = F.interpolate(grid.float(), size=new, mode="trilinear").flatten(2).mT.to(text)
+        embed.pos_embedding = torch.cat([text, resized], dim=1)
+        transformer.register_to_config(**sizes)
+        for name, value in sizes.items():
+            setattr(embed, name, value)
 
     @property
     def own_stages(self) -> list[Stage]:

@@ -93,9 +93,20 @@ class ModelFolder:
 
     @cached_property
     def shipped(self) -> dict[str, Any] | None:
-        """The configuration of a published model that ships with the family."""
+        """The configuration of a published model that ships with the family.
+
+        A part that another file has too is {"same_as": "FILE"}, or "FILE/COMPONENT" if the name differs.
+        """
         file = self.configs / f"{self.path.replace('/', '--')}.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        shipped = read_json(file)
+        for name, part in shipped.get("components", {}).items():
+            if "same_as" in part:
+                stem, _, other = part["same_as"].partition("/")
+                source = read_json(self.configs / f"{stem}.json")
+                shipped["components"][name] = source["components"][other or name] | part
+        return shipped
 
     @property
     def source(self) -> str:

@@ -191,7 +191,7 @@ def test_the_model_answers_as_transformers_does(home: Path) -> None:
     expected = []
     with one.family.complete() as model:
         for question in one.questions:
-            asked = chat.ask(Conversation("q", question.messages[:-1], "q"))
+            asked = chat.encode_prompt(Conversation("q", question.messages[:-1], "q"))
             made = model.generate(**asked, max_new_tokens=3, do_sample=False)
             new = made[0, asked["input_ids"].shape[1] :]
             expected.append(tokenizer.decode(new, skip_special_tokens=True).strip())

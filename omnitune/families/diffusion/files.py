@@ -47,61 +47,41 @@ class ModelFiles(ModelFolder):
 
     def is_complete(self, folder: Path) -> bool:
         index = folder / self.marker
-        return index.is_file() and all(any((folder / name).glob("*.json")) for name in _classes(index))
+        if not index.is_file():
+            return False
+        return all(any((folder / name).glob("*.json")) for name in _classes(read_json(index)))
 
     @cached_property
-    def shipped(self) -> dict[str, Any] | None:
-        """The configuration of a published model that ships with the family.
-
-        A part that another file has too is {"same_as": "FILE"}, or "FILE/COMPONENT" if the name differs.
-        """
-        shipped = super().shipped
-        if shipped is None:
-            return None
-        for name, part in shipped["components"].items():
-            if "same_as" in part:
-                stem, _, other = part["same_as"].partition("/")
-                source = read_json(self.configs / f"{stem}.json")
-                shipped["components"][name] = source["components"][other or name] | part
-        return shipped
-
-    @cached_property
-    def classes(self) -> dict[str, tuple[str, str]]:
-        """Component -> (library, class) as model_index.json has it."""
+    def index(self) -> dict[str, Any]:
+        """What model_index.json says."""
         if self.folder is None:
             assert self.shipped is not None
-            return {name: tuple(part["class"]) for name, part in self.shipped["components"].items()}
-        return _classes(self._index)
-
-    @property
-    def _index(self) -> Path:
-        assert self.folder is not None
+            classes = {name: part["class"] for name, part in self.shipped["components"].items()}
+            return {**classes, **self.shipped.get("pipeline", {})}
         index = self.folder / self.marker
         if not index.is_file():
             raise UserError(f"{self.key}: {index} is missing; give a folder in the diffusers layout")
-        return index
+        return read_json(index, self.key)
 
     @cached_property
+    def classes(self) -> dict[str, tuple[str, str]]:
+        """Component -> (library, class)."""
+        return _classes(self.index)
+
+    @property
     def pipeline_config(self) -> dict[str, Any]:
-        """What model_index.json says of the pipeline itself (`boundary_ratio`, ...)."""
-        if self.folder is None:
-            assert self.shipped is not None
-            return dict(self.shipped.get("pipeline", {}))
-        entries = read_json(self._index).items()
-        return {k: v for k, v in entries if not k.startswith("_") and not isinstance(v, list)}
+        """Settings of the pipeline itself (`boundary_ratio`, ...)."""
+        return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
 
     def component(self, name: str) -> Path:
         """The folder of a component, fetched from the hub where it is missing."""
         return self.replaced[name] if name in self.replaced else self.fetch(f"{name}/*") / name
 
     def config(self, name: str) -> dict[str, Any]:
-        if self.folder is None and name not in self.replaced:
+        folder = self.replaced.get(name) or (self.folder / name if self.folder else None)
+        if folder is None:
             assert self.shipped is not None
             return dict(self.shipped["components"][name]["config"])
-        folder = self.replaced.get(name)
-        if folder is None:
-            assert self.folder is not None
-            folder = self.folder / name
         file = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
         if not file.is_file():
             raise UserError(f"{self.key}: {file} is missing; the model is incomplete")
@@ -160,20 +140,22 @@ class ModelFiles(ModelFolder):
     def _weight_paths(self, name: str, folder: Path) -> list[Path]:
         return weight_paths(folder / WEIGHT_NAMES[self.classes[name][0]], self.option(name))[1]
 
-    def check_folder(self, name: str, module: nn.Module) -> None:
+    def check_tensors(self, name: str, path: Path, module: nn.Module) -> None:
         """Hold the headers of a component's files against the network that its configuration describes.
 
         Reads no tensor; files that are not safetensors have no header and are met when they are loaded.
         """
-        folder, key = self.weights(name), self.option(name)
-        paths = self._weight_paths(name, folder)
-        if any(path.suffix != ".safetensors" for path in paths):
+        key = self.option(name)
+        paths = [path] if path == self.file else self._weight_paths(name, path)
+        if any(one.suffix != ".safetensors" for one in paths):
             return
-        shapes = {name: shape for path in paths for name, shape in shapes_in(path, key).items()}
-        loaded = _names_when_loaded(module, list(shapes))
-        refuse_tensors(
-            folder, key, *_differences(module, {loaded[name]: shape for name, shape in shapes.items()})
-        )
+        shapes = {tensor: shape for one in paths for tensor, shape in shapes_in(one, key).items()}
+        if path == self.file:
+            shapes = self._converted(name, shapes, module)
+        else:
+            loaded = _names_when_loaded(module, list(shapes))
+            shapes = {loaded[tensor]: shape for tensor, shape in shapes.items()}
+        refuse_tensors(path, key, *_differences(module, shapes))
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
         """A network with its weights, from its folder."""
@@ -215,18 +197,12 @@ class ModelFiles(ModelFolder):
         )
         return module
 
-    def check_file(self, name: str, module: nn.Module) -> None:
-        """Hold the header of the single file against a network; diffusers itself does not say what lacks."""
-        assert self.file is not None
-        shapes = shapes_in(self.file, self.option(name))
-        if shapes.keys() != module.state_dict().keys():
-            shapes = self._converted(name, shapes)
-        refuse_tensors(self.file, self.option(name), *_differences(module, shapes))
-
-    def _converted(self, name: str, shapes: Shapes) -> Shapes:
-        """Shapes of tensors in an original layout, by the names that diffusers gives them."""
+    def _converted(self, name: str, shapes: Shapes, module: nn.Module) -> Shapes:
+        """Shapes of a single file's tensors by the names that diffusers gives them."""
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
+        if shapes.keys() == module.state_dict().keys():
+            return shapes
         cls = self.classes[name][1]
         tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         try:
@@ -240,9 +216,9 @@ class ModelFiles(ModelFolder):
         return {key: list(tensor.shape) for key, tensor in converted.items()}
 
 
-def _classes(index: Path) -> dict[str, tuple[str, str]]:
-    entries = read_json(index).items()
-    return {n: (c[0], c[1]) for n, c in entries if isinstance(c, list) and len(c) == 2 and c[0]}
+def _classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    lists = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    return {name: (entry[0], entry[1]) for name, entry in lists.items() if len(entry) == 2 and entry[0]}
 
 
 def _names_when_loaded(module: nn.Module, keys: Sequence[str]) -> dict[str, str]:

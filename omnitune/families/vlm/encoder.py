@@ -65,9 +65,7 @@ class ConversationEncoder:
 
     def encode(self, conversation: Conversation) -> Encoded | LeftOut:
         """Encode one item, whose media alone are in memory."""
-        with _named(conversation.where):
-            self._through.check(conversation)
-            media = [decode(each, self.options) for each in conversation.media]
+        with self._decoded(conversation) as media:
             encoded = self._encoded(conversation, media, 1.0)
             if len(encoded) <= self.options.max_length:
                 return encoded
@@ -75,11 +73,9 @@ class ConversationEncoder:
                 return self._shrunk(conversation, media, len(encoded))
             return LeftOut(f"{conversation.where}: {self._too_long(len(encoded))}")
 
-    def ask(self, conversation: Conversation) -> Batch:
-        """A batch of one that ends where the model is to answer."""
-        with _named(conversation.where):
-            self._through.check(conversation)
-            media = [decode(each, self.options) for each in conversation.media]
+    def encode_prompt(self, conversation: Conversation) -> Batch:
+        """Encode a batch of one that ends where the model is to answer."""
+        with self._decoded(conversation) as media:
             found = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
             unknown = ("text_replacement_offsets", "labels")
             return {name: value for name, value in found.items() if name not in unknown}
@@ -98,6 +94,15 @@ class ConversationEncoder:
                 if path.is_file():
                     digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
         return digest.hexdigest()
+
+    @contextmanager
+    def _decoded(self, conversation: Conversation) -> Iterator[list[DecodedMedia]]:
+        """Decode the media of an item that the model takes; errors name the item."""
+        try:
+            self._through.check(conversation)
+            yield [decode(each, self.options) for each in conversation.media]
+        except UserError as error:
+            raise UserError(f"{conversation.where}: {error}") from error
 
     # Making it fit
 
@@ -173,11 +178,3 @@ class ConversationEncoder:
             self._through.compare(inputs, ids, torch.stack(answers).any(0))
         media = places.tokens(whole.media) | torch.isin(ids, self._through.media_ids)
         return learned_tokens(answers, wanted, media, self.options.train_on_prompt)
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

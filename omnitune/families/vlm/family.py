@@ -257,16 +257,19 @@ class Vlm(Responder):
             yield
 
     def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
-        chat = self.conversation_encoder(ChatOptions())
+        encoder = self.conversation_encoder(ChatOptions())
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, chat.ask(conversation_of(one)), one.max_tokens) for one in requests]
+            return [
+                self._answer(model, encoder.encode_prompt(conversation_of(one)), one.max_tokens)
+                for one in requests
+            ]
 
     def answers(
-        self, chat: ConversationEncoder, conversations: Sequence[Conversation], max_tokens: int
+        self, encoder: ConversationEncoder, conversations: Sequence[Conversation], max_tokens: int
     ) -> list[str]:
         """What the model says next in each conversation, greedily."""
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, chat.ask(one), max_tokens) for one in conversations]
+            return [self._answer(model, encoder.encode_prompt(one), max_tokens) for one in conversations]
 
     def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
         inputs = {k: v.to(self.device) for k, v in prompt.items()}

@@ -54,8 +54,7 @@ class DecodedMedia:
         """The first frame as Pillow has it, resized."""
         from PIL import Image
 
-        image = Image.fromarray(self.pixels[0])
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        return Image.fromarray(self.clip(size)[0])
 
     def clip(self, size: Size) -> "Pixels":
         """All frames, resized."""

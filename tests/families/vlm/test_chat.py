@@ -174,7 +174,7 @@ def test_clips_give_as_many_tokens_as_the_model_makes_features(
 def test_asking_ends_where_the_answer_begins(model_type: str, processor: Any) -> None:
     own = processor(model_type, generation_tags=False)
     ours = chat(own, model_type)
-    asked = ours.ask(Conversation("question", PICTURE.messages[:1], "question"))
+    asked = ours.encode_prompt(Conversation("question", PICTURE.messages[:1], "question"))
     row = encoded(ours, PICTURE)
     learned = (row.tokens["labels"] != -100).nonzero()[:, 0]
     head = asked["input_ids"][0]

@@ -168,7 +168,9 @@ def test_an_answer_is_what_the_library_generates(
     shown = PICTURE.media[0].paths[0]
     (said,) = whole.sample([Question("What is this?", shown, 4)])
     model, processor = loaded_vlm(model_type)
-    given = whole.conversation_encoder(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
+    given = whole.conversation_encoder(ChatOptions()).encode_prompt(
+        talk(user(PICTURE.media[0], "What is this?"))
+    )
     given = {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
     made = model.generate(**given, max_new_tokens=4, do_sample=False)
     new = made[0, given["input_ids"].shape[1] :]

@@ -99,7 +99,9 @@ def test_an_answer_is_what_the_library_generates_with_the_tower_there_or_not(
     whole, _, _ = prepared
     asked = Question("What is this?", PICTURE.media[0].paths[0], 4)
     (said,) = whole.sample([asked])
-    prompt = whole.conversation_encoder(ChatOptions()).ask(talk(user(PICTURE.media[0], "What is this?")))
+    prompt = whole.conversation_encoder(ChatOptions()).encode_prompt(
+        talk(user(PICTURE.media[0], "What is this?"))
+    )
     made = whole.model.generate(**prompt, max_new_tokens=4, do_sample=False)
     new = made[0, prompt["input_ids"].shape[1] :]
     assert said == whole.files.processor.tokenizer.decode(new, skip_special_tokens=True).strip()

@@ -318,7 +318,7 @@ def test_the_config_of_a_base_beside_an_adapter_is_no_model(
     ("change", "message"),
     [
         ("missing", "lacks lm_head.weight (1 such), which its configuration asks for"),
-        ("strange", "has stranger (1 such), for which a model of type llava has no place"),
+        ("strange", "has stranger (1 such), of which its configuration knows nothing"),
         ("size", "lacks lm_head.weight of (444, 32) (1 such), which its configuration asks for"),
     ],
 )
