@@ -185,8 +185,8 @@ class _NamedFiles(argparse.Action):
     """Gathers NAME=FILE words as a mapping from names to lists of files."""
 
     def __call__(self, parser: Any, given: argparse.Namespace, word: Any, option: str | None = None) -> None:
-        name, equals, file = word.partition("=")
-        if not (name and equals and file):
+        name, _, file = word.partition("=")
+        if not file:
             parser.error(f"{option}: {word!r} is not NAME=FILE")
         files = getattr(given, self.dest) or {}
         setattr(given, self.dest, {**files, name: [*files.get(name, []), Path(file)]})

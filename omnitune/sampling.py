@@ -65,10 +65,9 @@ class Validation:
             raise ValueError(f"max_tokens must be 1 or more, not {self.max_tokens}")
         if twice := LISTS.keys() & self.media.keys():
             raise ValueError(f"media.{min(twice)} is stated as {LISTS[min(twice)]}; move it there")
-        for medium, paths in self.media_files.items():
-            if len(paths) != len(self.prompts):
-                name = LISTS.get(medium, f"media.{medium}")
-                raise ValueError(f"{name}: {len(paths)} for {len(self.prompts)} prompts; give one for each")
+        for name, paths in self.media_files.items():
+            if (number := len(paths)) != (asked := len(self.prompts)):
+                raise ValueError(f"{option_of(name)}: {number} for {asked} prompts; give one for each")
 
     @property
     def media_files(self) -> dict[str, Sequence[Path]]:
@@ -77,9 +76,15 @@ class Validation:
         return {medium: paths for medium, paths in stated.items() if paths}
 
 
-def in_yaml(medium: str) -> str:
-    """What a run calls the list of a medium's files."""
-    return f"validation.{LISTS.get(medium, f'media.{medium}')}"
+def option_of(medium: str) -> str:
+    """The option of `Validation` that lists a medium's files."""
+    return LISTS.get(medium, f"media.{medium}")
+
+
+def in_words(text: str) -> str:
+    """An option, or a message that begins with one, as the command line spells it."""
+    text = text.replace("last_images", "last-image").replace("images", "image").replace("media.", "media ")
+    return f"--{text.replace('_', '-')}"
 
 
 def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
@@ -87,9 +92,7 @@ def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
     try:
         return replace(options, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error:
-        text = str(error).replace("media.", "media ")
-        text = text.replace("last_images", "last-image").replace("images", "image").replace("_", "-")
-        raise UserError(f"--{text}") from None
+        raise UserError(in_words(str(error))) from None
 
 
 class Request(ABC):
@@ -107,7 +110,7 @@ class Request(ABC):
 
     @classmethod
     def check(cls, options: Validation, family: "Family", called: Callable[[str], str]) -> list[str]:
-        """What a model cannot make of options, one message each; `called` words the list of a medium."""
+        """What a model cannot make of options, one message each; `called` spells an option for the user."""
         defaults = Validation()
         unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
         return [f"validation.{name}: has no effect, {cls.reason}; remove it" for name in unused]
@@ -166,22 +169,14 @@ class Sampling(Request):
     @classmethod
     def check(cls, options: Validation, family: "Family", called: Callable[[str], str]) -> list[str]:
         known = {medium.name: medium.sampling for medium in family.media if medium.sampling != "never"}
-        given = options.media_files
-        missing = [name for name, need in known.items() if need == "required" and name not in given]
-        return [
-            *super().check(options, family, called),
-            *(
-                f"{called(name)}: the model is not given them; train it with a condition that takes {name}, "
-                "or leave them out"
-                for name in given
-                if name not in known
-            ),
-            *(
-                f"{called(name)}: every sample needs a {name}; give one for each prompt"
-                for name in missing
-                if options.prompts
-            ),
-        ]
+        found, given = super().check(options, family, called), options.media_files
+        for name in sorted(given.keys() - known.keys()):
+            out = f"train it with a condition that takes {name}, or leave them out"
+            found.append(f"{called(option_of(name))}: the model is not given them; {out}")
+        for name, need in known.items():
+            if options.prompts and need == "required" and name not in given:
+                found.append(f"{called(option_of(name))}: every sample needs a {name}; give one a prompt")
+        return found
 
     def write(self, path: Path, result: Any) -> Path:
         from .data import media
@@ -237,13 +232,18 @@ def parse_bucket(text: str, where: str) -> Bucket:
 
 
 def check_samples(
-    options: Validation, family: "Family", mistakes: Mistakes, called: Callable[[str], str] = in_yaml
+    options: Validation,
+    family: "Family",
+    mistakes: Mistakes,
+    called: Callable[[str], str] = "validation.{}".format,
 ) -> None:
     """Note what a model cannot make of options, and files that are not on this machine."""
     mistakes.errors += map(UserError, family.request_type.check(options, family, called))
     for name, paths in options.media_files.items():
-        absent = [path for path in paths if not path.is_file()]
-        mistakes.errors += [UserError(f"{called(name)}: {p} is not there; correct the path") for p in absent]
+        for path in paths:
+            if not path.is_file():
+                where = called(option_of(name))
+                mistakes.errors.append(UserError(f"{where}: {path} is not there; correct the path"))
 
 
 def read_size(text: str, where: str, family: "Family", sizes: Sequence[Bucket] | None) -> Bucket:

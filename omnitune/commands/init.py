@@ -1,15 +1,10 @@
 """A first run.yaml for a family."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-
-from ..config.validate import read_conditions
 from ..errors import UserError
 from ..families import name_of, resolve
-from ..sampling import LISTS
 from .words import Word
 
 if TYPE_CHECKING:
@@ -31,7 +26,8 @@ def init(request: InitRequest) -> str:
     d = variant.defaults
     if d is None:
         return _conversations(family, variant)
-    stated = "".join(f"  - {in_flow(condition)}\n" for condition in variant.conditions)
+    flows = [", ".join(f"{key}: {value}" for key, value in one.items()) for one in variant.conditions]
+    conditions = "".join(f"  - {{{flow}}}\n" for flow in flows)
     levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
     clip = d.size.count("x") == 2
     text = ""
@@ -39,7 +35,7 @@ def init(request: InitRequest) -> str:
         length = getattr(family.Options(), family.text_option)
         text = f"  options: {{{family.text_option}: {length}}}    # tokens that a caption is cut to\n"
     size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
-    media = "".join(f"  {line}    # one for each prompt\n" for line in media_lines(family, variant))
+    media = "".join(f"  {name}: [{name}.png]    # one for each prompt\n" for name in variant.media)
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
@@ -51,7 +47,7 @@ model:
 objective: {{name: {d.objective}{levels}}}
 conditions:
   - {{name: caption_dropout, probability: 0.1}}    # keeps guidance working
-{stated}
+{conditions}
 # First matching rule wins, the rest stays frozen. Instead of rules: `full`, or {{lora: {{rank: 32}}}}.
 trainable:
   - params: [{", ".join(f'"{target}"' for target in family.lora_targets)}]
@@ -77,22 +73,6 @@ validation:
 {f"  fps: {d.fps:g}" if clip else ""}
 parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same
 """.replace("\n\n  batch_size", "\n  batch_size").replace("\n\nparallel", "\nparallel")
-
-
-def in_flow(values: Mapping[str, Any]) -> str:
-    """Plain values on one line, as YAML."""
-    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
-
-
-def media_lines(family: "type[Family]", variant: "Checkpoint") -> Iterator[str]:
-    """The options of `validation` that samples of a variant need."""
-    shape = family.load(variant.path, "meta", torch.float32, only=[])
-    for condition in read_conditions(variant.conditions):
-        shape.add_condition(condition)
-    files = [(medium.name, f"[{medium.name}.png]") for medium in shape.media if medium.sampling != "never"]
-    yield from (f"{LISTS[name]}: {file}" for name, file in files if name in LISTS)
-    if others := [f"{name}: {file}" for name, file in files if name not in LISTS]:
-        yield f"media: {{{', '.join(others)}}}"
 
 
 def _conversations(family: "type[Family]", variant: "Checkpoint") -> str:

@@ -11,16 +11,11 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..sampling import check_samples, overridden, write_samples
+from ..sampling import check_samples, in_words, overridden, write_samples
 from .words import Word
 
 if TYPE_CHECKING:
     pass
-
-
-def in_words(medium: str) -> str:
-    """What the command line calls the list of a medium's files."""
-    return {"first_frame": "--image", "last_frame": "--last-image"}.get(medium, f"--media {medium}=FILE")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ class Medium:
 class Condition:
     """Places where a condition acts; each does nothing unless overridden.
 
-    What it puts into the cache follows from its stages: one is cached if what it uses is frozen, what it
-    needs is cached, and it draws nothing.
+    Its stages are cached as any other: where what they use is frozen, what they need is, and nothing is drawn.
     """
 
     name: str
@@ -44,10 +43,9 @@ class Condition:
         return ()
 
     def prepare(self, family: "Family") -> None:
-        """Change one copy of the model, with or without weights, before rules are applied.
+        """Change one copy of the model before rules are applied, by `widen`, `add_component`, `change`.
 
-        `family.widen` and `family.add_component` are for this. Raises UserError for weights that cannot
-        take the condition.
+        Raises UserError for weights that cannot take the condition.
         """
 
     def stages(self, family: "Family") -> "list[Stage]":
@@ -67,16 +65,16 @@ class Condition:
         return self
 
     def before(self, family: "Denoiser", noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
-        """Edit streams, levels, masks, weights and extra inputs before noise is mixed in.
+        """Edit levels, masks, weights and extra inputs before noise is mixed in.
 
-        A stream that is added to `x0` and `noise` here is noised like the others, and its loss is added.
+        A stream that is added to `x0` and `noise` is noised as the others are, and its loss is added.
         """
         return noisy
 
     def around(
         self, predict: Callable[[], Streams], family: "Denoiser", noisy: "Noisy", batch: Batch, draw: Draw
     ) -> Streams:
-        """Call the prediction, or something around it: here `noisy` has `x`, `fed` and `target`."""
+        """Call the prediction, or something around it; `noisy` has x and target now."""
         return predict()
 
     def sampling(self, family: "Denoiser", request: "Sampling") -> "Sampling":

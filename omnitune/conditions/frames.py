@@ -53,24 +53,20 @@ class FrameConditioning(Condition):
         return [Medium(name, sampling=need, clips_only=True) for name in self.names]
 
     def prepare(self, family: "Family") -> None:
-        takes = family.takes if isinstance(family, Denoiser) else ()
+        takes, path = family.takes if isinstance(family, Denoiser) else (), family.request.path
         if not isinstance(family, Denoiser) or self.frames not in takes:
             able = f"it takes {', '.join(takes)}" if takes else "it is given no frames"
-            raise UserError(f"conditions: frames: {self.frames!r} is not for {family.request.path}, {able}")
+            raise UserError(f"conditions: frames: {self.frames!r} is not for {path}, {able}")
         if self.probability < 1 and family.frames_required:
-            raise UserError(
-                f"conditions: {family.request.path} is always given frames; leave probability at 1, and use "
-                "dropout for an empty picture in their place"
-            )
+            out = "leave probability at 1, and use dropout for an empty picture in their place"
+            raise UserError(f"conditions: {path} is always given frames; {out}")
         if self.dropout > 0 and not family.frames_required:
-            raise UserError(
-                f"conditions: {family.request.path} knows no empty picture; use probability, the others "
-                "train text-to-video"
-            )
+            out = "use probability, the others train text-to-video"
+            raise UserError(f"conditions: {path} knows no empty picture; {out}")
 
     def stages(self, family: "Family") -> "list[Stage]":
         assert isinstance(family, Denoiser)
-        return family.frame_stages(self.names, dropout=self.dropout > 0)
+        return family.frame_stages(self.frames, dropout=self.dropout > 0)
 
     def deterministic(self) -> Self | None:
         return replace(self, probability=1.0, dropout=0.0)
@@ -78,17 +74,14 @@ class FrameConditioning(Condition):
     def before(self, family: Denoiser, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
         given = draw.uniform("frames") < self.probability  # (B,)
         kept = draw.uniform("frames_dropout") >= self.dropout
-        return family.with_frames(noisy, batch, self.names, given, kept)
+        return family.with_frames(noisy, batch, self.frames, given, kept)
 
     def sampling(self, family: Denoiser, request: "Sampling") -> "Sampling":
         from PIL import Image
 
-        pictures = {
-            KEYWORDS[name]: Image.fromarray(request.media[name][0])
-            for name in self.names
-            if name in request.media
-        }
-        if not pictures:  # text-to-video
+        given = [name for name in self.names if name in request.media]
+        if not given:  # text-to-video
             return request
+        pictures = {KEYWORDS[name]: Image.fromarray(request.media[name][0]) for name in given}
         keywords = {**request.keywords, **pictures}
         return replace(request, pipeline=family.image_pipeline_class, keywords=keywords)

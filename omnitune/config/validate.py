@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..conditions.base import Condition
 from ..data.captions.crops import Clips
 from ..errors import UserError
 from ..options import plain
-from .run import AnyCondition, Run
+from .run import Run
 from .yaml import Document, parse, read
 
 NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
@@ -97,12 +96,6 @@ def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:
             for e in error.errors()
         ]
         raise UserError("\n".join(lines)) from None
-
-
-def read_conditions(values: Sequence[Mapping[str, Any]]) -> list[Condition]:
-    """Build conditions as a run states them."""
-    adapter: TypeAdapter[Condition] = TypeAdapter(AnyCondition)
-    return [adapter.validate_python(dict(one)) for one in values]
 
 
 def as_data(run: Run) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class Checkpoint:
     """None for models that generate no pixels."""
     conditions: Sequence[Mapping[str, Any]] = ()
     """Those that it is trained with, as `conditions` of a run states them."""
+    media: Sequence[str] = ()
+    """Options of `validation` that list what its samples are given."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class Family(ABC):
         path = cls.variants[variant or next(iter(cls.variants))]
         shipped = ModelFolder(path, configs=cls.configs).shipped or {}
         defaults = Defaults(**shipped["defaults"]) if "defaults" in shipped else None
-        return Checkpoint(path, defaults, shipped.get("conditions", ()))
+        return Checkpoint(path, defaults, shipped.get("conditions", ()), shipped.get("media", ()))
 
     @property
     @abstractmethod
@@ -361,7 +363,8 @@ class Family(ABC):
 
     @abstractmethod
     def sample(self, requests: Sequence[Any], progress: bool = False) -> list[Any]:
-        """Generate as the published pipeline does, with nothing of the model changed behind it."""
+        """Generate as the published pipeline does: uint8 (T, H, W, 3) each of `Sampling`, T is 1 for images;
+        the answer to each `Question`."""
 
     @abstractmethod
     def export(
@@ -390,10 +393,6 @@ class Responder(Family):
 
     trained_on = "conversations"
     request_type = Question
-
-    @abstractmethod
-    def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
-        """Answer each question."""
 
     @abstractmethod
     def conversation_encoder(self, options: Any) -> Any:
@@ -434,16 +433,14 @@ class Denoiser(Family):
         """The range of u of each loaded core; empty where one core takes all levels."""
         return {}
 
-    def frame_stages(self, names: Sequence[str], *, dropout: bool) -> list[Stage]:
-        """From given frames (`first_frame`, `last_frame`) to what `with_frames` reads.
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
+        """From the `first` frame, the `last` or `both` to what `with_frames` reads.
 
         With `dropout` an empty picture stands in the place of frames at times.
         """
         return []
 
-    def with_frames(
-        self, noisy: Noisy, batch: Batch, names: Sequence[str], given: Tensor, kept: Tensor
-    ) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """Put given frames where the network expects them, before noise is mixed in.
 
         Rows that are not `given` (B,) train text-to-video; of those that are and not `kept` (B,) an empty
@@ -466,10 +463,6 @@ class Denoiser(Family):
     @abstractmethod
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         """Call the core exactly as the published pipeline does."""
-
-    @abstractmethod
-    def sample(self, requests: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
-        """Generate pictures and clips: (T, H, W, 3) each in uint8, T = 1 for a picture."""
 
     def conditioned(self, request: Sampling) -> Sampling:
         """A request with what the conditions make of its media."""

@@ -140,7 +140,7 @@ class CogVideoX(LatentFamily):
         embeds, _ = self.pipeline().encode_prompt(captions, do_classifier_free_guidance=False, **settings)
         return {"prompt_embeds": embeds}
 
-    def frame_stages(self, names: Sequence[str], *, dropout: bool) -> list[Stage]:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         return [
             Stage("picture", (), ("first_frame",), ("picture",), self.keep_picture),
             Stage(
@@ -164,9 +164,7 @@ class CogVideoX(LatentFamily):
         scale = self.vae_config["scaling_factor"]
         return {"image_latents": z / scale if self.vae_config.get("invert_scale_latents") else z * scale}
 
-    def with_frames(
-        self, noisy: Noisy, batch: Batch, names: Sequence[str], given: Tensor, kept: Tensor
-    ) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """Further channels: the given frame as the first latent frame, padding included, and zeros."""
         channels = torch.zeros_like(noisy.x0["x"])
         channels[:, :, :1] = batch["image_latents"] * kept.view(-1, 1, 1, 1, 1)

@@ -138,7 +138,7 @@ class HunyuanVideo(LatentFamily):
 
     # Given frames
 
-    def frame_stages(self, names: Sequence[str], *, dropout: bool) -> list[Stage]:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         text = self.text_stages()[0]
         black = replace(
             text, name="text_black", needs=("caption",), gives=("black_embeds",), ragged=("black_embeds",),
@@ -151,9 +151,7 @@ class HunyuanVideo(LatentFamily):
         """The first frame encoded alone, (B, C, 1, h, w): this VAE is not causal, a clip's own differs."""
         return {"image_latents": self.normalised_mode(batch["first_frame"])}
 
-    def with_frames(
-        self, noisy: Noisy, batch: Batch, names: Sequence[str], given: Tensor, kept: Tensor
-    ) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """The latents of the picture are always given; of rows not `kept` the prompt has a black one."""
         x0 = noisy.x0["x"]  # (B, C, T, h, w)
         image = batch["image_latents"].to(x0)

@@ -1,6 +1,6 @@
 """LTX-Video 0.9: text, or text and a first frame, to video, and text to image (one frame)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -108,9 +108,7 @@ class LTXVideo(LatentFamily):
         lengths = torch.tensor([len(e) for e in embeds], device=device)
         return text, torch.arange(length, device=device) < lengths[:, None]
 
-    def with_frames(
-        self, noisy: Noisy, batch: Batch, names: Sequence[str], given: Tensor, kept: Tensor
-    ) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         return self.first_frame_clean(noisy, given)
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:

@@ -129,15 +129,13 @@ class Wan(LatentFamily):
         cleaned: str = prompt_clean(caption)
         return cleaned
 
-    def frame_stages(self, names: Sequence[str], *, dropout: bool) -> list[Stage]:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         if not self.concatenates:  # a clean first frame is the clip's own: this autoencoder is causal
             return []
-        given = tuple(names)
-        settings = {"frames": "both" if len(given) == 2 else "first"}
-        shown = Stage(
-            "condition", ("vae",), (*given, "moments"), ("condition",), self.encode_frames, options=settings
-        )
-        seen = Stage("image", ("image_encoder",), given, ("image_embeds",), self.encode_images)
+        ends = ("first_frame", "last_frame") if frames == "both" else ("first_frame",)
+        needs, settings = (*ends, "moments"), {"frames": frames}
+        shown = Stage("condition", ("vae",), needs, ("condition",), self.encode_frames, options=settings)
+        seen = Stage("image", ("image_encoder",), ends, ("image_embeds",), self.encode_images)
         return [shown, seen] if "image_encoder" in self.parts else [shown]
 
     def encode_frames(self, batch: Batch, draw: Draw) -> Batch:
@@ -158,9 +156,7 @@ class Wan(LatentFamily):
             found.append(encoder(inputs, output_hidden_states=True).hidden_states[-2])
         return {"image_embeds": torch.stack(found, 1)}
 
-    def with_frames(
-        self, noisy: Noisy, batch: Batch, names: Sequence[str], given: Tensor, kept: Tensor
-    ) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         x0 = noisy.x0["x"]
         rows = [-1, *[1] * (x0.ndim - 1)]
         if self.per_token:  # the pipeline gives the mode
@@ -171,7 +167,7 @@ class Wan(LatentFamily):
         # 1 where a pixel frame is given; its first latent frame is one pixel frame, folded into channels.
         mask = x0.new_zeros(len(x0), self.limits.temporal, *x0.shape[2:])
         mask[:, :, 0] = 1
-        if "last_frame" in names:
+        if frames == "both":
             mask[:, -1, -1] = 1
         channels = torch.cat([mask, batch["condition"].to(x0)], dim=1)
         noisy.add_channels(channels * kept.view(rows), own=True)

@@ -60,8 +60,8 @@ def test_published_settings_state_their_conditions_and_init_writes_them() -> Non
     assert json.dumps(stated) == '[{"name": "frame_conditioning", "frames": "both"}]'
     written = init(InitRequest("wan", "flf2v"))
     assert "  - {name: frame_conditioning, frames: both}\n" in written
-    assert "  images: [first_frame.png]" in written
-    assert "  last_images: [last_frame.png]" in written
+    assert "  images: [images.png]" in written
+    assert "  last_images: [last_images.png]" in written
     assert "images" not in init(InitRequest("wan", "t2v"))
 
 

@@ -175,7 +175,7 @@ def test_a_batch_of_unequal_captions_equals_batches_of_one(load: Load) -> None:
             text = family.encode_text({"caption": captions[rows]}, draws(1))["prompt_embeds"]
             torch.testing.assert_close(text, mine["prompt_embeds"], atol=1e-5, rtol=1e-5)
         noisy = Noisy({"x": batch["x0"]["x"][rows]}, {"x": noise[rows]}, torch.tensor([0.3, 0.8])[rows])
-        noisy = family.with_frames(noisy, mine, ["first_frame"], everyone[rows], everyone[rows])
+        noisy = family.with_frames(noisy, mine, "first", everyone[rows], everyone[rows])
         return family.denoise(VPrediction().noised(family, noisy), mine)["x"]
 
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_image_latents_stand_at_the_first_frame_and_dropout_makes_them_zero(
     batch = batch_of(family, ["rocket", "rocket"])
     noisy = Noisy(batch["x0"], {}, torch.tensor([0.5, 0.5]))
     given, kept = torch.tensor([True, True]), torch.tensor([True, False])
-    channels = family.with_frames(noisy, batch, ["first_frame"], given, kept).extra["channels"]
+    channels = family.with_frames(noisy, batch, "first", given, kept).extra["channels"]
     assert channels.shape == batch["x0"]["x"].shape
     assert int(channels[1].count_nonzero()) == int(channels[:, :, 1:].count_nonzero()) == 0
     with torch.no_grad():

@@ -155,7 +155,7 @@ def noised(family: HunyuanVideo, batch: dict[str, Any], frames: Tensor) -> Noisy
         with torch.no_grad():
             batch |= family.encode_frames({"first_frame": frames}, Draw(0, [0]))
         every = torch.ones(len(frames), dtype=torch.bool)
-        noisy = family.with_frames(noisy, batch, ["first_frame"], every, every)
+        noisy = family.with_frames(noisy, batch, "first", every, every)
     return FlowMatching().noised(family, noisy)
 
 
@@ -198,7 +198,7 @@ def test_dropped_pictures_turn_black_in_the_prompt_alone(
                 batch |= stage.run(batch, draw)
     noisy = Noisy({"x": torch.zeros(2, 16, 3, 4, 4)}, {}, torch.full((2,), 0.5))
     given, kept = torch.tensor([True, True]), torch.tensor([True, False])
-    noisy = family.with_frames(noisy, batch, ["first_frame"], given, kept)
+    noisy = family.with_frames(noisy, batch, "first", given, kept)
     black = Image.new("RGB", (32, 32), 0)
     embeds, mask = published(models[variant], "rocket", black, 4 if variant == "i2v" else 2)
     torch.testing.assert_close(noisy.extra["prompt_embeds"][0], batch["prompt_embeds"][0])

@@ -170,7 +170,7 @@ def test_rows_with_and_without_a_first_frame_train_side_by_side(model: Path) -> 
     family.add_condition(FrameConditioning(probability=0.5))
     batch = prepared(family, CAPTIONS, [24.0, 24.0])
     given, kept = torch.tensor([True, False]), torch.tensor([True, True])
-    noisy = family.with_frames(at([0.3, 0.8], latents()), batch, ["first_frame"], given, kept)
+    noisy = family.with_frames(at([0.3, 0.8], latents()), batch, "first", given, kept)
     made = predicted(family, noisy, batch)
     fed = family.token_timesteps(noisy.fed, latents())
     torch.testing.assert_close(fed[0], torch.tensor([0.0] * 4 + [300.0] * 8))
@@ -185,7 +185,7 @@ def test_rows_with_and_without_a_first_frame_train_side_by_side(model: Path) -> 
 def test_a_picture_is_not_its_own_first_frame(model: Path) -> None:
     family = load(model)
     given = torch.tensor([True, True])
-    noisy = family.with_frames(at([0.3, 0.8], latents(1)), {}, ["first_frame"], given, given)
+    noisy = family.with_frames(at([0.3, 0.8], latents(1)), {}, "first", given, given)
     assert noisy.mask is None
     assert family.token_timesteps(noisy.u, latents(1)).shape == (2,)
 

@@ -78,7 +78,7 @@ def test_validation_shows_a_control_to_the_model(
 @pytest.mark.parametrize(
     ("media", "message"),
     [
-        ({}, "validation.media.control: every sample needs a control; give one for each prompt"),
+        ({}, "validation.media.control: every sample needs a control; give one a prompt"),
         ({"control": ["gone.mp4"]}, "validation.media.control: gone.mp4 is not there"),
         ({"control": [str(clip())], "mask": [str(clip())]}, "validation.media.mask: the model is not given"),
         ({"control": []}, "validation.media.control: every sample needs a control"),

@@ -1,7 +1,7 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -256,16 +256,12 @@ class DiffusersFamily(Denoiser):
     @contextmanager
     def wrapped(self, request: Sampling) -> Iterator[None]:
         """The cores within a request's wrappers, for a while."""
-        cores: list[Any] = [self.components[core] for core in self.cores]
-        forwards = [core.forward for core in cores]
-        try:
-            for wrapper in request.wrappers:
-                for core in cores:
+        with ExitStack() as undo:
+            for core in (self.components[name] for name in self.cores if request.wrappers):
+                undo.callback(setattr, core, "forward", core.forward)
+                for wrapper in request.wrappers:
                     core.forward = wrapper(core.forward)
             yield
-        finally:
-            for core, forward in zip(cores, forwards, strict=True):
-                core.forward = forward
 
     def generator(self, request: Sampling) -> torch.Generator:
         """Of a sample's noise: on the CPU, the same numbers for every device."""
