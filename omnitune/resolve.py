@@ -23,7 +23,7 @@ from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
 from .model import load_family
-from .sampling import check_samples, parse_bucket, read_size
+from .sampling import check_files, check_samples, parse_bucket, read_size
 from .stages import MEDIA, Stage, split_stages
 from .trainable.adapters import claim_always
 from .trainable.freezing import expand
@@ -223,6 +223,7 @@ class ResolvedRun:
             with self.mistakes.noted():
                 self.run.data.scan(memo)
             self.mistakes.raise_all()
+        check_files(self.run.validation, self.mistakes)
         return self.bound.scan(memo, self.mistakes)
 
     def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:

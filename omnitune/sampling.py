@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 LISTS = {"first_frame": "images", "last_frame": "last_images"}
 """Media that have an option of their own; all others are under `media`."""
+Called = Callable[[str], str]
+"""Spells an option for the user."""
+IN_YAML: Called = "validation.{}".format
 
 
 @option
@@ -109,8 +112,8 @@ class Request(ABC):
         """The samples that options ask for, in a size where samples have one."""
 
     @classmethod
-    def check(cls, options: Validation, family: "Family", called: Callable[[str], str]) -> list[str]:
-        """What a model cannot make of options, one message each; `called` spells an option for the user."""
+    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
+        """What a model cannot make of options, one message each."""
         defaults = Validation()
         unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
         return [f"validation.{name}: has no effect, {cls.reason}; remove it" for name in unused]
@@ -167,7 +170,7 @@ class Sampling(Request):
         return cls(prompt, negative, bucket, options.steps, options.guidance, seed, fps, media)
 
     @classmethod
-    def check(cls, options: Validation, family: "Family", called: Callable[[str], str]) -> list[str]:
+    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
         known = {medium.name: medium.sampling for medium in family.media if medium.sampling != "never"}
         found, given = super().check(options, family, called), options.media_files
         for name in sorted(given.keys() - known.keys()):
@@ -232,13 +235,14 @@ def parse_bucket(text: str, where: str) -> Bucket:
 
 
 def check_samples(
-    options: Validation,
-    family: "Family",
-    mistakes: Mistakes,
-    called: Callable[[str], str] = "validation.{}".format,
+    options: Validation, family: "Family", mistakes: Mistakes, called: Called = IN_YAML
 ) -> None:
-    """Note what a model cannot make of options, and files that are not on this machine."""
+    """Note what a model cannot make of options."""
     mistakes.errors += map(UserError, family.request_type.check(options, family, called))
+
+
+def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAML) -> None:
+    """Note files that are not on this machine."""
     for name, paths in options.media_files.items():
         for path in paths:
             if not path.is_file():

@@ -11,7 +11,7 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..sampling import check_samples, in_words, overridden, write_samples
+from ..sampling import check_files, check_samples, in_words, overridden, write_samples
 from .words import Word
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def sample(request: SampleRequest) -> SampleResult:
         )
     resolved, mistakes = resolve_run(run), Mistakes()
     check_samples(options, resolved.shape, mistakes, in_words)
+    check_files(options, mistakes, in_words)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)
     saved = None if request.base else find_checkpoint(folder, request.checkpoint)

@@ -33,7 +33,8 @@ class Medium:
 class Condition:
     """Places where a condition acts; each does nothing unless overridden.
 
-    Its stages are cached as any other: where what they use is frozen, what they need is, and nothing is drawn.
+    Its stages are cached as all others are: where they use nothing that trains, need what is cached and draw
+    nothing.
     """
 
     name: str

@@ -14,6 +14,7 @@ from omnitune.errors import UserError
 from omnitune.resolve import resolve_run
 from omnitune.testing.runs import ASSETS, metrics, small_run, write_run
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "condition.md"
 CONTROL = "grey_control:GreyControl"
 RULES = [
     {"params": "transformer.patch_embedding", "lr": 1e-2},
@@ -43,6 +44,12 @@ def losses(folder: Path) -> list[float]:
 
 def clip() -> Path:
     return min((ASSETS / "clips/train").glob("*.mp4"))
+
+
+def test_the_guide_shows_the_condition_that_is_tested() -> None:
+    source = (Path(__file__).parent / "grey_control.py").read_text()
+    assert len(source.splitlines()) < 70
+    assert f"```python\n{source}```" in GUIDE.read_text()
 
 
 def test_a_control_changes_nothing_at_first_and_trains_cached_as_live(
@@ -90,4 +97,4 @@ def test_media_of_samples_are_held_against_the_conditions(
     sampling = {"prompts": ["a fox"], "media": media}
     file = run_of(tmp_path, tiny_wan, cache, CONTROL, validation=sampling)
     with pytest.raises(UserError, match=message):
-        resolve_run(config.validate(config.read(file)))
+        resolve_run(config.validate(config.read(file))).index()
