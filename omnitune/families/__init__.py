@@ -46,7 +46,7 @@ def resolve(name: str) -> "type[Family]":
             f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)"
         )
     try:
-        found: type[Family] = getattr(import_module(module), cls)
+        family: type[Family] = getattr(import_module(module), cls)
     except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(f"model.family: {name!r} cannot be imported: {error}") from error
-    return found
+    return family

@@ -297,8 +297,10 @@ class Family(ABC):
         options what the module was made with.
         """
         assert name not in self.components, f"{name} is a component already"
-        with torch.random.fork_rng(devices=[]), torch.device(self.device):
-            torch.manual_seed(seed_of("component", name) % 2**63)
+        # On the CPU: the same numbers for every device, and no other generator is touched.
+        place = "meta" if self.device.type == "meta" else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(place):
+            torch.default_generator.manual_seed(seed_of("component", name) % 2**63)
             self.components[name] = make().requires_grad_(False).eval().to(self.device, self.dtype)
         self.extras.add(name)
 

@@ -60,11 +60,11 @@ class CogVideoX(LatentFamily):
         self.size: Bucket | None = None
         """Of the run, where learned positions are interpolated to it."""
         self.learned = self.core_config.get("use_learned_positional_embeddings", False)
-        asked, made = self.options.text_length, self.core_config["max_text_seq_length"]
-        if asked != made and (self.learned or not self.rotates):
+        length, positions = self.options.text_length, self.core_config["max_text_seq_length"]
+        if length != positions and (self.learned or not self.rotates):
             raise UserError(
-                f"model.options.text_length: {asked}, but {self.files.path} has positions for {made} tokens "
-                f"of text; set it to {made}"
+                f"model.options.text_length: {length}, but {self.files.path} has positions for {positions} "
+                f"tokens of text; set it to {positions}"
             )
 
     @property
@@ -189,7 +189,7 @@ class CogVideoX(LatentFamily):
         pipe = self.pipeline()
         t, h, w = x.shape[2:]
         side = pipe.vae_scale_factor_spatial
-        found: tuple[Tensor, Tensor] = pipe._prepare_rotary_positional_embeddings(
+        angles: tuple[Tensor, Tensor] = pipe._prepare_rotary_positional_embeddings(
             h * side, w * side, t, x.device
         )
-        return found
+        return angles

@@ -74,10 +74,10 @@ class HunyuanVideo(LatentFamily):
 
     def weight_files(self, component: str) -> list[Path]:
         """The text encoder sees through the image processor, so what it computes depends on that too."""
-        found = super().weight_files(component)
+        files = super().weight_files(component)
         if component == "text_encoder" and "image_processor" in self.files.classes:
-            found += [p for p in self.files.component("image_processor").rglob("*") if p.is_file()]
-        return sorted(found)
+            files += [p for p in self.files.component("image_processor").rglob("*") if p.is_file()]
+        return sorted(files)
 
     # Text
 
@@ -117,18 +117,18 @@ class HunyuanVideo(LatentFamily):
         One at a time: of captions that are cut, the image-to-video pipeline crops a batch elsewhere.
         """
         encoder: Any = self.components["text_encoder"]
-        pipe, found = self.pipeline(), []
+        pipe, prompts = self.pipeline(), []
         for i, caption in enumerate(captions):
-            shown = {"image": pictures[i], "image_embed_interleave": self.interleave} if pictures else {}
+            image = {"image": pictures[i], "image_embed_interleave": self.interleave} if pictures else {}
             embeds, _, mask = pipe.encode_prompt(
                 prompt=[caption],
                 pooled_prompt_embeds=torch.empty(0),  # of another stage
                 device=encoder.device,
                 max_sequence_length=self.options.text_length,
-                **shown,
+                **image,
             )  # (1, N, D), (1, N)
-            found.append(embeds[0][mask[0].bool()])
-        return found
+            prompts.append(embeds[0][mask[0].bool()])
+        return prompts
 
     def encode_pooled(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to CLIP's embedding, (B, D); it reads the first 77 tokens."""
@@ -192,7 +192,7 @@ class HunyuanVideo(LatentFamily):
         return {"x": velocity}
 
     def call(self, request: Sampling) -> dict[str, Any]:
-        keywords = super().call(request)
+        arguments = super().call(request)
         if not self.guided:  # then guidance takes a second call, with the negative prompt
-            keywords["true_cfg_scale"] = keywords.pop("guidance_scale")
-        return keywords
+            arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
+        return arguments

@@ -238,12 +238,12 @@ def _names_when_loaded(module: nn.Module, keys: Sequence[str]) -> dict[str, str]
 def _differences(module: nn.Module, shapes: Mapping[str, list[int]]) -> tuple[list[str], list[str]]:
     """Tensors that a network asks for in vain, by name and shape, and those that it knows nothing of."""
     state = module.state_dict(keep_vars=True)
-    found = {id(tensor) for key, tensor in state.items() if shapes.get(key) == list(tensor.shape)}
+    fitting = {id(tensor) for key, tensor in state.items() if shapes.get(key) == list(tensor.shape)}
     # A tied tensor is the same object under each of its names, and one of them is enough.
     lacking = [
         f"{key} of {tuple(tensor.shape)}"
         for key, tensor in state.items()
-        if (key in shapes and shapes[key] != list(tensor.shape)) or id(tensor) not in found
+        if (key in shapes and shapes[key] != list(tensor.shape)) or id(tensor) not in fitting
     ]
     ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     strange = [

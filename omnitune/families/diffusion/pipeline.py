@@ -247,18 +247,21 @@ class DiffusersFamily(Denoiser):
     def generate(self, pipe: Any, request: Sampling) -> Any:
         """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
         taken = signature(pipe.__call__).parameters
-        keywords = {name: value for name, value in self.call(request).items() if name in taken}
-        keywords |= {"generator": self.generator(request), "output_type": "np", **request.keywords}
+        arguments = {name: value for name, value in self.call(request).items() if name in taken}
+        arguments |= {"generator": self.generator(request), "output_type": "np", **request.keywords}
         with self.wrapped(request):
-            made = pipe(**keywords)
-        return made.frames if hasattr(made, "frames") else made.images[:, None]
+            output = pipe(**arguments)
+        return output.frames if hasattr(output, "frames") else output.images[:, None]
 
     @contextmanager
     def wrapped(self, request: Sampling) -> Iterator[None]:
         """The cores within a request's wrappers, for a while."""
         with ExitStack() as undo:
             for core in (self.components[name] for name in self.cores if request.wrappers):
-                undo.callback(setattr, core, "forward", core.forward)
+                if (own := vars(core).get("forward")) is None:
+                    undo.callback(delattr, core, "forward")
+                else:  # the network's forward was replaced before
+                    undo.callback(setattr, core, "forward", own)
                 for wrapper in request.wrappers:
                     core.forward = wrapper(core.forward)
             yield

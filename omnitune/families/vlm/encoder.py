@@ -76,9 +76,9 @@ class ConversationEncoder:
     def encode_prompt(self, conversation: Conversation) -> Batch:
         """Encode a batch of one that ends where the model is to answer."""
         with self._decoded(conversation) as media:
-            found = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
+            outputs = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
             unknown = ("text_replacement_offsets", "labels")
-            return {name: value for name, value in found.items() if name not in unknown}
+            return {name: value for name, value in outputs.items() if name not in unknown}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,11 +121,11 @@ class ConversationEncoder:
             return LeftOut(f"{conversation.where}: {self._too_long(length)}; {fewest}")
         for _ in range(NUM_TRIES):
             middle = (low * high) ** 0.5
-            found = self._encoded(conversation, media, middle)
-            if len(found) > self.options.max_length:
+            smaller = self._encoded(conversation, media, middle)
+            if len(smaller) > self.options.max_length:
                 high = middle
             else:
-                low, best = middle, found
+                low, best = middle, smaller
         return best
 
     def _encoded(self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float) -> Encoded:

@@ -24,7 +24,7 @@ from .encoder import ConversationEncoder
 from .export import write_adapter, write_full, write_merged
 from .files import VlmFiles
 from .head import losses_for_logits
-from .packing import SEGMENT, block_mask, pack, refuse_packing
+from .packing import SEGMENT, block_mask, pack
 from .rows import KINDS, conversations_of, has_media, hide_absent_pictures, stored_outputs, tower_outputs
 from .start import MODEL, PeftFolders
 from .tokens import OPTION, check_spelling, token_parameters
@@ -156,8 +156,8 @@ class Vlm(Responder):
     @property
     def language_model(self) -> nn.Module:
         """The module that takes the embeddings of tokens and pictures."""
-        found: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
-        return found
+        module: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
+        return module
 
     def weight_files(self, component: str) -> list[Path]:
         return self.files.deciding if component == MODEL else []
@@ -179,8 +179,11 @@ class Vlm(Responder):
         return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:
-        """Raise UserError where conversations of this type cannot share a row."""
-        refuse_packing(self.model_type, self.type)
+        if self.type.packing is not None:
+            raise UserError(
+                f"data.packing: conversations of {self.model_type} cannot share a row: {self.type.packing}; "
+                "leave packing out"
+            )
 
     @property
     def own_stages(self) -> list[Stage]:
@@ -273,10 +276,10 @@ class Vlm(Responder):
 
     def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
-        made = model.generate(
+        output = model.generate(
             **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
         )
-        new = made[0, inputs["input_ids"].shape[1] :]
+        new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
     # Results
@@ -312,6 +315,6 @@ class Vlm(Responder):
 def conversation_of(question: Question) -> Conversation:
     parts: list[str | Media] = []
     if question.image is not None:
-        seen = probe(question.image)
-        parts.append(Media("image", (question.image,), seen.width, seen.height))
+        probed = probe(question.image)
+        parts.append(Media("image", (question.image,), probed.width, probed.height))
     return Conversation("question", (Message("user", (*parts, question.prompt)),), question.prompt)

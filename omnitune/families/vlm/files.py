@@ -83,13 +83,13 @@ class VlmFiles(ModelFolder):
             own = self._config_in(self.folder)
         if self.start is None:
             return own
-        found = self._config_in(self.start)
-        if found.model_type != own.model_type:
+        theirs = self._config_in(self.start)
+        if theirs.model_type != own.model_type:
             raise UserError(
-                f"init_from: {self.start} holds a model of type {found.model_type}, and {self.path} is of "
+                f"init_from: {self.start} holds a model of type {theirs.model_type}, and {self.path} is of "
                 f"type {own.model_type}; give a folder of that type, or give this one as model.path"
             )
-        return found
+        return theirs
 
     def _config_in(self, folder: Path) -> Any:
         from transformers import AutoConfig
@@ -107,13 +107,13 @@ class VlmFiles(ModelFolder):
 
         folder = self.folder or self.fetch()
         try:
-            found = AutoProcessor.from_pretrained(folder)
+            processor = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 f"{self.key}: the processor in {folder} cannot be loaded: {error}; fetch the model again"
             ) from error
-        add_tokens(found.tokenizer, self.tokens)
-        return found
+        add_tokens(processor.tokenizer, self.tokens)
+        return processor
 
     @cached_property
     def new_tokens(self) -> list[str]:
@@ -137,8 +137,8 @@ class VlmFiles(ModelFolder):
                 f"model.path: {self.path} is of type {self.config.model_type}, which answers no questions "
                 "about pictures (AutoModelForImageTextToText does not know it); give a vision-language model"
             )
-        found = mapping[type(self.config)]
-        return found[0] if isinstance(found, tuple) else found
+        classes = mapping[type(self.config)]
+        return classes[0] if isinstance(classes, tuple) else classes
 
     def meta(self, dtype: torch.dtype) -> nn.Module:
         """The network without weights.

@@ -42,8 +42,8 @@ def losses_for_logits(model: Any, labels: Tensor, *, chunk: int, label_smoothing
             checkpoint(part, *pair, use_reentrant=False)
             for pair in zip(torch.split(states, chunk), torch.split(wanted, chunk), strict=True)
         ]
-        found = torch.zeros(targets.numel(), device=hidden.device)
-        return found.index_put((places,), torch.cat(parts)).view_as(targets)
+        losses = torch.zeros(targets.numel(), device=hidden.device)
+        return losses.index_put((places,), torch.cat(parts)).view_as(targets)
 
     head.forward = forward
     if softcap is not None:

@@ -48,8 +48,8 @@ class TokenPlaces:
     """Where the characters of a text are among the tokens that the processor made of it."""
 
     def __init__(self, tokenizer: Any, text: str, ids: Tensor, settings: Mapping[str, Any], name: str):
-        found = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, **settings)
-        own = torch.tensor(found["input_ids"])
+        encoding = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, **settings)
+        own = torch.tensor(encoding["input_ids"])
         self.skipped = len(ids) - len(own)
         """Tokens before the text: some types put their pictures there."""
         if self.skipped < 0 or not torch.equal(ids[self.skipped :], own):
@@ -57,7 +57,7 @@ class TokenPlaces:
                 f"the processor of {name} makes other tokens than those of its chat template's text, so "
                 "what is to be learned is not known; give a chat template that the processor takes as it is"
             )
-        self._offsets = torch.tensor(found["offset_mapping"]).view(-1, 2)
+        self._offsets = torch.tensor(encoding["offset_mapping"]).view(-1, 2)
 
     def tokens(self, spans: Sequence[Span]) -> Tensor:
         """(L,): True for each token that holds any character of the spans.
@@ -65,10 +65,10 @@ class TokenPlaces:
         A token that reaches over the border of an answer is learned, as in the processor's own masks.
         """
         starts, ends = self._offsets[:, 0], self._offsets[:, 1]
-        found = torch.zeros(self.skipped + len(starts), dtype=torch.bool)
+        held = torch.zeros(self.skipped + len(starts), dtype=torch.bool)
         for start, end in spans:
-            found[self.skipped :] |= (starts < end) & (ends > start)
-        return found
+            held[self.skipped :] |= (starts < end) & (ends > start)
+        return held
 
 
 def learned_answers(messages: Sequence[Message], options: ChatOptions) -> list[bool]:

@@ -181,7 +181,7 @@ def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> s
     def of_match(match: re.Match[str]) -> str:
         if sizes is None:
             raise UserError(f"{match.group()!r} stands before any picture; show the picture first")
-        size, seen = sizes
+        size, processed = sizes
         limits = size if boxes.absolute else (1000, 1000)
         _check_inside(match, boxes.axes, limits)
         if not boxes.absolute:
@@ -189,7 +189,7 @@ def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> s
         written, end = "", match.start()
         for group, axis in enumerate(_sides(boxes.axes), start=1):
             start, stop = match.span(group)
-            written += text[end:start] + rescale_number(match.group(group), seen[axis] / size[axis])
+            written += text[end:start] + rescale_number(match.group(group), processed[axis] / size[axis])
             end = stop
         return written + text[end : match.end()]
 

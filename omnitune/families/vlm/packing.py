@@ -1,40 +1,37 @@
 """Several conversations in one row: each attends to itself alone and has positions of its own."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import UserError
 from .collate import by_item, to_largest
-
-if TYPE_CHECKING:
-    from .types import VlmType
+from .types import VlmType
 
 GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 SEGMENT = "segment"
 """Which conversation each token of a row is of, from 1; becomes a mask when rows are collated."""
 
 
-def pack(row: Sequence[Mapping[str, Tensor]], model: Any, kind: "VlmType") -> dict[str, Tensor]:
+def pack(row: Sequence[Mapping[str, Tensor]], model: Any, kind: VlmType) -> dict[str, Tensor]:
     """One row of several conversations, with `position_ids` ((L,), or (4, L) where they have axes)."""
     assert kind.packing is None, kind.packing
     length = [len(one["input_ids"]) for one in row]
-    found: dict[str, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for one in row for name in one):
         tensors = [one[name] for one in row if name in one]
         if any(map(by_item, row)) and name.startswith("pixel"):
-            found[name] = torch.cat(tensors, 1)
+            joined[name] = torch.cat(tensors, 1)
         else:
-            found[name] = torch.cat(to_largest(name, tensors))
+            joined[name] = torch.cat(to_largest(name, tensors))
     labels = [one["labels"].clone() for one in row]
     for own in labels:
         own[0] = -100  # the first token of a conversation is not what the one before goes on with
-    found["labels"] = torch.cat(labels)
-    found[SEGMENT] = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(length)])
-    found["position_ids"] = torch.cat([positions(one, model) for one in row], -1)
-    return found
+    joined["labels"] = torch.cat(labels)
+    joined[SEGMENT] = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(length)])
+    joined["position_ids"] = torch.cat([positions(one, model) for one in row], -1)
+    return joined
 
 
 def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
@@ -44,12 +41,11 @@ def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
     if find is None:
         return text
     given: dict[str, Any] = {name: tokens[name] for name in GRIDS if name in tokens}
-    for name in ("mm_token_type_ids",):
-        if name in tokens:
-            given[name] = tokens[name][None]
+    if "mm_token_type_ids" in tokens:
+        given["mm_token_type_ids"] = tokens["mm_token_type_ids"][None]
     ids = tokens["input_ids"][None]
-    found, _ = find(ids, attention_mask=torch.ones_like(ids), **given)
-    return torch.cat([text[None], found[:, 0]])
+    places, _ = find(ids, attention_mask=torch.ones_like(ids), **given)
+    return torch.cat([text[None], places[:, 0]])
 
 
 def block_mask(segments: Tensor) -> Tensor:
@@ -58,11 +54,3 @@ def block_mask(segments: Tensor) -> Tensor:
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     return same & causal
-
-
-def refuse_packing(model_type: str, kind: "VlmType") -> None:
-    if kind.packing is not None:
-        raise UserError(
-            f"data.packing: conversations of {model_type} cannot share a row: {kind.packing}; "
-            "leave packing out"
-        )

@@ -120,8 +120,8 @@ class ConversationProcessor:
             "global_image_token", "global_image_tag",
         )  # fmt: skip
         owners = (self.processor, self.tokenizer)
-        found = {str(getattr(owner, name, "")) for name in names for owner in owners}
-        return sorted((found | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
+        tokens = {str(getattr(owner, name, "")) for name in names for owner in owners}
+        return sorted((tokens | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
 
     def inputs(
         self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float, ask: bool = False
@@ -169,10 +169,10 @@ class ConversationProcessor:
     ) -> Conversation:
         assert self.options.boxes is not None
         files = [each.size for each in media if each.media.kind == "image"]
-        seen = files
+        processed = files
         if self.options.boxes.absolute:
-            seen = [processed_size(self.processor, picture) for picture in pictures]
-        messages = rescale_boxes(conversation, self.options.boxes, list(zip(files, seen, strict=True)))
+            processed = [processed_size(self.processor, picture) for picture in pictures]
+        messages = rescale_boxes(conversation, self.options.boxes, list(zip(files, processed, strict=True)))
         return replace(conversation, messages=tuple(messages))
 
     def call(self, inputs: Inputs) -> Any:
@@ -188,14 +188,14 @@ class ConversationProcessor:
         if inputs.clips:
             settings["videos"] = [inputs.clips]
         try:
-            found = self.processor(text=[inputs.text], images=pictures, **settings)
+            outputs = self.processor(text=[inputs.text], images=pictures, **settings)
         except ValueError as error:
             raise UserError(f"the processor of {self.model_type} refuses it: {error}") from error
-        if "video_second_per_grid" in found:
-            found["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
-        if "qformer_input_ids" in found:
-            found |= self._for_qformer(inputs.prompt)
-        return found
+        if "video_second_per_grid" in outputs:
+            outputs["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
+        if "qformer_input_ids" in outputs:
+            outputs |= self._for_qformer(inputs.prompt)
+        return outputs
 
     def text_settings(self, text: str) -> dict[str, Any]:
         """As `apply_chat_template` has it: no token is put before a text that begins with it."""
@@ -204,8 +204,8 @@ class ConversationProcessor:
 
     def _for_qformer(self, prompt: str) -> dict[str, Tensor]:
         """The Q-Former reads what is asked alone, as when the model is to answer it."""
-        found = self.processor.qformer_tokenizer(prompt, return_tensors="pt")
-        return {f"qformer_{name}": found[name] for name in ("input_ids", "attention_mask")}
+        outputs = self.processor.qformer_tokenizer(prompt, return_tensors="pt")
+        return {f"qformer_{name}": outputs[name] for name in ("input_ids", "attention_mask")}
 
     def compare(self, inputs: Inputs, ids: Tensor, answers: Tensor) -> None:
         """Hold what is found of the first items against the processor's own mask."""

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...batch import Batch
-
-if TYPE_CHECKING:
-    from .types import Cut, VlmType
+from .types import Cut, VlmType
 
 KINDS = ("image", "video")
 
@@ -34,9 +32,9 @@ def conversations_of(batch: Batch, played: bool) -> list[list[dict[str, Tensor]]
 
 def with_stand_in_pixels(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put ones in the place of pixels that are not there, in their shape and without their memory."""
-    found = without_shapes(tokens)
+    inputs = without_shapes(tokens)
     shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
-    return {**found, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
+    return {**inputs, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
 
 
 def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,29 +43,29 @@ def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tower_outputs(
     conversations: Sequence[Mapping[str, Tensor]],
-    cut: "Cut",
+    cut: Cut,
     calls_of: Callable[[Mapping[str, Tensor]], Mapping[str, Sequence[Tensor]]],
     device: torch.device,
 ) -> dict[str, Tensor]:
     """What leaves the tower for the media of a row: `image0`, `video0` of the first input of the cut..."""
-    found: dict[str, list[Tensor]] = {f"{kind}{i}": [] for kind in KINDS for i in range(len(cut.inputs))}
+    outputs: dict[str, list[Tensor]] = {f"{kind}{i}": [] for kind in KINDS for i in range(len(cut.inputs))}
     for inputs in conversations:
         calls = calls_of(inputs)
         kinds = [kind for kind in KINDS if has_media(inputs, kind)]
         for i, spot in enumerate(cut.inputs):
             for kind, tensor in zip(kinds, calls[spot], strict=True):
-                found[f"{kind}{i}"].append(tensor)
+                outputs[f"{kind}{i}"].append(tensor)
     empty = torch.zeros(0, device=device)
-    return {name: torch.cat(tensors) if tensors else empty for name, tensors in found.items()}
+    return {name: torch.cat(tensors) if tensors else empty for name, tensors in outputs.items()}
 
 
-def stored_outputs(batch: Batch, cut: "Cut") -> dict[str, list[Tensor]]:
+def stored_outputs(batch: Batch, cut: Cut) -> dict[str, list[Tensor]]:
     """What was stored of a batch for each input of a cut: of its pictures, then of its clips."""
-    found: dict[str, list[Tensor]] = {}
+    outputs: dict[str, list[Tensor]] = {}
     for i, spot in enumerate(cut.inputs):
         several = [batch[f"{kind}{i}"] for kind in KINDS]
-        found[spot] = [one for tensors in several if (one := _joined(tensors, cut.by_row)) is not None]
-    return found
+        outputs[spot] = [one for tensors in several if (one := _joined(tensors, cut.by_row)) is not None]
+    return outputs
 
 
 def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
@@ -86,7 +84,7 @@ def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
 
 @contextmanager
 def hide_absent_pictures(
-    model: Any, kind: "VlmType", inputs: Mapping[str, Tensor], dtype: torch.dtype
+    model: Any, kind: VlmType, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[None]:
     """Keep rows without pictures from modules that they skip when they are alone."""
     mask = inputs.get("cross_attention_mask")

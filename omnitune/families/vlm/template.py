@@ -130,20 +130,20 @@ class ChatTemplate:
     def _start(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], place: int, text: str, whole: str
     ) -> int:
-        asked = self.render(messages[:place], tools, ask=True)[0]
+        until_answer = self.render(messages[:place], tools, ask=True)[0]
         before = self.render(messages[:place], tools)[0]
-        if asked == before and SENTINEL in whole and text.startswith(before):
+        if until_answer == before and SENTINEL in whole and text.startswith(before):
             head = whole[len(before) : whole.index(SENTINEL)]
             if head.strip():
                 raise UserError(
                     f"{self.name} writes {head!r} before an answer but has no add_generation_prompt, so "
                     f"where the assistant takes over is not known; {WAY_OUT}"
                 )
-        if text.startswith(asked):
-            return len(asked)
+        if text.startswith(until_answer):
+            return len(until_answer)
         # The head of a new answer holds more than past answers show (an opened `<think>`).
-        start = num_shared(asked, whole)
-        if start <= len(before) or not text.startswith(asked[:start]):
+        start = num_shared(until_answer, whole)
+        if start <= len(before) or not text.startswith(until_answer[:start]):
             raise self._unplaced(place)
         return start
 
@@ -166,16 +166,16 @@ class ChatTemplate:
         )
 
     def _message(self, message: Message) -> dict[str, Any]:
-        shown: dict[str, Any] = {"role": message.role}
+        rendered: dict[str, Any] = {"role": message.role}
         if any(isinstance(part, Media) for part in message.parts) or self._takes_parts(message.role):
-            shown["content"] = [_part(part) for part in message.parts]
+            rendered["content"] = [_part(part) for part in message.parts]
         else:
-            shown["content"] = message.text
+            rendered["content"] = message.text
         if message.tool_calls:
-            shown["tool_calls"] = [
+            rendered["tool_calls"] = [
                 {"type": "function", "function": dict(call)} for call in message.tool_calls
             ]
-        return shown
+        return rendered
 
     def _takes_parts(self, role: Role) -> bool:
         if role not in self._forms:

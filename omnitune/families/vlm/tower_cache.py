@@ -27,16 +27,16 @@ def record_outputs(
     model: nn.Module, cut: Cut, language_model: nn.Module
 ) -> Iterator[dict[str, list[Tensor]]]:
     """What each of the cut's inputs was given, in the order of the calls; `language_model` does not run."""
-    found: dict[str, list[Tensor]] = {spot: [] for spot in cut.inputs}
+    outputs: dict[str, list[Tensor]] = {spot: [] for spot in cut.inputs}
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
         raise _StopForward
 
     hooks = [language_model.register_forward_pre_hook(stop, with_kwargs=True)]
     for spot in cut.inputs:
-        hooks.append(_edit_input(model, spot, partial(_kept, found[spot])))
+        hooks.append(_edit_input(model, spot, partial(_append, outputs[spot])))
     try:
-        yield found
+        yield outputs
     except _StopForward:
         pass
     finally:
@@ -44,8 +44,8 @@ def record_outputs(
             hook.remove()
 
 
-def _kept(found: list[Tensor], value: Tensor) -> Tensor:
-    found.append(value.detach())
+def _append(outputs: list[Tensor], value: Tensor) -> Tensor:
+    outputs.append(value.detach())
     return value
 
 

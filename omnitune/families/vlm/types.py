@@ -217,12 +217,12 @@ def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str
     loose: list[str] = []
     lines = [*_unmatched(model, roles)]
     for name, _ in model.named_parameters():
-        found = [(role, prefix) for role, prefix in _pairs(roles) if is_under(name, prefix)]
-        if len(found) > 1:
-            places = " and ".join(f"{role} ({prefix})" for role, prefix in found)
+        owners = [(role, prefix) for role, prefix in _pairs(roles) if is_under(name, prefix)]
+        if len(owners) > 1:
+            places = " and ".join(f"{role} ({prefix})" for role, prefix in owners)
             lines.append(f"roles: {name} is in {places}; state prefixes that do not overlap")
-        elif found:
-            owner[name] = found[0][0]
+        elif owners:
+            owner[name] = owners[0][0]
         else:
             loose.append(name)
     if loose:
