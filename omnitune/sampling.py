@@ -8,7 +8,6 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from .data import buckets
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
 from .files import write_json, write_text
@@ -248,22 +247,6 @@ def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAM
             if not path.is_file():
                 where = called(option_of(name))
                 mistakes.errors.append(UserError(f"{where}: {path} is not there; correct the path"))
-
-
-def read_size(text: str, where: str, family: "Family", sizes: Sequence[Bucket] | None) -> Bucket:
-    """Read a size; raises UserError for one that the model, or this run of it, does not take."""
-    if "size" in family.request_type.unread:
-        raise UserError(f"{where}: has no effect, {family.request_type.reason}; leave it out")
-    bucket, limits = parse_bucket(text, where), family.limits
-    nearest = Bucket(
-        buckets.nearest_frames(bucket.frames, limits),
-        *buckets.nearest_sides((bucket.height, bucket.width), limits),
-    )
-    if nearest != bucket:
-        raise UserError(f"{where}: {bucket} is not a size that {family.name} takes; the nearest is {nearest}")
-    if limits.one_size and sizes and bucket not in sizes:
-        raise UserError(f"{where}: {bucket}, but this run's positions are of {sizes[0]}; use that")
-    return bucket
 
 
 def load_media(options: Validation, i: int, bucket: Bucket) -> dict[str, "Pixels"]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ..errors import Mistakes, UserError
 from ..model import set_up
@@ -13,9 +13,6 @@ from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from ..sampling import check_files, check_samples, in_words, overridden, write_samples
 from .words import Word
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
