@@ -69,17 +69,15 @@ def test_a_control_changes_nothing_at_first_and_trains_cached_as_live(
 def test_validation_shows_a_control_to_the_model(
     tiny_wan: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written: list[torch.Tensor] = []  # before they are encoded, which blows up what rounding makes of them
+    monkeypatch.setattr(media, "write_video", lambda path, frames, fps: written.append(torch.tensor(frames)))
     sampling = {"prompts": ["a fox"], "steps": 2, "guidance": 2.0, "size": "9x32x32"}
     given = {**sampling, "media": {"control": [str(clip())]}}
-    plain = trained(run_of(tmp_path / "plain", tiny_wan, cache, validation=sampling), monkeypatch)
-    control = trained(run_of(tmp_path / "control", tiny_wan, cache, CONTROL, validation=given), monkeypatch)
-    frames = [
-        torch.from_numpy(media.read_frames(run / f"samples/step-{step:08d}/000.mp4", range(9)))
-        for step in (0, 3)
-        for run in (plain, control)
-    ]
-    assert torch.equal(frames[0], frames[1]), "zero weights: any control gives what the base gives"
-    assert not torch.equal(frames[2], frames[3])
+    trained(run_of(tmp_path / "plain", tiny_wan, cache, validation=sampling), monkeypatch)
+    trained(run_of(tmp_path / "control", tiny_wan, cache, CONTROL, validation=given), monkeypatch)
+    plain, plain_later, first, later = (frames.int() for frames in written)
+    assert (first - plain).abs().max() <= 1, "zero weights: any control gives what the base gives"
+    assert (later - plain_later).abs().max() > 1
 
 
 @pytest.mark.parametrize(
