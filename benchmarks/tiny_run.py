@@ -124,11 +124,10 @@ def _write(run: TinyRun, settings: Settings) -> None:
     experts = {name: settings.transformer for name in ("transformer", "transformer_2")}
     build_tiny(run.model, settings.family, settings.variant, **experts)
     published = resolve(settings.family).checkpoint(settings.variant)
-    conditions = [{"name": "frame_conditioning", "frames": published.frames}] if published.frames else []
     values = {
         "model": run.model,
         "objective": published.defaults.objective,
-        "conditions": json.dumps(conditions),
+        "conditions": json.dumps(published.conditions),
         "samples": _samples(run.folder / "samples", settings),
         "cache": run.folder / "cache",
     }

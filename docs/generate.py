@@ -119,13 +119,15 @@ def model_lines(family: type[Family]) -> list[str]:
         if found.defaults is None:
             rows.append(f"| `{variant}` | `{found.path}` |")
             continue
-        cells = [found.frames or "none", sizes(family, found), defaults(found)]
+        stated = ["{" + ", ".join(f"{k}: {v}" for k, v in one.items()) + "}" for one in found.conditions]
+        conditions = ", ".join(f"`{one}`" for one in stated) or "none"
+        cells = [conditions, sizes(family, found), defaults(found)]
         rows.append(f"| {' | '.join([f'`{variant}`', f'`{found.path}`', *cells])} |")
     return [
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
         *(
-            ["| variant | checkpoint | frames given by default | sizes | defaults |", "|---|---|---|---|---|"]
+            ["| variant | checkpoint | conditions by default | sizes | defaults |", "|---|---|---|---|---|"]
             if issubclass(family, Denoiser)
             else ["| type | a checkpoint of it |", "|---|---|"]
         ),

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
@@ -168,15 +168,28 @@ def _flags(field: Field[Any], word: Word) -> list[str]:
 
 
 def _reading(hint: Any, field: Field[Any]) -> dict[str, Any]:
-    """How argparse reads a field of a type: a switch, a list that grows by each word, or one value."""
+    """How argparse reads a field of a type: a switch, a list or mapping that words add to, or one value."""
     if field.default is MISSING and field.default_factory is MISSING:
         return {"type": hint}
     if hint is bool:
         return {"action": "store_true", "dest": field.name}
     kind = next((one for one in get_args(hint) if one is not NoneType), hint)  # X of X | None
+    if get_origin(kind) is Mapping:
+        return {"action": _NamedFiles, "metavar": "NAME=FILE", "dest": field.name}
     if get_origin(kind) is Sequence:
         return {"action": "append", "type": get_args(kind)[0], "dest": field.name}
     return {"type": kind, "default": field.default, "dest": field.name}
+
+
+class _NamedFiles(argparse.Action):
+    """Gathers NAME=FILE words as a mapping from names to lists of files."""
+
+    def __call__(self, parser: Any, given: argparse.Namespace, word: Any, option: str | None = None) -> None:
+        name, _, file = word.partition("=")
+        if not file:
+            parser.error(f"{option}: {word!r} is not NAME=FILE")
+        files = getattr(given, self.dest) or {}
+        setattr(given, self.dest, {**files, name: [*files.get(name, []), Path(file)]})
 
 
 def _evaluate_command(commands: Any) -> None:

@@ -78,7 +78,7 @@ def load_family(
         without=without,
     )
     for condition in resolved.run.conditions:
-        condition.prepare(family)
+        family.add_condition(condition)
     if resolved.data is not None:
         resolved.data.fit(family)
     return family

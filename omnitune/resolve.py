@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import config
+from .data.buckets import nearest_frames, nearest_sides
 from .data.cache import StageCache
 from .data.encode import Filled, fill
 from .data.loader import READERS, MicroBatches, usable_cores
 from .data.order import Order
+from .data.sizes import Bucket
 from .errors import Mistakes, UserError
 from .export.start import component_folders, lora_files
 from .families import resolve as find_family
@@ -23,7 +25,7 @@ from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
 from .model import load_family
-from .sampling import check_samples, parse_bucket, read_size
+from .sampling import check_files, check_samples, parse_bucket
 from .stages import MEDIA, Stage, split_stages
 from .trainable.adapters import claim_always
 from .trainable.freezing import spell_rules
@@ -33,7 +35,6 @@ from .trainable.rules import Claims, Rule, claim, match
 if TYPE_CHECKING:
     from .config.run import Part, Run
     from .data.dataset import BoundData, Index
-    from .data.sizes import Bucket
     from .parallel.mesh import Mesh
 
 CACHE_FORMAT = 1
@@ -69,7 +70,7 @@ class ResolvedRun:
                 options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
             self.shape = load_family(self, "meta")
-            if lack := self.shape.lacking():
+            if lack := self.shape.missing_condition():
                 self.mistakes.errors.append(UserError(lack))
             self._match()
 
@@ -96,12 +97,22 @@ class ResolvedRun:
         self.data = data.bind(family, self.run.seed, self.memo_folder, self.mistakes)
         with self.mistakes.noted():
             _ = self.sample_size
+        self._check_media()
         check_samples(self.run.validation, family, self.mistakes)
-        if self.run.conditions and family.trained_on == "conversations":
-            name = self.run.conditions[0].name
-            self.mistakes.errors.append(
-                UserError(f"conditions: {name} has no effect on conversations; remove it")
-            )
+
+    def _check_media(self) -> None:
+        """Note what conditions need of each sample and the data do not bring."""
+        name, brought = self.run.data.name, self.bound.brings
+        for condition in self.shape.conditions:
+            needs = [medium.name for medium in condition.media(self.shape) if medium.training]
+            self.mistakes.errors += [
+                UserError(
+                    f"conditions: {condition.name} needs {need} of each sample, and {name} bring "
+                    f"{', '.join(brought)}; remove it, or train on data that have {need}"
+                )
+                for need in needs
+                if need not in brought
+            ]
 
     def _claim(self) -> None:
         """Match rules, flags of freezing and options that train against the parameters."""
@@ -165,25 +176,37 @@ class ResolvedRun:
 
     # Samples
 
-    def read_size(self, text: str, where: str) -> "Bucket":
+    def read_size(self, text: str, where: str) -> Bucket:
         """Read a size of samples; raises UserError for one that the model does not take."""
-        return read_size(text, where, self.shape, self.bound.sizes)
+        family, sizes = self.shape, self.bound.sizes
+        if "size" in family.request_type.unread:
+            raise UserError(f"{where}: has no effect, {family.request_type.reason}; leave it out")
+        bucket, limits = parse_bucket(text, where), family.limits
+        frames = nearest_frames(bucket.frames, limits)
+        nearest = Bucket(frames, *nearest_sides((bucket.height, bucket.width), limits))
+        if nearest != bucket:
+            raise UserError(
+                f"{where}: {bucket} is not a size that {family.name} takes; the nearest is {nearest}"
+            )
+        if limits.one_size and sizes and bucket not in sizes:
+            raise UserError(f"{where}: {bucket}, but this run's positions are of {sizes[0]}; use that")
+        return bucket
 
     @property
-    def sample_size(self) -> "Bucket | None":
+    def sample_size(self) -> Bucket | None:
         """The size that `validation.size` states, if any."""
         stated = self.run.validation.size
         return None if stated is None else self.read_size(stated, "validation.size")
 
-    def sample_bucket(self, index: "Index") -> "Bucket | None":
+    def sample_bucket(self, index: "Index") -> Bucket | None:
         """The size that is sampled: as stated, or the data's largest; None where samples are answers."""
         return self.sample_size or index.largest
 
-    def trained_bucket(self, folder: Path, size: str | None = None) -> "Bucket | None":
+    def trained_bucket(self, folder: Path, size: str | None = None) -> Bucket | None:
         """The size to generate: as stated, or the largest that a run folder trained on; None for answers."""
         if size is not None:
             return self.read_size(size, "--size")
-        if self.family_class.trained_on == "conversations":
+        if "size" in self.family_class.request_type.unread:
             return None
         lines = folder / "data.jsonl"
         if not lines.is_file():
@@ -218,6 +241,7 @@ class ResolvedRun:
             with self.mistakes.noted():
                 self.run.data.scan(memo)
             self.mistakes.raise_all()
+        check_files(self.run.validation, self.mistakes)
         return self.bound.scan(memo, self.mistakes)
 
     def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:

@@ -1,20 +1,27 @@
-"""What is generated: options, requests, and files of samples."""
+"""What is generated: options, requests of the kinds of models, and files of samples."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from .data import buckets
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
 from .files import write_json, write_text
 from .options import option
 
 if TYPE_CHECKING:
-    from .families.base import Family, Question, Sampling
+    from .data.media import Pixels
+    from .families.base import Family
+
+LISTS = {"first_frame": "images", "last_frame": "last_images"}
+"""Media that have an option of their own; all others are under `media`."""
+Called = Callable[[str], str]
+"""Spells an option for the user."""
+IN_YAML: Called = "validation.{}".format
 
 
 @option
@@ -30,6 +37,9 @@ class Validation:
     question is about, whole."""
     last_images: list[Path] = field(default_factory=list)
     """The last frame of each sample, for models that are given it."""
+    media: dict[str, list[Path]] = field(default_factory=dict)
+    """What else conditions are given, by name: `{control: [a.mp4, b.mp4]}`, one for each prompt, cut to the
+    size."""
     negative_prompt: str = ""
     size: str | None = None
     """`480x832` for pictures, `49x480x832` for clips; absent: the largest bucket of the data."""
@@ -55,9 +65,28 @@ class Validation:
             raise ValueError(f"fps must be above 0, not {self.fps}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be 1 or more, not {self.max_tokens}")
-        for name in ("images", "last_images"):
-            if (number := len(getattr(self, name))) not in (0, len(self.prompts)):
-                raise ValueError(f"{name}: {number} for {len(self.prompts)} prompts; give one for each")
+        if twice := LISTS.keys() & self.media.keys():
+            raise ValueError(f"media.{min(twice)} is stated as {LISTS[min(twice)]}; move it there")
+        for name, paths in self.media_files.items():
+            if (number := len(paths)) != (asked := len(self.prompts)):
+                raise ValueError(f"{option_of(name)}: {number} for {asked} prompts; give one for each")
+
+    @property
+    def media_files(self) -> dict[str, Sequence[Path]]:
+        """Medium -> a file for each prompt; media that are not given are left out."""
+        stated = {**{medium: getattr(self, name) for medium, name in LISTS.items()}, **self.media}
+        return {medium: paths for medium, paths in stated.items() if paths}
+
+
+def option_of(medium: str) -> str:
+    """The option of `Validation` that lists a medium's files."""
+    return LISTS.get(medium, f"media.{medium}")
+
+
+def in_words(text: str) -> str:
+    """An option, or a message that begins with one, as the command line spells it."""
+    text = text.replace("last_images", "last-image").replace("images", "image").replace("media.", "media ")
+    return f"--{text.replace('_', '-')}"
 
 
 def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
@@ -65,8 +94,135 @@ def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
     try:
         return replace(options, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error:
-        text = str(error).replace("last_images", "last-image").replace("images", "image").replace("_", "-")
-        raise UserError(f"--{text}") from None
+        raise UserError(in_words(str(error))) from None
+
+
+class Request(ABC):
+    """One sample to generate, as a kind of model takes it."""
+
+    unread: ClassVar[Sequence[str]]
+    """Options of `Validation` that say nothing to this kind of model."""
+    reason: ClassVar[str]
+    """Why they do not."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, options: Validation, bucket: Bucket | None) -> list[Self]:
+        """The samples that options ask for, in a size where samples have one."""
+
+    @classmethod
+    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
+        """What a model cannot make of options, one message each."""
+        defaults = Validation()
+        unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
+        return [f"validation.{name}: has no effect, {cls.reason}; remove it" for name in unused]
+
+    @abstractmethod
+    def write(self, path: Path, result: Any) -> Path:
+        """Write a result to a path that lacks its suffix; returns the file."""
+
+    @abstractmethod
+    def describe(self, result: Any) -> dict[str, Any]:
+        """What samples.json says of the sample."""
+
+
+@dataclass(frozen=True)
+class Sampling(Request):
+    """A picture or a clip to generate: one prompt, its size and its seed.
+
+    Conditions fill in the last three fields, by `Condition.sampling`.
+    """
+
+    unread = ("max_tokens",)
+    reason = "the model generates pixels"
+
+    prompt: str
+    negative_prompt: str
+    bucket: Bucket
+    steps: int
+    guidance: float
+    seed: int
+    fps: float = 16.0
+    media: Mapping[str, "Pixels"] = field(default_factory=dict)
+    """What conditions are given, in the bucket's size: (T, H, W, 3) in uint8, T = 1 for a picture."""
+    pipeline: Any = None
+    """The pipeline class that generates; None: the family's."""
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    """Of the pipeline's call, over those of the family."""
+    wrappers: Sequence[Callable[[Callable[..., Any]], Callable[..., Any]]] = ()
+    """Each takes the forward of a core network and returns what the pipeline calls in its place."""
+
+    @classmethod
+    def of(cls, options: Validation, bucket: Bucket | None) -> list[Self]:
+        assert bucket is not None
+        return [
+            cls.one(options, prompt, bucket, options.seed, load_media(options, i, bucket))
+            for i, prompt in enumerate(options.prompts)
+        ]
+
+    @classmethod
+    def one(
+        cls, options: Validation, prompt: str, bucket: Bucket, seed: int, media: Mapping[str, "Pixels"]
+    ) -> Self:
+        """A sample of a prompt, the rest as options say it."""
+        negative, fps = options.negative_prompt, options.fps
+        return cls(prompt, negative, bucket, options.steps, options.guidance, seed, fps, media)
+
+    @classmethod
+    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
+        known = {medium.name: medium.sampling for medium in family.media if medium.sampling != "never"}
+        found, given = super().check(options, family, called), options.media_files
+        for name in sorted(given.keys() - known.keys()):
+            out = f"train it with a condition that takes {name}, or leave them out"
+            found.append(f"{called(option_of(name))}: the model is not given them; {out}")
+        for name, need in known.items():
+            if options.prompts and need == "required" and name not in given:
+                found.append(f"{called(option_of(name))}: every sample needs a {name}; give one a prompt")
+        return found
+
+    def write(self, path: Path, result: Any) -> Path:
+        from .data import media
+
+        if len(result) > 1:
+            path = path.with_suffix(".mp4")
+            media.write_video(path, result.numpy(), self.fps)
+        else:
+            path = path.with_suffix(".png")
+            media.write_image(path, result[0].numpy())
+        return path
+
+    def describe(self, result: Any) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt, "seed": self.seed, "size": str(self.bucket), "guidance": self.guidance,
+            "steps": self.steps,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question(Request):
+    """What to answer, and about which picture."""
+
+    unread = ("size", "last_images", "media", "negative_prompt", "steps", "guidance", "seed", "fps")
+    reason = "the model answers in text"
+
+    prompt: str
+    image: Path | None = None
+    max_tokens: int = 64
+
+    @classmethod
+    def of(cls, options: Validation, bucket: Bucket | None) -> list[Self]:
+        images: list[Path | None] = [*options.images] or [None] * len(options.prompts)
+        pairs = zip(options.prompts, images, strict=True)
+        return [cls(prompt, image, options.max_tokens) for prompt, image in pairs]
+
+    def write(self, path: Path, result: Any) -> Path:
+        path = path.with_suffix(".txt")
+        write_text(path, f"{result}\n")
+        return path
+
+    def describe(self, result: Any) -> dict[str, Any]:
+        image = None if self.image is None else str(self.image)
+        return {"prompt": self.prompt, "image": image, "answer": result}
 
 
 def parse_bucket(text: str, where: str) -> Bucket:
@@ -77,142 +233,40 @@ def parse_bucket(text: str, where: str) -> Bucket:
     return Bucket(*numbers) if len(numbers) == 3 else Bucket(1, *numbers)
 
 
-def wanted(options: Validation, bucket: Bucket | None) -> "list[Any]":
-    """What to generate in a size, or to answer."""
-    from .families.base import Question, Sampling
-
-    if bucket is None:
-        images: list[Path | None] = [*options.images] or [None] * len(options.prompts)
-        pairs = zip(options.prompts, images, strict=True)
-        return [Question(prompt, image, options.max_tokens) for prompt, image in pairs]
-    return [
-        Sampling(
-            prompt, options.negative_prompt, bucket, options.steps, options.guidance, options.seed,
-            options.fps, given_frames(options, i, bucket),
-        )
-        for i, prompt in enumerate(options.prompts)
-    ]  # fmt: skip
-
-
-def given_frames(options: Validation, i: int, bucket: Bucket) -> dict[str, Any]:
-    """The frames that sample i is given, (H, W, 3) each."""
-    from .data.captions import crops as views
-
-    files = {"first_frame": options.images, "last_frame": options.last_images}
-    return {name: views.covering_picture(paths[i], bucket)[0] for name, paths in files.items() if paths}
-
-
-OPTIONS = {"images": "validation.images", "last_images": "validation.last_images"}
-
-FOR_PIXELS = ("size", "last_images", "negative_prompt", "steps", "guidance", "seed", "fps")
-"""Options that models which answer in text do not read."""
-
-
 def check_samples(
-    options: Validation, family: "Family", mistakes: Mistakes, told: Mapping[str, str] = OPTIONS
+    options: Validation, family: "Family", mistakes: Mistakes, called: Called = IN_YAML
 ) -> None:
-    """Note what a model cannot make of what is asked for; `told` has the user's words for lists."""
-    with mistakes.noted():
-        if family.trained_on == "conversations":
-            refuse_unused(options, FOR_PIXELS, "the model answers in text")
-        else:
-            check_frames(options, family, told)
-    with mistakes.noted():
-        if family.trained_on != "conversations":
-            refuse_unused(options, ("max_tokens",), "the model generates pixels")
-    with mistakes.noted():
-        check_pictures(options, told)
+    """Note what a model cannot make of options."""
+    mistakes.errors += map(UserError, family.request_type.check(options, family, called))
 
 
-def refuse_unused(options: Validation, names: Sequence[str], why: str) -> None:
-    """Raise UserError for options that were changed and have no effect."""
-    defaults = Validation()
-    if unused := [name for name in names if getattr(options, name) != getattr(defaults, name)]:
-        raise UserError("\n".join(f"validation.{name}: has no effect, {why}; remove it" for name in unused))
-
-
-def read_size(text: str, where: str, family: "Family", sizes: Sequence[Bucket] | None) -> Bucket:
-    """Read a size; raises UserError for one that the model, or this run of it, does not take."""
-    if family.trained_on == "conversations":
-        raise UserError(f"{where}: has no effect, the model answers in text; leave it out")
-    bucket, limits = parse_bucket(text, where), family.limits
-    nearest = Bucket(
-        buckets.nearest_frames(bucket.frames, limits),
-        *buckets.nearest_sides((bucket.height, bucket.width), limits),
-    )
-    if nearest != bucket:
-        raise UserError(f"{where}: {bucket} is not a size that {family.name} takes; the nearest is {nearest}")
-    if limits.one_size and sizes and bucket not in sizes:
-        raise UserError(f"{where}: {bucket}, but this run's positions are of {sizes[0]}; use that")
-    return bucket
-
-
-def check_frames(options: Validation, family: "Family", told: Mapping[str, str] = OPTIONS) -> None:
-    """Raise UserError if samples lack frames that the model is given, or have some that it is not.
-
-    `told` has what the user calls both lists.
-    """
-    if not options.prompts:
-        return
-    for name, key in (("first_frame", "images"), ("last_frame", "last_images")):
-        given, asked = bool(getattr(options, key)), name in family.pictures
-        if given and not asked:
-            raise UserError(
-                f"{told[key]}: the model is not given them; train it with the condition frame_conditioning, "
-                "or leave them out"
-            )
-        if asked and not given and not family.frames_optional:
-            raise UserError(f"{told[key]}: image-to-video samples need one for each prompt; name them")
-
-
-def check_pictures(options: Validation, told: Mapping[str, str] = OPTIONS) -> None:
-    """Raise UserError if a picture that samples are given is not on this machine."""
-    for key in ("images", "last_images"):
-        for path in getattr(options, key):
+def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAML) -> None:
+    """Note files that are not on this machine."""
+    for name, paths in options.media_files.items():
+        for path in paths:
             if not path.is_file():
-                raise UserError(f"{told[key]}: {path} is not there; correct the path")
+                where = called(option_of(name))
+                mistakes.errors.append(UserError(f"{where}: {path} is not there; correct the path"))
 
 
-def write_samples(folder: Path, samples: list[Any], made: list[Any], fps: float) -> list[Path]:
+def load_media(options: Validation, i: int, bucket: Bucket) -> dict[str, "Pixels"]:
+    """What sample i is given, in the size of a bucket: (T, H, W, 3) each, T = 1 for a picture."""
+    from .data.captions.crops import covering_frames
+
+    return {name: covering_frames(paths[i], bucket) for name, paths in options.media_files.items()}
+
+
+def write_samples(folder: Path, requests: Sequence[Request], results: Sequence[Any]) -> list[Path]:
     """Write pictures as png, clips as mp4 and answers as txt, and beside them what was asked for.
 
     Samples of an earlier call go; other files of the folder stay.
     """
     _remove_samples(folder)
-    if made and isinstance(made[0], str):
-        return _write_answers(folder, samples, made)
-    return _write_frames(folder, samples, made, fps)
-
-
-def _write_answers(folder: Path, questions: "list[Question]", answers: list[str]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     paths, described = [], []
-    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        path = folder / f"{i:03d}.txt"
-        write_text(path, answer + "\n")
-        paths.append(path)
-        image = None if question.image is None else str(question.image)
-        described.append({"file": path.name, "prompt": question.prompt, "image": image, "answer": answer})
-    write_json(folder / "samples.json", described)
-    return paths
-
-
-def _write_frames(folder: Path, samples: "list[Sampling]", frames: list[Any], fps: float) -> list[Path]:
-    from .data import media
-
-    paths = []
-    for i, video in enumerate(frames):
-        path = folder / (f"{i:03d}.mp4" if len(video) > 1 else f"{i:03d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if len(video) > 1:
-            media.write_video(path, video.numpy(), fps)
-        else:
-            media.write_image(path, video[0].numpy())
-        paths.append(path)
-    described = [
-        {"file": p.name, "prompt": s.prompt, "seed": s.seed, "size": str(s.bucket), "guidance": s.guidance,
-         "steps": s.steps}
-        for p, s in zip(paths, samples, strict=True)
-    ]  # fmt: skip
+    for i, (request, result) in enumerate(zip(requests, results, strict=True)):
+        paths.append(request.write(folder / f"{i:03d}", result))
+        described.append({"file": paths[-1].name, **request.describe(result)})
     write_json(folder / "samples.json", described)
     return paths
 

@@ -540,7 +540,7 @@ FREE = [
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
     "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
     "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws",
-    "memory.checkpointing",
+    "memory.checkpointing", "validation.media",
 ]  # fmt: skip
 """What may differ when a run is resumed: places, speed, memory, samples; contents are hashed apart."""
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.sizes import Bucket
-from ..sampling import Validation, wanted, write_samples
+from ..sampling import Validation, write_samples
 from .base import Callback, Metrics
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class SampleCallback(Callback):
     def __init__(self, options: Validation, family: "Family", bucket: Bucket | None, folder: Path):
         self.options, self.family, self.folder = options, family, folder
-        self.samples = wanted(options, bucket)
+        self.requests = family.request_type.of(options, bucket)
 
     def due(self, step: int, last: int) -> bool:
-        if not self.samples:
+        if not self.requests:
             return False
         return step in (0, last) or bool(self.options.every and step % self.options.every == 0)
 
@@ -33,7 +33,6 @@ class SampleCallback(Callback):
     def write(self, trainer: "Trainer") -> None:
         """All ranks generate, for sharded weights are gathered by all; the main rank writes."""
         with trainer.served():
-            frames = self.family.sample(self.samples)
+            results = self.family.sample(self.requests)
         if trainer.mesh.main:
-            folder = self.folder / f"step-{trainer.step:08d}"
-            write_samples(folder, self.samples, frames, self.options.fps)
+            write_samples(self.folder / f"step-{trainer.step:08d}", self.requests, results)

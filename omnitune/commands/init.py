@@ -26,11 +26,8 @@ def init(request: InitRequest) -> str:
     d = variant.defaults
     if d is None:
         return _conversations(family, variant)
-    given = (
-        f"  - {{name: frame_conditioning, frames: {variant.frames}}}    # what the model is shown of a clip\n"
-        if variant.frames
-        else ""
-    )
+    flows = [", ".join(f"{key}: {value}" for key, value in one.items()) for one in variant.conditions]
+    conditions = "".join(f"  - {{{flow}}}\n" for flow in flows)
     levels = f", timesteps: {d.timesteps}, shift: {d.shift_text}" if d.objective == "flow_matching" else ""
     clip = d.size.count("x") == 2
     text = ""
@@ -38,8 +35,7 @@ def init(request: InitRequest) -> str:
         length = getattr(family.Options(), family.text_option)
         text = f"  options: {{{family.text_option}: {length}}}    # tokens that a caption is cut to\n"
     size = f"sizes: [{d.area}]" if d.one_size else f"area: {d.area}"
-    images = "  images: [fox.png]    # the first frame of each sample\n" if variant.frames else ""
-    last = "  last_images: [fox_later.png]\n" if variant.frames == "both" else ""
+    media = "".join(f"  {name}: [{name}.png]    # one for each prompt\n" for name in variant.media)
     return f"""\
 # omnitune run: {family.name} ({", ".join(family.tasks)}). First `omnitune check` and `omnitune plan` it.
 model:
@@ -51,7 +47,7 @@ model:
 objective: {{name: {d.objective}{levels}}}
 conditions:
   - {{name: caption_dropout, probability: 0.1}}    # keeps guidance working
-{given}
+{conditions}
 # First matching rule wins, the rest stays frozen. Instead of rules: `full`, or {{lora: {{rank: 32}}}}.
 trainable:
   - params: [{", ".join(f'"{target}"' for target in family.lora_targets)}]
@@ -72,7 +68,7 @@ checkpoint: {{every: 500, keep: 3}}
 validation:
   every: 500
   prompts: [a fox runs through snow]
-{images}{last}  size: {d.size}
+{media}  size: {d.size}
   guidance: {d.guidance:g}
 {f"  fps: {d.fps:g}" if clip else ""}
 parallel: {{micro_batch_size: 1}}    # smaller takes less memory and learns the same

@@ -34,8 +34,5 @@ def _block(family: "type[Family]") -> Iterator[str]:
 
 def sizes(family: "type[Family]", variant: "Checkpoint") -> str:
     """Which sizes a published checkpoint takes, and the smallest of them."""
-    shape = family.load(variant.path, "meta", torch.float32, only=[])
-    if variant.frames and shape.lacking():
-        shape.give_frames(variant.frames, optional=False, dropout=False)
-    limits = shape.limits
+    limits = family.load(variant.path, "meta", torch.float32, only=[]).limits
     return f"{limits.rule}; the smallest {limits.smallest}"

@@ -1,24 +1,18 @@
 """Generate with what a run has learned."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ..errors import Mistakes, UserError
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..sampling import check_samples, overridden, wanted, write_samples
+from ..sampling import check_files, check_samples, in_words, overridden, write_samples
 from .words import Word
-
-if TYPE_CHECKING:
-    pass
-
-LISTS = {"images": "--image", "last_images": "--last-image"}
-"""Options of samples that are lists -> what the command line calls them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,9 @@ class SampleRequest:
         Sequence[Path] | None, Word("its first frame, or what is asked about; one a prompt", "--image")
     ] = None
     last_images: Annotated[Sequence[Path] | None, Word("its last frame", "--last-image")] = None
+    media: Annotated[
+        Mapping[str, Sequence[Path]] | None, Word("what else conditions are given; one a prompt", "--media")
+    ] = None
     size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
     steps: Annotated[int | None, Word("denoising steps")] = None
     guidance: Annotated[float | None, Word("guidance scale")] = None
@@ -53,20 +50,21 @@ class SampleResult:
 def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
     folder, run = request.folder, read_run(request.folder)
-    names = ("prompts", "images", "last_images", "size", "steps", "guidance", "seed", "max_tokens")
+    names = ("prompts", "images", "last_images", "media", "size", "steps", "guidance", "seed", "max_tokens")
     options = overridden(run.validation, {name: getattr(request, name) for name in names})
     if not options.prompts:
         raise UserError(
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     resolved, mistakes = resolve_run(run), Mistakes()
-    check_samples(options, resolved.shape, mistakes, LISTS)
+    check_samples(options, resolved.shape, mistakes, in_words)
+    check_files(options, mistakes, in_words)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)
     saved = None if request.base else find_checkpoint(folder, request.checkpoint)
     family = set_up(resolved, Mesh(Parallel()), saved, average=not request.raw)
-    requests = wanted(options, bucket)
-    made = family.sample(requests, progress=sys.stderr.isatty())
+    requests = family.request_type.of(options, bucket)
+    results = family.sample(requests, progress=sys.stderr.isatty())
     name = "base" if saved is None else f"step-{saved.step}"
     out = request.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
-    return SampleResult(write_samples(out, requests, made, options.fps), made)
+    return SampleResult(write_samples(out, requests, results), results)

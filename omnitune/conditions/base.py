@@ -1,23 +1,57 @@
-"""Extra inputs to a denoiser, written once for all families."""
+"""Extra inputs to a model, each written once for all families."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..batch import Batch, Streams
 from ..random import Draw
 
 if TYPE_CHECKING:
-    from ..families.base import Family, Noisy
+    from ..families.base import Denoiser, Family, Noisy
+    from ..sampling import Sampling
+    from ..stages import Stage
 
 Inputs = dict[str, Any]
 """What a sample brings before any stage runs: `caption`, and what else its family needs."""
 
 
+@dataclass(frozen=True)
+class Medium:
+    """Something that samples bring for a condition: a text, a picture, a clip, a sound."""
+
+    name: str
+    """As stages call it: `caption`, `pixels`, `first_frame`, `control`."""
+    training: bool = True
+    """Whether the data must bring it; else the condition makes it of something that it also declares."""
+    sampling: Literal["required", "optional", "never"] = "required"
+    """Whether a sample that is generated has a file of it."""
+    clips_only: bool = False
+    """Whether a picture has none: it would be its own first frame."""
+
+
 class Condition:
-    """Places where a condition acts; each does nothing unless overridden."""
+    """Places where a condition acts; each does nothing unless overridden.
+
+    Its stages are cached as all others are: where they use nothing that trains, need what is cached and draw
+    nothing.
+    """
+
+    name: str
+
+    def media(self, family: "Family") -> Sequence[Medium]:
+        """What samples bring for it; asked after `prepare`."""
+        return ()
 
     def prepare(self, family: "Family") -> None:
-        """Change the model once, before rules are applied."""
+        """Change one copy of the model before rules are applied, by `widen`, `add_component`, `change`.
+
+        Raises UserError for weights that cannot take the condition.
+        """
+
+    def stages(self, family: "Family") -> "list[Stage]":
+        """Stages that run after the family's own; asked after `prepare`."""
+        return []
 
     def inputs(self, inputs: Inputs, draw: Draw) -> Inputs:
         """Edit one sample before its stages run or its cache entries are looked up; `draw` has one key."""
@@ -31,12 +65,23 @@ class Condition:
         """Itself with nothing random in it, as evaluation needs it; None where nothing of it is left."""
         return self
 
-    def before(self, family: Any, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
-        """Edit levels, masks, weights and extra inputs before noise is mixed in."""
+    def before(self, family: "Denoiser", noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
+        """Edit levels, masks, weights and extra inputs before noise is mixed in.
+
+        A stream that is added to `x0` and `noise` is noised as the others are, and its loss is added.
+        """
         return noisy
 
     def around(
-        self, predict: Callable[[], Streams], family: "Family", noisy: "Noisy", batch: Batch, draw: Draw
+        self, predict: Callable[[], Streams], family: "Denoiser", noisy: "Noisy", batch: Batch, draw: Draw
     ) -> Streams:
-        """Call the prediction, or something around it."""
+        """Call the prediction, or something around it; `noisy` has x and target now."""
         return predict()
+
+    def sampling(self, family: "Denoiser", request: "Sampling") -> "Sampling":
+        """Add to a sample that is generated what its `media` mean: keywords, a pipeline, a wrapper."""
+        return request
+
+    def exports(self, family: "Family") -> Mapping[str, Any]:
+        """Plain values for the metadata of exported weights: what their user has to know."""
+        return {}

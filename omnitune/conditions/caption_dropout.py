@@ -1,13 +1,14 @@
 """Captions dropped at random, for classifier-free guidance."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..options import option
 from ..random import Draw
-from .base import Condition, Inputs
+from .base import Condition, Inputs, Medium
 
 if TYPE_CHECKING:
-    pass
+    from ..families.base import Family
 
 
 @option
@@ -24,6 +25,9 @@ class CaptionDropout(Condition):
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+
+    def media(self, family: "Family") -> Sequence[Medium]:
+        return [Medium("caption", sampling="never")]
 
     def inputs(self, inputs: Inputs, draw: Draw) -> Inputs:
         return {**inputs, "caption": ""} if draw.row("caption_dropout") < self.probability else inputs

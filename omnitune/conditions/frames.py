@@ -1,15 +1,23 @@
 """Frames of a clip that the model is given: image-to-video."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from ..batch import Batch
+from ..errors import UserError
+from ..families.base import Denoiser
 from ..options import option
 from ..random import Draw
-from .base import Condition
+from .base import Condition, Medium
 
 if TYPE_CHECKING:
     from ..families.base import Family, Noisy
+    from ..sampling import Sampling
+    from ..stages import Stage
+
+KEYWORDS = {"first_frame": "image", "last_frame": "last_image"}
+"""Medium -> the keyword of the pipelines' call."""
 
 
 @option
@@ -25,7 +33,7 @@ class FrameConditioning(Condition):
     """Of each sample, that its frames are given; the others train text-to-video. 0 to 1, and 1 for a
     checkpoint that is always given frames."""
     dropout: float = 0.0
-    """Of samples with frames, that an empty picture takes their place, 0 to 1: for guidance by the picture.
+    """Probability of replacing the given frames by an empty picture, 0 to 1: for guidance by the picture.
     Some families have it in the prompt alone."""
 
     def __post_init__(self) -> None:
@@ -34,14 +42,46 @@ class FrameConditioning(Condition):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, not {self.dropout}")
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The media that it gives."""
+        return ("first_frame", "last_frame") if self.frames == "both" else (f"{self.frames}_frame",)
+
+    def media(self, family: "Family") -> Sequence[Medium]:
+        assert isinstance(family, Denoiser)
+        need: Literal["required", "optional"] = "required" if family.frames_required else "optional"
+        return [Medium(name, sampling=need, clips_only=True) for name in self.names]
+
     def prepare(self, family: "Family") -> None:
-        family.give_frames(self.frames, optional=self.probability < 1, dropout=self.dropout > 0)
+        takes, path = family.takes if isinstance(family, Denoiser) else (), family.request.path
+        if not isinstance(family, Denoiser) or self.frames not in takes:
+            able = f"it takes {', '.join(takes)}" if takes else "it is given no frames"
+            raise UserError(f"conditions: frames: {self.frames!r} is not for {path}, {able}")
+        if self.probability < 1 and family.frames_required:
+            out = "leave probability at 1, and use dropout for an empty picture in their place"
+            raise UserError(f"conditions: {path} is always given frames; {out}")
+        if self.dropout > 0 and not family.frames_required:
+            out = "use probability, the others train text-to-video"
+            raise UserError(f"conditions: {path} knows no empty picture; {out}")
+
+    def stages(self, family: "Family") -> "list[Stage]":
+        assert isinstance(family, Denoiser)
+        return family.frame_stages(self.frames, dropout=self.dropout > 0)
 
     def deterministic(self) -> Self | None:
         return replace(self, probability=1.0, dropout=0.0)
 
-    def before(self, family: Any, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
+    def before(self, family: Denoiser, noisy: "Noisy", batch: Batch, draw: Draw) -> "Noisy":
         given = draw.uniform("frames") < self.probability  # (B,)
         kept = draw.uniform("frames_dropout") >= self.dropout
-        edited: Noisy = family.with_frames(noisy, batch, given, kept)
-        return edited
+        return family.with_frames(noisy, batch, self.frames, given, kept)
+
+    def sampling(self, family: Denoiser, request: "Sampling") -> "Sampling":
+        from PIL import Image
+
+        given = [name for name in self.names if name in request.media]
+        if not given:  # text-to-video
+            return request
+        pictures = {KEYWORDS[name]: Image.fromarray(request.media[name][0]) for name in given}
+        keywords = {**request.keywords, **pictures}
+        return replace(request, pipeline=family.image_pipeline_class, keywords=keywords)

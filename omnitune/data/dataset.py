@@ -58,6 +58,10 @@ class BoundData(Protocol):
     notes: list[str]
     sizes: Sequence[Bucket] | None
 
+    @property
+    def brings(self) -> Sequence[str]:
+        """Names of what samples bring to stages and conditions: texts, and what is read from files."""
+
     def fit(self, family: "Family") -> None: ...
     def scan(self, memo: Hashes, mistakes: Mistakes) -> Any: ...
     def dataset(self, index: Any) -> Dataset: ...

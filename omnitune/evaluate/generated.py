@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..data.captions.kind import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
-from ..families.base import Sampling
 from ..objectives.held_out import QUANTILES
 from ..progress import say
 from ..random import permuted
 from ..resolve import ResolvedRun, resolve_run
-from ..sampling import given_frames
+from ..sampling import Sampling, load_media
 from .asked import Asked
 from .data import held_out, num_trained, shown, to_8bit
 from .subject import Subject
@@ -96,28 +95,23 @@ class Generated(Subject):
         else:
             raise UserError("--data: none is given, and the run's validation.prompts is empty; name a folder")
         return [
-            Sampling(
-                prompt,
-                options.negative_prompt,
-                bucket,
-                options.steps,
-                options.guidance,
-                options.seed + i,
-                options.fps,
-                self._given(i, bucket),
-            )
+            Sampling.one(options, prompt, bucket, options.seed + i, self._media(i, bucket))
             for i, (prompt, bucket) in enumerate(stated)
         ]
 
-    def _given(self, i: int, bucket: Bucket) -> dict[str, "Pixels"]:
-        """The frames that sample i is given, (H, W, 3) each: those of the item whose caption it has."""
+    def _media(self, i: int, bucket: Bucket) -> dict[str, "Pixels"]:
+        """What sample i is given, (T, H, W, 3) each: of the item whose caption it has."""
         if self.index is None:
-            return given_frames(self.options, i % len(self.options.prompts), bucket)
-        if bucket.frames == 1:
-            return {}
+            return load_media(self.options, i % len(self.options.prompts), bucket)
         samples = self.job.bound.dataset(self.index)
         inputs = samples.inputs(self.chosen[i])
-        return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
+        return {
+            medium.name: to_8bit(samples.load(medium.name, inputs))
+            for medium in self.job.shape.media
+            if medium.training
+            and medium.sampling != "never"
+            and not (medium.clips_only and bucket.frames == 1)
+        }
 
     @cached_property
     def samples(self) -> "list[Pixels]":

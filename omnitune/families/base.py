@@ -1,12 +1,13 @@
 """What a model family provides. Families hold networks; they do not know how those are trained."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,12 @@ from ..data.sizes import Bucket, Limits
 from ..errors import UserError
 from ..options import option
 from ..random import seed_of
+from ..sampling import Question, Request, Sampling
 from ..stages import Stage
 from .files import CONFIGS, ModelFolder, quiet
+
+if TYPE_CHECKING:
+    from ..conditions.base import Condition, Medium
 
 
 @dataclass
@@ -39,35 +44,18 @@ class Noisy:
     weight: Tensor | None = None
     """Factor of the error, (B,) or broadcastable like u; does not change the denominator."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Further inputs of the network, by name."""
+    """Further inputs of the network, by name; `channels` by `add_channels`."""
     x: Streams = field(default_factory=dict)
     fed: Tensor = field(default_factory=lambda: torch.empty(0))
     """The timestep as the network is fed it, shaped like u."""
     target: Streams = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """What to generate: one prompt, its size and its seed."""
-
-    prompt: str
-    negative_prompt: str
-    bucket: Bucket
-    steps: int
-    guidance: float
-    seed: int
-    fps: float = 16.0
-    frames: Mapping[str, Any] = field(default_factory=dict)
-    """Given frames in the bucket's size, (H, W, 3) in uint8: `first_frame`, `last_frame`."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to answer, and about which picture."""
-
-    prompt: str
-    image: Path | None = None
-    max_tokens: int = 64
+    def add_channels(self, channels: Tensor, *, own: bool = False) -> None:
+        """Feed channels (B, C, [T,] h, w) beside x: behind those there are, or before, where the published
+        network takes them as its `own`."""
+        if (there := self.extra.get("channels")) is not None:
+            channels = torch.cat([channels, there] if own else [there, channels], dim=1)
+        self.extra["channels"] = channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +89,12 @@ class Checkpoint:
     """A published checkpoint whose configuration ships."""
 
     path: str
-    frames: str | None
-    """Setting of `frame_conditioning` that it is trained with."""
-    defaults: Defaults | None
+    defaults: Defaults | None = None
     """None for models that generate no pixels."""
+    conditions: Sequence[Mapping[str, Any]] = ()
+    """Those that it is trained with, as `conditions` of a run states them."""
+    media: Sequence[str] = ()
+    """Options of `validation` that list what its samples are given."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +150,8 @@ class Family(ABC):
     that `init_from` reads."""
     trained_on: ClassVar[str] = "captions"
     """The kind of data, as `data.name` calls it."""
+    request_type: ClassVar[type[Request]]
+    """What `sample` takes."""
 
     configs: ClassVar[Traversable] = CONFIGS
     """Where the configurations of `variants` are, in files as `ModelFolder.shipped` reads."""
@@ -174,6 +166,7 @@ class Family(ABC):
         """The networks that are loaded, by name."""
         self.extras: set[str] = set()
         """Components that are in no checkpoint: those of `add_component`."""
+        self.conditions: list[Condition] = []
         self._changes: dict[str, list[Callable[[Any], object]]] = {}
 
     @classmethod
@@ -209,12 +202,12 @@ class Family(ABC):
         path = cls.variants[variant or next(iter(cls.variants))]
         shipped = ModelFolder(path, configs=cls.configs).shipped or {}
         defaults = Defaults(**shipped["defaults"]) if "defaults" in shipped else None
-        return Checkpoint(path, shipped.get("frame_conditioning"), defaults)
+        return Checkpoint(path, defaults, shipped.get("conditions", ()), shipped.get("media", ()))
 
     @property
     @abstractmethod
-    def stages(self) -> list[Stage]:
-        """From what a sample brings to what `denoise` or `logits` reads; conditions may add some."""
+    def own_stages(self) -> list[Stage]:
+        """The stages that it has whatever its conditions are."""
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
@@ -227,33 +220,36 @@ class Family(ABC):
         return {}
 
     @property
-    def pictures(self) -> tuple[str, ...]:
-        """Frames of a clip that the model is given: `first_frame`, `last_frame`."""
-        return ()
-
-    @property
-    def frames_optional(self) -> bool:
-        """Whether the model also generates from text alone."""
-        return True
-
-    @property
     def cores(self) -> Sequence[str]:
         """Components whose forward the objective trains: more than one where experts share the levels."""
         return (self.core,)
 
-    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
-        """Take frames of a clip as a further input: its `first`, its `last` or `both`.
+    def add_condition(self, condition: "Condition") -> None:
+        """Let a condition change this copy of the model, and take up its stages and media."""
+        condition.prepare(self)
+        self.conditions.append(condition)
 
-        Raises UserError if these weights cannot; `optional` has samples without, `dropout` with an empty
-        picture in their place.
-        """
-        raise UserError(f"conditions: family {self.name} is given no frames; leave frame_conditioning out")
+    @property
+    def stages(self) -> list[Stage]:
+        """From what a sample brings to what `denoise` or `logits` reads: its own, then its conditions'."""
+        return [*self.own_stages, *(stage for one in self.conditions for stage in one.stages(self))]
+
+    @property
+    def media(self) -> "list[Medium]":
+        """What samples bring for its conditions."""
+        return [medium for condition in self.conditions for medium in condition.media(self)]
+
+    @property
+    def export_notes(self) -> dict[str, str]:
+        """What its conditions have the metadata of exported weights say: name -> JSON."""
+        told = {condition.name: condition.exports(self) for condition in self.conditions}
+        return {name: json.dumps(values) for name, values in told.items() if values}
 
     def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
         """Fit the weights, loaded now or later, to the sizes of a run; what the user should know of it."""
         return []
 
-    def lacking(self) -> str | None:
+    def missing_condition(self) -> str | None:
         """The error for weights that want a condition which the run does not have; None for others."""
         return None
 
@@ -366,7 +362,7 @@ class Family(ABC):
         return [m for m in module.modules() if type(m).__name__ in names]
 
     @abstractmethod
-    def sample(self, wanted: Sequence[Any], progress: bool = False) -> list[Any]:
+    def sample(self, requests: Sequence[Any], progress: bool = False) -> list[Any]:
         """Generate as the published pipeline does: uint8 (T, H, W, 3) each of `Sampling`, T is 1 for images;
         the answer to each `Question`."""
 
@@ -375,6 +371,7 @@ class Responder(Family):
     """A family whose core answers in text."""
 
     trained_on = "conversations"
+    request_type = Question
 
     @abstractmethod
     def conversation_encoder(self, options: Any) -> Any:
@@ -394,6 +391,13 @@ class Responder(Family):
 class Denoiser(Family):
     """A family whose core removes noise."""
 
+    request_type = Sampling
+    takes: Sequence[str] = ()
+    """Frames of a clip that these weights can be given: `first`, `last`, `both`."""
+    frames_required: bool = False
+    """Whether they are always given frames."""
+    image_pipeline_class: ClassVar[Any] = None
+    """The published pipeline that is given frames."""
     alphas_cumprod: Tensor | None = None
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
     prediction_type: str | None = None
@@ -408,7 +412,14 @@ class Denoiser(Family):
         """The range of u of each loaded core; empty where one core takes all levels."""
         return {}
 
-    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
+        """From the `first` frame, the `last` or `both` to what `with_frames` reads.
+
+        With `dropout` an empty picture stands in the place of frames at times.
+        """
+        return []
+
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """Put given frames where the network expects them, before noise is mixed in.
 
         Rows that are not `given` (B,) train text-to-video; of those that are and not `kept` (B,) an empty
@@ -431,3 +442,9 @@ class Denoiser(Family):
     @abstractmethod
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         """Call the core exactly as the published pipeline does."""
+
+    def conditioned(self, request: Sampling) -> Sampling:
+        """A request with what the conditions make of its media."""
+        for condition in self.conditions:
+            request = condition.sampling(self, request)
+        return request

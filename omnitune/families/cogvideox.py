@@ -40,6 +40,7 @@ class CogVideoX(LatentFamily):
     lora_targets = ("transformer.transformer_blocks.*.attn1.to_*",)
     licence = "2B: Apache-2.0; all others: CogVideoX licence, commercial use by registration"
     pipeline_class = CogVideoXPipeline
+    image_pipeline_class = CogVideoXImageToVideoPipeline
     Options = CogVideoXOptions
     ragged_text = False
     variants: ClassVar[Mapping[str, str]] = {
@@ -65,10 +66,6 @@ class CogVideoX(LatentFamily):
                 f"model.options.text_length: {length}, but {self.files.path} has positions for {positions} "
                 f"tokens of text; set it to {positions}"
             )
-
-    @property
-    def pipeline_type(self) -> Any:
-        return CogVideoXImageToVideoPipeline if self.frames_required else CogVideoXPipeline
 
     @property
     def limits(self) -> Limits:
@@ -118,8 +115,8 @@ class CogVideoX(LatentFamily):
             setattr(embed, name, value)
 
     @property
-    def stages(self) -> list[Stage]:
-        return [replace(s, gives=("x0", "mask")) if s.name == "latents" else s for s in super().stages]
+    def own_stages(self) -> list[Stage]:
+        return [replace(s, gives=("x0", "mask")) if s.name == "latents" else s for s in super().own_stages]
 
     def draw_latents(self, batch: Batch, draw: Draw) -> Batch:
         """As of every family; 1.5 takes whole pairs of latent frames: copies of the first come before.
@@ -143,9 +140,9 @@ class CogVideoX(LatentFamily):
         embeds, _ = self.pipeline().encode_prompt(captions, do_classifier_free_guidance=False, **settings)
         return {"prompt_embeds": embeds}
 
-    def frame_stages(self) -> list[Stage]:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         return [
-            Stage("picture", (), self.pictures, ("picture",), self.keep_picture),
+            Stage("picture", (), ("first_frame",), ("picture",), self.keep_picture),
             Stage(
                 "image", ("vae",), ("picture",), ("image_latents",), self.encode_picture,
                 draws=("image_sigma", "image_noise", "image_posterior"),
@@ -167,11 +164,11 @@ class CogVideoX(LatentFamily):
         scale = self.vae_config["scaling_factor"]
         return {"image_latents": z / scale if self.vae_config.get("invert_scale_latents") else z * scale}
 
-    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """Further channels: the given frame as the first latent frame, padding included, and zeros."""
         channels = torch.zeros_like(noisy.x0["x"])
         channels[:, :, :1] = batch["image_latents"] * kept.view(-1, 1, 1, 1, 1)
-        noisy.extra["channels"] = channels
+        noisy.add_channels(channels, own=True)
         return noisy
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:

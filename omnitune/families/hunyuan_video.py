@@ -13,8 +13,9 @@ from ..batch import Batch, Streams
 from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
+from ..sampling import Sampling
 from ..stages import Stage
-from .base import LoadRequest, Noisy, Sampling
+from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
 
 INTERLEAVE = {"latent_concat": 2, "token_replace": 4}  # of the picture's tokens, one in so many is kept
@@ -41,6 +42,7 @@ class HunyuanVideo(LatentFamily):
     lora_targets = tuple(f"transformer.*transformer_blocks.*.attn.{to}" for to in ("to_[qkv]", "to_out.0"))
     licence = "Tencent Hunyuan Community License: not for use in the EU, the UK and South Korea"
     pipeline_class = HunyuanVideoPipeline
+    image_pipeline_class = HunyuanVideoImageToVideoPipeline
     Options = HunyuanVideoOptions
     least_text = ASSISTANT_TOKENS + 1
     variants: ClassVar[Mapping[str, str]] = {
@@ -56,10 +58,6 @@ class HunyuanVideo(LatentFamily):
         self.interleave = INTERLEAVE[self.condition] if self.condition else 0
         self.frames_required = self.condition is not None
         self.takes = ("first",) if self.condition else ()
-
-    @property
-    def pipeline_type(self) -> Any:
-        return HunyuanVideoImageToVideoPipeline if self.condition else HunyuanVideoPipeline
 
     @property
     def limits(self) -> Limits:
@@ -96,13 +94,10 @@ class HunyuanVideo(LatentFamily):
 
     def text_stages(self) -> list[Stage]:
         settings = {"text_length": self.options.text_length, "condition": self.condition}
-        text = replace(self.text_stage("text_encoder", "caption", *self.pictures), options=settings)
-        black = replace(
-            text, name="text_black", needs=("caption",), gives=("black_embeds",), ragged=("black_embeds",),
-            run=self.encode_black,
-        )  # fmt: skip
+        needs = ("caption", "first_frame") if self.condition else ("caption",)
+        text = replace(self.text_stage("text_encoder", *needs), options=settings)
         pooled = Stage("pooled", ("text_encoder_2",), ("caption",), ("pooled_embeds",), self.encode_pooled)
-        return [text, pooled, *([black] if self.drops_frames else [])]
+        return [text, pooled]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions, each with its first frame in the prompt, to (L, D) each."""
@@ -143,28 +138,34 @@ class HunyuanVideo(LatentFamily):
 
     # Given frames
 
-    def frame_stages(self) -> list[Stage]:
-        return [Stage("condition", ("vae",), self.pictures, ("image_latents",), self.encode_frames)]
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
+        text = self.text_stages()[0]
+        black = replace(
+            text, name="text_black", needs=("caption",), gives=("black_embeds",), ragged=("black_embeds",),
+            run=self.encode_black,
+        )  # fmt: skip
+        shown = Stage("condition", ("vae",), ("first_frame",), ("image_latents",), self.encode_frames)
+        return [black, shown] if dropout else [shown]
 
     def encode_frames(self, batch: Batch, draw: Draw) -> Batch:
         """The first frame encoded alone, (B, C, 1, h, w): this VAE is not causal, a clip's own differs."""
         return {"image_latents": self.normalised_mode(batch["first_frame"])}
 
-    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         """The latents of the picture are always given; of rows not `kept` the prompt has a black one."""
         x0 = noisy.x0["x"]  # (B, C, T, h, w)
         image = batch["image_latents"].to(x0)
         if self.condition == "latent_concat":
             channels = x0.new_zeros(len(x0), x0.shape[1] + 1, *x0.shape[2:])  # latents, then their mask
             channels[:, :-1, :1], channels[:, -1, 0] = image, 1
-            noisy.extra["channels"] = channels
+            noisy.add_channels(channels, own=True)
         else:
             noisy.x0["x"] = torch.cat([image, x0[:, :, 1:]], dim=2)
             later = torch.ones(1, 1, x0.shape[2], 1, 1, device=x0.device)
             later[:, :, 0] = 0
             noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * later
             noisy.mask = later
-        if self.drops_frames:
+        if "black_embeds" in batch:
             pairs = zip(batch["prompt_embeds"], batch["black_embeds"], kept.tolist(), strict=True)
             noisy.extra["prompt_embeds"] = [own if keep else black for own, black, keep in pairs]
         return noisy
@@ -190,8 +191,8 @@ class HunyuanVideo(LatentFamily):
         )[0]
         return {"x": velocity}
 
-    def call(self, wanted: Sampling) -> dict[str, Any]:
-        arguments = super().call(wanted)
+    def call(self, request: Sampling) -> dict[str, Any]:
+        arguments = super().call(request)
         if not self.guided:  # then guidance takes a second call, with the negative prompt
             arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
         return arguments

@@ -14,7 +14,8 @@ from ..batch import Batch, Streams
 from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
-from .base import Noisy, Sampling
+from ..sampling import Sampling
+from .base import Noisy
 from .diffusion.latents import LatentFamily
 
 DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
@@ -40,16 +41,13 @@ class LTXVideo(LatentFamily):
     lora_targets = ("transformer.transformer_blocks.*.attn?.to_*",)
     licence = "Lightricks RAIL-M: 0.9.0 and 0.9.1 for research, 0.9.5 (OpenRail-M) for commercial use too"
     pipeline_class = LTXPipeline
+    image_pipeline_class = LTXImageToVideoPipeline
     Options = LTXVideoOptions
     variants: ClassVar[Mapping[str, str]] = {
         "0.9.0": "Lightricks/LTX-Video",
         "0.9.1": "a-r-r-o-w/LTX-Video-0.9.1-diffusers",
         "0.9.5": "Lightricks/LTX-Video-0.9.5",
     }
-
-    @property
-    def pipeline_type(self) -> Any:
-        return LTXImageToVideoPipeline if self.frames else LTXPipeline
 
     @property
     def limits(self) -> Limits:
@@ -110,7 +108,7 @@ class LTXVideo(LatentFamily):
         lengths = torch.tensor([len(e) for e in embeds], device=device)
         return text, torch.arange(length, device=device) < lengths[:, None]
 
-    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         return self.first_frame_clean(noisy, given)
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
@@ -146,14 +144,14 @@ class LTXVideo(LatentFamily):
         scales = torch.tensor([[step, side, side] for step in seconds], device=x.device)
         return {"video_coords": grid * scales[..., None]}
 
-    def call(self, wanted: Sampling) -> dict[str, Any]:
-        return {**super().call(wanted), "frame_rate": wanted.fps, **DECODING}
+    def call(self, request: Sampling) -> dict[str, Any]:
+        return {**super().call(request), "frame_rate": request.fps, **DECODING}
 
-    def generator(self, wanted: Sampling) -> torch.Generator:
+    def generator(self, request: Sampling) -> torch.Generator:
         """On the device for given frames: that pipeline draws there (`torch.randn` where others copy)."""
-        device = self.device if wanted.frames else "cpu"
-        return torch.Generator(device).manual_seed(wanted.seed)
+        device = self.device if request.pipeline is self.image_pipeline_class else "cpu"
+        return torch.Generator(device).manual_seed(request.seed)
 
-    def generate(self, pipe: Any, wanted: Sampling) -> Any:
-        with self.seeded(wanted.seed):
-            return super().generate(pipe, wanted)
+    def generate(self, pipe: Any, request: Sampling) -> Any:
+        with self.seeded(request.seed):
+            return super().generate(pipe, request)

@@ -15,7 +15,7 @@ from ..options import NOT_LEARNED, option
 from ..random import Draw
 from ..stages import Stage
 from .base import LoadRequest, Noisy
-from .diffusion.latents import LatentFamily
+from .diffusion.latents import LatentFamily, given_frames
 from .diffusion.padding import Padding
 from .diffusion.pipeline import LORA_FILE
 from .diffusion.widen import Ends
@@ -40,6 +40,7 @@ class Wan(LatentFamily):
     lora_targets = ("transformer*.blocks.*.attn?.to_*", "transformer*.blocks.*.ffn")
     licence = "Apache-2.0"
     pipeline_class = WanPipeline
+    image_pipeline_class = WanImageToVideoPipeline
     Options = WanOptions
     ends = Ends("patch_embedding", "proj_out", outputs_last=True)
     variants: ClassVar[Mapping[str, str]] = {
@@ -91,10 +92,6 @@ class Wan(LatentFamily):
         return {name: ends for name, ends in ranges.items() if name in self.components}
 
     @property
-    def pipeline_type(self) -> Any:
-        return WanImageToVideoPipeline if self.frames else WanPipeline
-
-    @property
     def limits(self) -> Limits:
         spatial = self.vae_config.get("scale_factor_spatial", 8) * self.core_config["patch_size"][1]
         temporal = self.vae_config.get("scale_factor_temporal", 4)
@@ -132,34 +129,34 @@ class Wan(LatentFamily):
         cleaned: str = prompt_clean(caption)
         return cleaned
 
-    def frame_stages(self) -> list[Stage]:
+    def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         if not self.concatenates:  # a clean first frame is the clip's own: this autoencoder is causal
             return []
-        needs, settings = (*self.pictures, "moments"), {"frames": self.frames}
+        ends = ("first_frame", "last_frame") if frames == "both" else ("first_frame",)
+        needs, settings = (*ends, "moments"), {"frames": frames}
         shown = Stage("condition", ("vae",), needs, ("condition",), self.encode_frames, options=settings)
-        seen = Stage("image", ("image_encoder",), self.pictures, ("image_embeds",), self.encode_images)
+        seen = Stage("image", ("image_encoder",), ends, ("image_embeds",), self.encode_images)
         return [shown, seen] if "image_encoder" in self.parts else [shown]
 
     def encode_frames(self, batch: Batch, draw: Draw) -> Batch:
         """Given frames, zeros between them, as latents (B, C, T', h, w) at the posterior's mode."""
-        first = batch[self.pictures[0]]  # (B, 3, 1, H, W)
+        first, *last = given_frames(batch)  # (B, 3, 1, H, W)
         num_frames = (batch["moments"].shape[2] - 1) * self.limits.temporal + 1
-        ends = [batch[name] for name in self.pictures]
-        between = first.new_zeros(*first.shape[:2], num_frames - len(ends), *first.shape[3:])
-        return {"condition": self.normalised_mode(torch.cat([first, between, *ends[1:]], dim=2))}
+        between = first.new_zeros(*first.shape[:2], num_frames - 1 - len(last), *first.shape[3:])
+        return {"condition": self.normalised_mode(torch.cat([first, between, *last], dim=2))}
 
     def encode_images(self, batch: Batch, draw: Draw) -> Batch:
         """Given frames through CLIP, (B, N, L, D): the last but one of its hidden states."""
         encoder: Any = self.components["image_encoder"]
         found = []
-        for name in self.pictures:
-            pictures = self.as_pictures(batch[name])
+        for frame in given_frames(batch):
+            pictures = self.as_pictures(frame)
             pixels = self.processor("image_processor")(images=pictures, return_tensors="pt")
             inputs = pixels["pixel_values"].to(encoder.device, encoder.dtype)
             found.append(encoder(inputs, output_hidden_states=True).hidden_states[-2])
         return {"image_embeds": torch.stack(found, 1)}
 
-    def with_frames(self, noisy: Noisy, batch: Batch, given: Tensor, kept: Tensor) -> Noisy:
+    def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         x0 = noisy.x0["x"]
         rows = [-1, *[1] * (x0.ndim - 1)]
         if self.per_token:  # the pipeline gives the mode
@@ -170,10 +167,10 @@ class Wan(LatentFamily):
         # 1 where a pixel frame is given; its first latent frame is one pixel frame, folded into channels.
         mask = x0.new_zeros(len(x0), self.limits.temporal, *x0.shape[2:])
         mask[:, :, 0] = 1
-        if self.frames == "both":
+        if frames == "both":
             mask[:, -1, -1] = 1
         channels = torch.cat([mask, batch["condition"].to(x0)], dim=1)
-        noisy.extra["channels"] = channels * kept.view(rows)
+        noisy.add_channels(channels * kept.view(rows), own=True)
         if "image_embeds" in batch:
             noisy.extra["image_embeds"] = batch["image_embeds"] * kept.view(-1, 1, 1, 1)
         return noisy

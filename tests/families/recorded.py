@@ -228,13 +228,13 @@ def record(case: Case, folder: Path) -> list[Both]:
         captions = [str(caption) for caption in batch[0]["caption"]]
         samples = job.bound.dataset(index)
         pictures = {
-            keyword: _picture(samples.load(name, samples.inputs(0)))
-            for name, keyword in KEYWORDS.items()
-            if case.frames and name in family.pictures
+            KEYWORDS[medium.name]: _picture(samples.load(medium.name, samples.inputs(0)))
+            for medium in family.media
         }
         if case.family in ONE_EACH:
             pictures = {name: [picture] * len(captions) for name, picture in pictures.items()}
-        pipe = family.pipeline_type.from_pretrained(model)
+        pipe_class = family.image_pipeline_class if case.frames else family.pipeline_type
+        pipe = pipe_class.from_pretrained(model)
         published, latents = call(pipe, family, captions, pictures, index.buckets[0])
         trained = Calls()
         for core in family.cores:

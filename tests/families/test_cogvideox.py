@@ -13,18 +13,20 @@ from recorded import Case, certain_posteriors, run_of
 from torch import Tensor
 
 from omnitune import config
+from omnitune.conditions.frames import FrameConditioning
 from omnitune.data import buckets
 from omnitune.data.buckets import Buckets
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.cogvideox import CogVideoX, CogVideoXOptions
 from omnitune.model import load_with_adapters
 from omnitune.objectives.diffusion import VPrediction
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
 from omnitune.resolve import ResolvedRun, resolve_run
+from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.training import start_training
 
@@ -50,7 +52,7 @@ def load(model: Callable[[str], Path]) -> Load:
         chosen = CogVideoXOptions(**options) if options else None
         family = CogVideoX.load(str(model(variant)), "cpu", dtype, options=chosen)
         if family.takes:
-            family.give_frames("first", optional=False, dropout=True)
+            family.add_condition(FrameConditioning(dropout=0.1))
         return family
 
     return load_variant
@@ -173,7 +175,7 @@ def test_a_batch_of_unequal_captions_equals_batches_of_one(load: Load) -> None:
             text = family.encode_text({"caption": captions[rows]}, draws(1))["prompt_embeds"]
             torch.testing.assert_close(text, mine["prompt_embeds"], atol=1e-5, rtol=1e-5)
         noisy = Noisy({"x": batch["x0"]["x"][rows]}, {"x": noise[rows]}, torch.tensor([0.3, 0.8])[rows])
-        noisy = family.with_frames(noisy, mine, everyone[rows], everyone[rows])
+        noisy = family.with_frames(noisy, mine, "first", everyone[rows], everyone[rows])
         return family.denoise(VPrediction().noised(family, noisy), mine)["x"]
 
     with torch.no_grad():
@@ -232,9 +234,8 @@ def test_image_latents_stand_at_the_first_frame_and_dropout_makes_them_zero(
     family = load(variant, image_noise=False)
     batch = batch_of(family, ["rocket", "rocket"])
     noisy = Noisy(batch["x0"], {}, torch.tensor([0.5, 0.5]))
-    channels = family.with_frames(
-        noisy, batch, torch.tensor([True, True]), torch.tensor([True, False])
-    ).extra["channels"]
+    given, kept = torch.tensor([True, True]), torch.tensor([True, False])
+    channels = family.with_frames(noisy, batch, "first", given, kept).extra["channels"]
     assert channels.shape == batch["x0"]["x"].shape
     assert int(channels[1].count_nonzero()) == int(channels[:, :, 1:].count_nonzero()) == 0
     with torch.no_grad():
@@ -245,11 +246,14 @@ def test_image_latents_stand_at_the_first_frame_and_dropout_makes_them_zero(
 def test_an_image_to_video_checkpoint_is_always_given_a_first_frame(load: Load) -> None:
     family = load("5b-i2v")
     assert family.limits.least_frames == 9
-    for frames, optional, message in [("both", False, "it takes first"), ("first", True, "always given")]:
+    for condition, message in (
+        (FrameConditioning(frames="both"), "it takes first"),
+        (FrameConditioning(probability=0.5), "always given"),
+    ):
         with pytest.raises(UserError, match=message):
-            family.give_frames(frames, optional=optional, dropout=False)
+            family.add_condition(condition)
     with pytest.raises(UserError, match="given no frames"):
-        load("5b").give_frames("first", optional=False, dropout=False)
+        load("5b").add_condition(FrameConditioning())
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,7 @@ def test_an_image_to_video_checkpoint_is_always_given_a_first_frame(load: Load) 
 )
 def test_the_published_pipeline_samples_in_bfloat16(load: Load, variant: str, frames: int) -> None:
     family = load(variant, torch.bfloat16)
-    frame = ((clip(1, 1)[0, :, 0] + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+    frame = ((clip(1, 1)[0, :, 0] + 1) * 127.5).byte().permute(1, 2, 0).numpy()[None]
     given = {"first_frame": frame} if family.takes else {}
     made = family.sample([Sampling("rocket", "", Bucket(frames, 64, 64), 2, 2.0, 0, 8.0, given)])
     assert made[0].shape == (frames, 64, 64, 3)

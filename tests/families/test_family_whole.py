@@ -127,7 +127,7 @@ def test_samples_of_a_trained_run_are_given_pictures_on_the_command_line(
         train(run)
         words = ["sample", "runs/run", "--prompt", "rocket", "--steps", "1", "--image", str(picture)]
         assert main(words) == 2
-        assert "--last-image: image-to-video samples need one for each prompt" in capsys.readouterr().err
+        assert "--last-image: every sample needs a last_frame; give one a prompt" in capsys.readouterr().err
         assert main([*words, "--image", str(picture)]) == 2
         assert "--image: 2 for 1 prompts; give one for each" in capsys.readouterr().err
         assert main([*words, "--last-image", str(picture.with_name("gone.png"))]) == 2

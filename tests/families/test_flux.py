@@ -24,6 +24,7 @@ from omnitune.families.flux import Flux, FluxOptions
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
+from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
 from omnitune.trainable.adapters import apply_claims
 from omnitune.trainable.freezing import Freezing, spell_rules

@@ -14,14 +14,16 @@ from recorded import Case, run_of
 from torch import Tensor
 
 from omnitune import config
+from omnitune.conditions.frames import FrameConditioning
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.hunyuan_video import HunyuanVideo, HunyuanVideoOptions
 from omnitune.objectives.diffusion import FlowMatching
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
 from omnitune.resolve import resolve_run
+from omnitune.sampling import Sampling
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny import build_tiny
 
@@ -52,7 +54,7 @@ def load(models: dict[str, Path]) -> Load:
             options=HunyuanVideoOptions(**{"text_length": KEPT, **options}),
         )
         if family.takes:
-            family.give_frames("first", optional=False, dropout=dropout)
+            family.add_condition(FrameConditioning(dropout=0.5 if dropout else 0.0))
         return family
 
     return load
@@ -153,7 +155,7 @@ def noised(family: HunyuanVideo, batch: dict[str, Any], frames: Tensor) -> Noisy
         with torch.no_grad():
             batch |= family.encode_frames({"first_frame": frames}, Draw(0, [0]))
         every = torch.ones(len(frames), dtype=torch.bool)
-        noisy = family.with_frames(noisy, batch, every, every)
+        noisy = family.with_frames(noisy, batch, "first", every, every)
     return FlowMatching().noised(family, noisy)
 
 
@@ -195,7 +197,8 @@ def test_dropped_pictures_turn_black_in_the_prompt_alone(
             if stage.name in ("text", "text_black", "condition"):
                 batch |= stage.run(batch, draw)
     noisy = Noisy({"x": torch.zeros(2, 16, 3, 4, 4)}, {}, torch.full((2,), 0.5))
-    noisy = family.with_frames(noisy, batch, torch.tensor([True, True]), torch.tensor([True, False]))
+    given, kept = torch.tensor([True, True]), torch.tensor([True, False])
+    noisy = family.with_frames(noisy, batch, "first", given, kept)
     black = Image.new("RGB", (32, 32), 0)
     embeds, mask = published(models[variant], "rocket", black, 4 if variant == "i2v" else 2)
     torch.testing.assert_close(noisy.extra["prompt_embeds"][0], batch["prompt_embeds"][0])
@@ -281,10 +284,13 @@ def test_guidance_of_a_checkpoint_that_is_told_none_takes_a_second_call(load: Lo
 @pytest.mark.parametrize("variant", IMAGE_TO_VIDEO)
 def test_image_to_video_checkpoints_want_their_frame(models: dict[str, Path], variant: str) -> None:
     family = HunyuanVideo.load(str(models[variant]), "meta", torch.float32)
-    assert "add {name: frame_conditioning, frames: first}" in (family.lacking() or "")
-    for frames, optional, message in (("both", False, "takes first"), ("first", True, "always given")):
+    assert "add {name: frame_conditioning, frames: first}" in (family.missing_condition() or "")
+    for condition, message in (
+        (FrameConditioning(frames="both"), "takes first"),
+        (FrameConditioning(probability=0.5), "always given"),
+    ):
         with pytest.raises(UserError, match=message):
-            family.give_frames(frames, optional=optional, dropout=False)
+            family.add_condition(condition)
 
 
 @pytest.mark.parametrize("variant", HunyuanVideo.variants)

@@ -12,6 +12,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from omnitune.conditions.frames import FrameConditioning
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
@@ -20,6 +21,7 @@ from omnitune.families.ltx_video import LTXVideo
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
+from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
 from omnitune.trainable.adapters import apply_claims
 from omnitune.trainable.freezing import Freezing, spell_rules
@@ -168,11 +170,10 @@ def test_t5_reads_the_padding_so_that_the_length_is_part_of_the_cache_key(model:
 
 def test_rows_with_and_without_a_first_frame_train_side_by_side(model: Path) -> None:
     family = load(model, "transformer", "text_encoder")
-    family.give_frames("first", optional=True, dropout=False)
+    family.add_condition(FrameConditioning(probability=0.5))
     batch = prepared(family, CAPTIONS, [24.0, 24.0])
-    noisy = family.with_frames(
-        at([0.3, 0.8], latents()), batch, torch.tensor([True, False]), torch.tensor([True, True])
-    )
+    given, kept = torch.tensor([True, False]), torch.tensor([True, True])
+    noisy = family.with_frames(at([0.3, 0.8], latents()), batch, "first", given, kept)
     made = predicted(family, noisy, batch)
     fed = family.token_timesteps(noisy.fed, latents())
     torch.testing.assert_close(fed[0], torch.tensor([0.0] * 4 + [300.0] * 8))
@@ -187,7 +188,7 @@ def test_rows_with_and_without_a_first_frame_train_side_by_side(model: Path) -> 
 def test_a_picture_is_not_its_own_first_frame(model: Path) -> None:
     family = load(model)
     given = torch.tensor([True, True])
-    noisy = family.with_frames(at([0.3, 0.8], latents(1)), {}, given, given)
+    noisy = family.with_frames(at([0.3, 0.8], latents(1)), {}, "first", given, given)
     assert noisy.mask is None
     assert family.token_timesteps(noisy.u, latents(1)).shape == (2,)
 
@@ -195,9 +196,9 @@ def test_a_picture_is_not_its_own_first_frame(model: Path) -> None:
 def test_last_frames_and_empty_pictures_are_refused(model: Path) -> None:
     family = load(model)
     with pytest.raises(UserError, match="it takes first"):
-        family.give_frames("last", optional=False, dropout=False)
+        family.add_condition(FrameConditioning(frames="last"))
     with pytest.raises(UserError, match="no empty picture"):
-        family.give_frames("first", optional=True, dropout=True)
+        family.add_condition(FrameConditioning(probability=0.5, dropout=0.5))
 
 
 # Levels
@@ -227,7 +228,7 @@ def test_samples_with_and_without_a_first_frame(
     model: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = load(model, "vae", dtype=dtype, text_length=32)
-    family.give_frames("first", optional=True, dropout=False)
+    family.add_condition(FrameConditioning(probability=0.5))
     pipes, levels, calls = [], [], list[dict[str, Any]]()
     vae: Any = family.components["vae"]
     decode, generate = vae.decode, family.generate
@@ -246,7 +247,7 @@ def test_samples_with_and_without_a_first_frame(
     monkeypatch.setattr(vae, "decode", note_level)
     monkeypatch.setattr(family, "generate", note_pipe)
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    given = wanted(frames={"first_frame": picture})
+    given = wanted(media={"first_frame": picture[None]})
     made = family.sample([wanted(), given, wanted(), given, wanted(1)])
     assert [tuple(video.shape) for video in made] == [(9, 64, 64, 3)] * 4 + [(1, 64, 64, 3)]
     assert pipes[:2] == [LTXPipeline, LTXImageToVideoPipeline]

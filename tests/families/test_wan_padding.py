@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from omnitune.data.sizes import Bucket
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.wan import Wan, WanOptions
+from omnitune.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -148,12 +148,26 @@ def to_pixels(frames: "media.Pixels") -> "Tensor":
 
 def covering_picture(path: Path, bucket: Bucket) -> "media.Pixels":
     """A picture scaled to cover a bucket, its centre cut out: (1, H, W, 3) in uint8."""
+    return _covering_frames(media.read_image(path), bucket)
+
+
+def covering_frames(path: Path, bucket: Bucket) -> "media.Pixels":
+    """A picture, or the first frames of a clip, cut to a bucket: (T, H, W, 3) in uint8."""
+    probe = media.probe(path)
+    if probe.kind == "image":
+        return covering_picture(path, bucket)
+    if probe.num_frames < bucket.frames:
+        raise UserError(f"{path}: has {probe.num_frames} frames, and samples have {bucket.frames}; give more")
+    return _covering_frames(media.read_frames(path, range(bucket.frames)), bucket)
+
+
+def _covering_frames(frames: "media.Pixels", bucket: Bucket) -> "media.Pixels":
     import numpy as np
 
-    frame = media.read_image(path)[0]
-    height, width = _covering(frame.shape[1], frame.shape[0], bucket)
+    height, width = _covering(frames.shape[2], frames.shape[1], bucket)
     crop = Crop((height - bucket.height) // 2, (width - bucket.width) // 2, bucket.height, bucket.width)
-    return np.array(_shown(frame, View((0,), (height, width), crop)))[None]
+    view = View((), (height, width), crop)
+    return np.stack([_shown(frame, view) for frame in frames])
 
 
 def _shown(frame: "media.Pixels", view: View) -> "media.Pixels":

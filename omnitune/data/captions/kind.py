@@ -31,6 +31,10 @@ class CaptionData:
             self.sizes = buckets.resolve(data.buckets, family.limits)
             self.notes += family.fit_sizes(self.sizes)
 
+    @property
+    def brings(self) -> Sequence[str]:
+        return ("caption", "pixels", "first_frame", "last_frame")
+
     def fit(self, family: "Family") -> None:
         """Fit another copy of the family to the run's sizes."""
         if self.sizes is not None:
@@ -51,7 +55,7 @@ class CaptionData:
         stated = next((item for item in items if item.image is not None), None)
         if stated is None:
             return
-        if not self.family.pictures:
+        if all(medium.name != "first_frame" for medium in self.family.media):
             self.notes.append("pictures that sources state for first frames are not used: none are given")
             return
         if not any("first_frame" in stage.needs for stage in self.family.stages):

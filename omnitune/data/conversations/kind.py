@@ -43,6 +43,10 @@ class ConversationData:
             with mistakes.noted():
                 family.check_packing()
 
+    @property
+    def brings(self) -> Sequence[str]:
+        return ("media",)
+
     def fit(self, family: "Family") -> None:
         """Nothing depends on the sizes of pictures."""
 

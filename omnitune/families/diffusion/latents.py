@@ -16,21 +16,15 @@ from ..base import LoadRequest, Noisy
 from .pipeline import DiffusersFamily
 from .widen import Ends, widen_to
 
-PICTURES = {"first": ("first_frame",), "last": ("last_frame",), "both": ("first_frame", "last_frame")}
-"""What each setting of frame_conditioning needs of a clip."""
+
+def given_frames(batch: Batch) -> list[Tensor]:
+    """Those of a clip's ends that a stage needs, (B, 3, 1, H, W) each: the first, the last, or both."""
+    return [batch[name] for name in ("first_frame", "last_frame") if name in batch]
 
 
 class LatentFamily(DiffusersFamily):
     """Stages `moments` (cacheable) and `latents` (draws the posterior), and the text stage of the family."""
 
-    takes: tuple[str, ...] = ()
-    """Settings of `frame_conditioning.frames` that the loaded checkpoint can train with."""
-    frames_required: bool = False
-    """Whether the checkpoint is always given frames."""
-    frames: str | None = None
-    """Which frames are given in this run."""
-    drops_frames: bool = False
-    """Whether an empty picture stands in their place at times."""
     moments_per_frame: ClassVar[bool] = True
     """Whether the autoencoder knows time: its latents are (B, C, T, h, w), else (B, C, h, w)."""
 
@@ -65,12 +59,11 @@ class LatentFamily(DiffusersFamily):
         return prod(size // patch for size, patch in zip(sizes, self.patch[-len(sizes) :], strict=True))
 
     @property
-    def stages(self) -> list[Stage]:
+    def own_stages(self) -> list[Stage]:
         return [
             Stage("moments", ("vae",), ("pixels",), ("moments",), self.encode_pixels),
             Stage("latents", (), ("moments",), ("x0",), self.draw_latents, draws=("posterior",)),
             *self.text_stages(),
-            *(self.frame_stages() if self.frames else ()),
         ]
 
     def text_stages(self) -> list[Stage]:
@@ -87,10 +80,6 @@ class LatentFamily(DiffusersFamily):
     @abstractmethod
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings as the denoiser is fed them, without padding where it is ragged."""
-
-    def frame_stages(self) -> list[Stage]:
-        """From given frames to what `with_frames` and `denoise` read."""
-        return []
 
     def affine(self) -> tuple[Any, Any]:
         """Shift and scale of x0 = (z - shift) * scale: numbers, or a list of one for each channel.
@@ -171,24 +160,8 @@ class LatentFamily(DiffusersFamily):
 
     # Given frames
 
-    def give_frames(self, frames: str, *, optional: bool, dropout: bool) -> None:
-        if frames not in self.takes:
-            able = f"it takes {', '.join(self.takes)}" if self.takes else "it is given no frames"
-            raise UserError(f"conditions: frames: {frames!r} is not for {self.files.path}, {able}")
-        if optional and self.frames_required:
-            raise UserError(
-                f"conditions: {self.files.path} is always given frames; leave probability at 1, and use "
-                "dropout for an empty picture in their place"
-            )
-        if dropout and not self.frames_required:
-            raise UserError(
-                f"conditions: {self.files.path} knows no empty picture; use probability, the others train "
-                "text-to-video"
-            )
-        self.frames, self.drops_frames = frames, dropout
-
-    def lacking(self) -> str | None:
-        if not self.frames_required or self.frames:
+    def missing_condition(self) -> str | None:
+        if not self.frames_required or any("_frame" in medium.name for medium in self.media):
             return None
         return (
             f"conditions: {self.files.path} is an image-to-video checkpoint; add "
@@ -217,11 +190,3 @@ class LatentFamily(DiffusersFamily):
 
         levels = ((frame.squeeze(2) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
         return [Image.fromarray(picture.numpy()) for picture in levels.cpu()]
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        return PICTURES[self.frames] if self.frames else ()
-
-    @property
-    def frames_optional(self) -> bool:
-        return not self.frames_required

@@ -1,7 +1,7 @@
 """What every diffusers family shares: components come from a pipeline folder and go back into one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
-from ..base import Denoiser, LoadRequest, Sampling
+from ...sampling import Sampling
+from ..base import Denoiser, LoadRequest
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -193,8 +194,8 @@ class DiffusersFamily(Denoiser):
 
     @property
     def pipeline_type(self) -> Any:
-        """The published pipeline that generates with these weights and conditions."""
-        return self.pipeline_class
+        """The published pipeline that generates with these weights, where no condition names another."""
+        return self.image_pipeline_class if self.frames_required else self.pipeline_class
 
     def pipeline(self, kind: Any = None) -> Any:
         """The published pipeline around what is loaded; None takes the place of the rest."""
@@ -238,40 +239,51 @@ class DiffusersFamily(Denoiser):
 
         return tuple(map(cast, args)), cast(kwargs)
 
-    def sample(self, wanted: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
-        with self.complete() as pipe, torch.no_grad():
-            # Where frames are optional, samples without any are of the pipeline that takes none.
-            pipes = {True: pipe, False: self.pipeline(self.pipeline_class) if self.frames_optional else pipe}
-            for each in pipes.values():
-                each.set_progress_bar_config(disable=not progress)
-            return [self._frames(self.generate(pipes[bool(one.frames)], one)) for one in wanted]
+    def sample(self, requests: Sequence[Sampling], progress: bool = False) -> list[Tensor]:
+        with self.complete(), torch.no_grad():
+            requests = [self.conditioned(request) for request in requests]
+            pipes = {kind: self.pipeline(kind) for kind in {request.pipeline for request in requests}}
+            for pipe in pipes.values():
+                pipe.set_progress_bar_config(disable=not progress)
+            return [self._frames(self.generate(pipes[request.pipeline], request)) for request in requests]
 
-    def generate(self, pipe: Any, wanted: Sampling) -> Any:
+    def generate(self, pipe: Any, request: Sampling) -> Any:
         """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
         taken = signature(pipe.__call__).parameters
-        arguments = {name: value for name, value in self.call(wanted).items() if name in taken}
-        output = pipe(**arguments, generator=self.generator(wanted), output_type="np")
+        arguments = {name: value for name, value in self.call(request).items() if name in taken}
+        arguments |= {"generator": self.generator(request), "output_type": "np", **request.keywords}
+        with self.wrapped(request):
+            output = pipe(**arguments)
         return output.frames if hasattr(output, "frames") else output.images[:, None]
 
-    def generator(self, wanted: Sampling) -> torch.Generator:
+    @contextmanager
+    def wrapped(self, request: Sampling) -> Iterator[None]:
+        """The cores within a request's wrappers, for a while."""
+        with ExitStack() as undo:
+            for core in (self.components[name] for name in self.cores if request.wrappers):
+                if (own := vars(core).get("forward")) is None:
+                    undo.callback(delattr, core, "forward")
+                else:  # the network's forward was replaced before
+                    undo.callback(setattr, core, "forward", own)
+                for wrapper in request.wrappers:
+                    core.forward = wrapper(core.forward)
+            yield
+
+    def generator(self, request: Sampling) -> torch.Generator:
         """Of a sample's noise: on the CPU, the same numbers for every device."""
-        return torch.Generator().manual_seed(wanted.seed)
+        return torch.Generator().manual_seed(request.seed)
 
-    def call(self, wanted: Sampling) -> dict[str, Any]:
+    def call(self, request: Sampling) -> dict[str, Any]:
         """Keywords of the pipeline's call; those that it does not take are left out."""
-        from PIL import Image
-
-        names = {"first_frame": "image", "last_frame": "last_image"}
         return {
-            "prompt": wanted.prompt,
-            "negative_prompt": wanted.negative_prompt,
-            "height": wanted.bucket.height,
-            "width": wanted.bucket.width,
-            "num_frames": wanted.bucket.frames,
-            "num_inference_steps": wanted.steps,
-            "guidance_scale": wanted.guidance,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "height": request.bucket.height,
+            "width": request.bucket.width,
+            "num_frames": request.bucket.frames,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
             "max_sequence_length": self.text_length,
-            **{names[name]: Image.fromarray(frame) for name, frame in wanted.frames.items()},
         }
 
     @staticmethod

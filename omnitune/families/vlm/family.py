@@ -16,8 +16,9 @@ from ...data.media import probe
 from ...errors import UserError
 from ...options import NOT_LEARNED, option
 from ...random import Draw
+from ...sampling import Question
 from ...stages import Stage
-from ..base import LoadRequest, Question, Responder
+from ..base import LoadRequest, Responder
 from .collate import collate
 from .encoder import ConversationEncoder
 from .files import VlmFiles
@@ -184,7 +185,7 @@ class Vlm(Responder):
             )
 
     @property
-    def stages(self) -> list[Stage]:
+    def own_stages(self) -> list[Stage]:
         """The vision tower, where its output can be stored and played back."""
         cut = self.type.cut
         if cut is None or VISION not in self.type.roles:
@@ -257,12 +258,12 @@ class Vlm(Responder):
         with self.player.paused(whole):
             yield
 
-    def sample(self, wanted: Sequence[Question], progress: bool = False) -> list[str]:
+    def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
         encoder = self.conversation_encoder(ChatOptions())
         with self.complete() as model, torch.no_grad():
             return [
                 self._answer(model, encoder.encode_prompt(conversation_of(one)), one.max_tokens)
-                for one in wanted
+                for one in requests
             ]
 
     def answers(

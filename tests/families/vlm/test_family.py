@@ -13,11 +13,11 @@ from torch import Tensor
 
 from omnitune.data.conversations.conversation import Conversation
 from omnitune.data.conversations.options import ChatOptions
-from omnitune.families.base import Question
 from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES
 from omnitune.random import Draw
+from omnitune.sampling import Question
 from omnitune.testing.tiny_vlm import tiny_types
 
 ONE_ANSWER = ("paligemma", "instructblip")

@@ -12,11 +12,11 @@ from test_family import batch, entry, losses
 from omnitune import config
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
-from omnitune.families.base import Question
 from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES, roles_of
 from omnitune.random import Draw
+from omnitune.sampling import Question
 from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere
 

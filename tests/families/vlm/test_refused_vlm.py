@@ -17,7 +17,7 @@ from omnitune.cli import main
         ("validation.size=64x64", "validation.size: has no effect, the model answers in text; remove it"),
         (
             "conditions=[{name: caption_dropout}]",
-            "conditions: caption_dropout has no effect on conversations",
+            "conditions: caption_dropout needs caption of each sample, and conversations bring media",
         ),
         ("objective={name: flow_matching}", "a diffusion objective trains a denoiser; family vlm is not one"),
         ("data.packing=true", "data.packing: conversations of gemma3 cannot share a row"),

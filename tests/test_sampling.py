@@ -8,13 +8,13 @@ import torch
 
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
-from omnitune.sampling import Validation, parse_bucket, wanted, write_samples
+from omnitune.sampling import Sampling, Validation, parse_bucket, write_samples
 
 
 def write(folder: Path, frames: int, *prompts: str) -> set[str]:
-    samples = wanted(Validation(prompts=list(prompts)), Bucket(frames, 16, 16))
+    requests = Sampling.of(Validation(prompts=list(prompts)), Bucket(frames, 16, 16))
     video = torch.zeros(frames, 16, 16, 3, dtype=torch.uint8)
-    write_samples(folder, samples, [video] * len(prompts), 8)
+    write_samples(folder, requests, [video] * len(prompts))
     listed = json.loads((folder / "samples.json").read_text())
     assert [sample["prompt"] for sample in listed] == list(prompts)
     return {path.name for path in folder.iterdir()}
