@@ -15,7 +15,7 @@ from omnitune import config
 from omnitune.commands.init import InitRequest, init
 from omnitune.data.sizes import Bucket
 from omnitune.export.weights import export
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.cogview4 import CogView4, CogView4Options
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel

@@ -19,7 +19,7 @@ from omnitune.config import validate_options
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.flux import Flux, FluxOptions
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel

@@ -16,7 +16,7 @@ from omnitune.conditions.frames import FrameConditioning
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
-from omnitune.families.base import Noisy, Sampling
+from omnitune.families.base import Noisy
 from omnitune.families.ltx_video import LTXVideo
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel
