@@ -337,9 +337,15 @@ def export_weights(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluate.command import evaluate_run
+    from dataclasses import fields
 
-    evaluate_run(arguments)
+    from .commands import evaluate as command
+    from .evaluate import EvaluateRequest, table
+
+    words = {field.name: getattr(arguments, field.name) for field in fields(EvaluateRequest)}
+    result = command.evaluate(EvaluateRequest(**words))
+    print("\n".join(table(result.measures)))
+    print(result.file)
 
 
 def write_report(arguments: argparse.Namespace) -> None:

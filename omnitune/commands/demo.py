@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..evaluate import Asked, Evaluation, is_installed
+from ..evaluate import EvaluateRequest, is_installed
 from ..files import write_json
 from ..parallel.mesh import Mesh
+from ..progress import say
 from ..report import write_report
 from . import train as session
+from .evaluate import evaluator
 
 FOLDER = session.RUNS / "demo"
 METRICS = "loss,kid"
@@ -24,7 +26,7 @@ def demo() -> None:
         train(assets)
         rows = compare(FOLDER, assets) if is_installed() else []
     if not rows:
-        session.say("install omnitune[eval] to compare with the model before training")
+        say("install omnitune[eval] to compare with the model before training")
     write_json(FOLDER / "results.json", rows)
     write_report(FOLDER)
     for row in rows:
@@ -47,8 +49,8 @@ def compare(folder: Path, assets: Path) -> list[dict[str, Any]]:
     held_out = assets / "style" / "validation"
     found = []
     for base in (True, False):
-        asked = Asked(folder=folder, data=held_out, metrics=METRICS, base=base)
-        found.append({row.name: row.value for row in Evaluation(asked).measures() if "(u =" not in row.name})
+        request = EvaluateRequest(folder=folder, data=held_out, metrics=METRICS, base=base)
+        found.append({r.name: r.value for r in evaluator(request).measures() if "(u =" not in r.name})
     before, after = found
     return [
         {"name": name, "before": before[name], "after": value, "better": "lower"}

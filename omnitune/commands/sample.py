@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..export.weights import export, load_trained
 from ..files import read_jsonl
 from ..parallel.mesh import Mesh, Parallel
+from ..progress import say
 from ..resolve import place
 from ..sampling import parse_bucket, wanted, write_samples
 from . import train as session
@@ -31,7 +32,7 @@ def find_checkpoint(folder: Path, step: int | None) -> checkpoint.Saved:
     if step is None:
         found, notes = checkpoint.newest(folder / "checkpoints")
         for note in notes:
-            session.say(note)
+            say(note)
         if found is None:
             raise UserError(f"{folder}: no complete checkpoint in it; train it first")
         return found

@@ -2,7 +2,6 @@
 
 import fcntl
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import checkpoint, config
 from ..callbacks.base import Callback
 from ..callbacks.ema import EmaCallback
-from ..callbacks.log import Log
+from ..callbacks.log import DrawsLog, MetricsLog, ProgressBar
 from ..callbacks.sample import SampleCallback
 from ..config.identity import check_base, check_data, check_identity, data_lines, manifest
 from ..data.captions.index import Index
@@ -22,6 +21,7 @@ from ..export.weights import carried_names, export, load_trained
 from ..files import digest, write_json, write_text
 from ..memory.checkpointing import checkpoint_blocks
 from ..parallel.state import load_whole
+from ..progress import say
 from ..resolve import Job, place
 from ..trainable.adapters import param_groups
 from ..trainer import Trainer
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from ..trainable.rules import Claims
 
 RUNS = Path("runs")
-
-
-def say(line: str) -> None:
-    """One line for the user."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def make_job(run: "Run", earlier: "Claims | None" = None) -> Job:
@@ -230,9 +225,12 @@ def build_trainer(
     groups = param_groups(family.components, job.claims, run.optimizer.lr, run.optimizer.weight_decay)
     ema = EmaCallback(run.ema) if run.ema else None
     callbacks: list[Callback] = [
-        Log(folder),
+        MetricsLog(),
+        DrawsLog(),
+        ProgressBar(),
         *([ema] if ema else []),
         SampleCallback(run.validation, family, bucket, folder / "samples"),
+        *(options.build() for options in run.callbacks),
     ]
     trainer = Trainer(
         family=family,
@@ -257,6 +255,8 @@ def build_trainer(
     )
     if ema:
         ema.attach(trainer.weights())
+    if adopted is not None:
+        trainer.load_states(adopted)
     return trainer, family
 
 
@@ -280,7 +280,7 @@ def finish(job: Job, trainer: Trainer, family: "Family", folder: Path) -> None:
     """Export what was trained, and write the report."""
     from ..report import write_report
 
-    with trainer.served():
+    with trainer.averaged_weights():
         export(family, job.claims.ever, trainer.mesh, folder / "weights")
     if job.run.ema:
         export(family, job.claims.ever, trainer.mesh, folder / "weights-raw")

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..data.captions.crops import Clips
 from ..errors import UserError
+from ..optim import AdamOptions
 from ..options import plain
-from .run import Run
+from .run import Freezing, Run
 from .yaml import Document, read
 
 NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
@@ -108,9 +109,13 @@ def schema() -> dict[str, Any]:
     """JSON schema for editors; `name` is optional there."""
     found = _adapter().json_schema()
     found["required"].remove("name")
-    clips = TypeAdapter(Clips).json_schema()["properties"]  # it reads own docstrings only
-    for key, described in clips.items():
-        found["$defs"]["Data"]["properties"][key] = described
+    for base in (Clips, AdamOptions, Freezing):  # pydantic reads a class's own docstrings only
+        described = TypeAdapter(base).json_schema()["properties"]
+        for cls in base.__subclasses__():
+            properties = (found if cls is Run else found["$defs"][cls.__name__])["properties"]
+            for key in described.keys() & properties.keys():
+                if text := described[key].get("description"):
+                    properties[key].setdefault("description", text)
     return found
 
 

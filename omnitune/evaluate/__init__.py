@@ -3,39 +3,59 @@
 Every function takes pictures (H, W, 3) or clips (T, H, W, 3) in uint8, wherever those come from.
 """
 
-from ..objectives.held_out import HeldOutLoss, Level, Step, held_out_loss
-from ..objectives.token_loss import TokenLoss, token_loss
-from .answering import AnswerEvaluation
-from .asked import Asked
-from .command import Evaluation, evaluation
-from .distances import Distance, Lpips, Motion, kid, kid_of_features, kid_of_pairs, load_lpips, motion, psnr
+from collections.abc import Mapping
+from typing import Any
+
+from ..objectives.held_out import HeldOutLoss, LevelLoss, Step, held_out_loss
+from .conversations import ConversationEvaluator, answers
+from .evaluator import Evaluator, Metric, Subject
 from .features import Clip, FeatureNetwork, is_installed, load_features
-from .replies import answers, exact_match, majority, rouge_l
-from .table import Measure, table
-from .text_image import ClipScorer, Scorer, Share, TextImageScorer, auc, clip_score, minilm, recall
+from .kid import Distance, Kid, kid, kid_of_features, kid_of_pairs
+from .loss import Loss
+from .media import MediaEvaluator
+from .motion import FrameMotion, Motion, motion
+from .reconstruction import Lpips, Psnr, load_lpips, psnr
+from .request import EvaluateRequest
+from .results import EvaluationResult, Measure, Share, table
+from .text_image import ClipScorer, Scorer, TextImage, TextImageScorer, auc, clip_score, minilm, recall
+from .text_metrics import ExactMatch, Rouge, exact_match, majority, rouge_l
+
+METRICS: Mapping[str, type[Metric[Any]]] = {
+    "loss": Loss,
+    "psnr": Psnr,
+    "kid": Kid,
+    "text_image": TextImage,
+    "motion": FrameMotion,
+    "exact_match": ExactMatch,
+    "rouge": Rouge,
+}
+"""By the names that `--metrics` takes; all that apply are measured, in this order."""
 
 __all__ = [
-    "AnswerEvaluation",
-    "Asked",
+    "METRICS",
     "Clip",
     "ClipScorer",
+    "ConversationEvaluator",
     "Distance",
-    "Evaluation",
+    "EvaluateRequest",
+    "EvaluationResult",
+    "Evaluator",
     "FeatureNetwork",
     "HeldOutLoss",
-    "Level",
+    "LevelLoss",
     "Lpips",
     "Measure",
+    "MediaEvaluator",
+    "Metric",
     "Motion",
     "Scorer",
     "Share",
     "Step",
+    "Subject",
     "TextImageScorer",
-    "TokenLoss",
     "answers",
     "auc",
     "clip_score",
-    "evaluation",
     "exact_match",
     "held_out_loss",
     "is_installed",
@@ -51,5 +71,4 @@ __all__ = [
     "recall",
     "rouge_l",
     "table",
-    "token_loss",
 ]

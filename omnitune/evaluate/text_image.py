@@ -1,7 +1,6 @@
 """Does a picture show what its caption says: scores of pictures against captions."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +11,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..objectives.held_out import batched
+from ..progress import say
+from .data import candidates_of, middle, plain_caption, shown
+from .evaluator import Metric
 from .features import BATCH, Clip, FeatureNetwork, require
+from .media import MediaEvaluator
+from .results import Measure, Share
 
 if TYPE_CHECKING:
     from .features import Pictures
@@ -22,6 +26,60 @@ ALPHAS = torch.logspace(0, 5, 11, dtype=torch.float64)
 RECALL_AT = 10
 LEAST = 8
 """Fewer pictures than this fit nothing that could be called a scorer."""
+
+
+class TextImage(Metric[MediaEvaluator]):
+    """How well samples fit their captions: AUC, recall, and CLIPScore where CLIP is the network."""
+
+    needs = ("samples", "features")
+
+    def lack(self) -> str | None:
+        if not self.evaluator.request.fit and not self.evaluator.request.has_clip:
+            return "needs captioned pictures to fit the scorer on: --fit FOLDER (or --features clip:FOLDER)"
+        if self.evaluator.num_captions < 2:
+            return "needs two captions that differ: name more in --data"
+        return None
+
+    def load(self) -> None:
+        one = self.evaluator
+        if isinstance(one.network, Clip):
+            self.scorer: Scorer = ClipScorer(one.network)
+            return
+        job, index = one.read(one.request.fit, "--fit", pictures=True)
+        pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
+        captions = [item.caption for item in index.items]
+        evaluated = [wanted.prompt for wanted in one.wanted]
+        scorer = TextImageScorer.fit(pictures, captions, one.network, minilm(), evaluated)
+        say(
+            f"text-image scorer: fitted on {scorer.num_fitted} pictures (alpha {scorer.alpha:.3g}), "
+            f"{scorer.num_dropped} left out whose captions are evaluated"
+        )
+        self.scorer = scorer
+
+    def measure(self) -> list[Measure]:
+        one, label = self.evaluator, self.scorer.name
+        captions = [wanted.prompt for wanted in one.wanted]
+        scores, real = self.scorer.scores(one.sample_features, captions), None
+        if one.index is not None:
+            real = self.scorer.scores(one.real_features[one.chosen], captions)
+
+        def row(
+            name: str, metric: Callable[[Tensor, Sequence[str]], Share], chance: float | None = None
+        ) -> Measure:
+            reference = None if real is None else metric(real, captions)
+            return metric(scores, captions).measure(f"{name}-{label}", reference, chance, label)
+
+        rows = [row("AUC", auc, chance=0.5)]
+        if one.num_captions > RECALL_AT:
+            rows.append(row(f"recall@{RECALL_AT}", recall, RECALL_AT / one.num_captions))
+        else:
+            say(
+                f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
+                f"there are {one.num_captions}"
+            )
+        if isinstance(self.scorer, ClipScorer):
+            rows.append(row("CLIPScore", mean_clip_score))
+        return rows
 
 
 class Scorer(Protocol):
@@ -154,25 +212,10 @@ def clip_score(scores: Tensor) -> Tensor:
     return 100 * scores.diagonal().clamp(min=0)
 
 
-def mean_clip_score(scores: Tensor, captions: Sequence[str]) -> "Share":
+def mean_clip_score(scores: Tensor, captions: Sequence[str]) -> Share:
     """The average of `clip_score`; captions that are the same count each."""
     assert len(scores) == len(captions), (len(scores), len(captions))
     return Share.of(clip_score(scores))
-
-
-@dataclass(frozen=True)
-class Share:
-    """A mean over pictures."""
-
-    value: float
-    standard_error: float
-    """Over pictures; nan for a single one."""
-    count: int
-
-    @classmethod
-    def of(cls, rows: Tensor) -> "Share":
-        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
-        return cls(float(rows.mean()), error, len(rows))
 
 
 def auc(scores: Tensor, captions: Sequence[str]) -> Share:
@@ -199,25 +242,13 @@ def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share
     return Share.of((above < k).double())
 
 
-def candidates_of(captions: Sequence[str]) -> list[int]:
-    """Places of the captions that differ from all before them."""
-    places: dict[str, int] = {}
-    for i, caption in enumerate(captions):
-        places.setdefault(_plain(caption), i)
-    return list(places.values())
-
-
 def _others(captions: Sequence[str]) -> Tensor:
     """(N, N): where captions differ."""
-    numbers = {caption: i for i, caption in enumerate(map(_plain, captions))}
-    ids = torch.tensor([numbers[_plain(caption)] for caption in captions])
+    numbers = {caption: i for i, caption in enumerate(map(plain_caption, captions))}
+    ids = torch.tensor([numbers[plain_caption(caption)] for caption in captions])
     return ids[:, None] != ids[None]
 
 
 def _strangers(captions: Sequence[str], evaluated: Sequence[str]) -> list[int]:
-    known = {_plain(caption) for caption in evaluated}
-    return [i for i, caption in enumerate(captions) if _plain(caption) not in known]
-
-
-def _plain(caption: str) -> str:
-    return " ".join(caption.casefold().split())
+    known = {plain_caption(caption) for caption in evaluated}
+    return [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]

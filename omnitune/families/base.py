@@ -40,6 +40,34 @@ class Noisy:
     fed: Tensor = field(default_factory=lambda: torch.empty(0))
     """The timestep as the network is fed it, shaped like u."""
     target: Streams = field(default_factory=dict)
+    own: dict[str, "StreamLevel"] = field(default_factory=dict)
+    """Streams that have a noise level of their own; the fields above are those of all others."""
+
+    def level(self, stream: str) -> Tensor:
+        """The noise level of a stream."""
+        return self.own[stream].u if stream in self.own else self.u
+
+    def fed_for(self, stream: str) -> Tensor:
+        """The timestep that the network is fed for a stream."""
+        return self.own[stream].fed if stream in self.own else self.fed
+
+    def mask_for(self, stream: str) -> Tensor | None:
+        """What counts of a stream."""
+        return self.own[stream].mask if stream in self.own else self.mask
+
+    def weight_for(self, stream: str) -> Tensor | None:
+        """The factor of a stream's error."""
+        return self.own[stream].weight if stream in self.own else self.weight
+
+
+@dataclass
+class StreamLevel:
+    """The noise level of one stream, and what else differs with it; fields as those of `Noisy`."""
+
+    u: Tensor
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    fed: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True)
@@ -302,12 +330,18 @@ class Denoiser(Family):
     alphas_cumprod: Tensor | None = None
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
 
+    streams_with_own_level: ClassVar[tuple[str, ...]] = ()
+    """Streams whose noise level is drawn apart from that of the others: sound beside a clip."""
+
     @property
     @abstractmethod
     def limits(self) -> Limits: ...
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
+        """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u.
+
+        Asked once for each level; `x0` holds the streams that have it.
+        """
         return 1 - u, u, 1000 * u
 
     @property

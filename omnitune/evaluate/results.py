@@ -1,9 +1,12 @@
 """The rows of a result, and how they are printed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,42 @@ class Measure:
     def as_json(self) -> dict[str, Any]:
         """The fields by name; JSON knows no nan."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found, and how."""
+
+    measures: Sequence[Measure]
+    settings: Mapping[str, Any]
+    """How the numbers came about: run, weights, data, sizes, seeds."""
+    file: Path
+    """The same as JSON."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean over pictures or answers."""
+
+    value: float
+    standard_error: float
+    """Over pictures; nan for a single one."""
+    count: int
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Share":
+        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
+        return cls(float(rows.mean()), error, len(rows))
+
+    def measure(
+        self, name: str, reference: "Share | None" = None, chance: float | None = None, network: str = ""
+    ) -> Measure:
+        """Make the row of it."""
+        real = None if reference is None else reference.value
+        return Measure(
+            name, self.value, self.standard_error, "standard error", self.count, reference=real,
+            chance=chance, network=network,
+        )  # fmt: skip
 
 
 def table(measures: Sequence[Measure]) -> list[str]:

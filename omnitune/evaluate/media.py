@@ -1,4 +1,4 @@
-"""What a model of pictures and clips is measured by: data, and what is generated of its captions."""
+"""What measures a model of pictures and clips: data, and what is generated of their captions."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,70 +7,95 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commands import sample as after
-from ..commands import train as session
+from torch import Tensor
+
 from ..data.captions.options import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
 from ..families.base import Sampling
-from ..objectives.held_out import QUANTILES
+from ..progress import say
 from ..random import permuted
-from ..resolve import Job
 from ..sampling import given_frames
-from .asked import Asked
-from .data import held_out, num_trained, shown, to_8bit
-from .subject import Subject
-from .text_image import candidates_of
+from .data import candidates_of, held_out, middle, num_trained, shown, to_8bit
+from .evaluator import Evaluator
+from .features import FeatureNetwork, load_features
+from .results import Measure
 
 if TYPE_CHECKING:
     from ..data.captions.index import Index
     from ..data.media import Pixels
+    from ..resolve import Job
 
 
-class Generated(Subject):
-    """A run's weights, the data, and what is generated of its captions."""
+class MediaEvaluator(Evaluator):
+    """A run's weights, the data, what is generated of their captions, and features of both."""
 
-    def __init__(self, asked: Asked):
-        super().__init__(asked)
-        if not isinstance(self.run.data, Data):
-            raise UserError(
-                f"{asked.folder}: its model answers in text, and pictures and clips are measured here; "
-                "measure it by `omnitune evaluate`, or evaluate.evaluation"
-            )
-        if asked.size is not None:
-            self.job.size(asked.size, "--size")
-        self.index: Index | None = None
-        if asked.data is not None:
-            self.job, self.index = self.read([asked.data], "--data")
-            if seen := num_trained(self.index, asked.folder):
-                session.say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
+    gives = ("data", "samples", "clips", "features", "autoencoder")
+    index: "Index | None" = None
+
+    def _read_data(self) -> None:
+        if self.request.size is not None:
+            self.job.size(self.request.size, "--size")
+        if self.request.data is None:
+            return
+        self.job, self.index = self.read([self.request.data], "--data")
+        if seen := num_trained(self.index, self.request.folder):
+            say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
 
     def read(self, folders: Sequence[Path], where: str, pictures: bool = False) -> "tuple[Job, Index]":
-        """The run's model on other data, shown as the run shows its own."""
+        """Resolve the run on other data, shown as the run shows its own."""
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
-        assert isinstance(self.run.data, Data)
-        data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = session.make_job(replace(self.job.run, data=data), self.job.earlier)
+        stated = self.subject.job.run.data
+        assert isinstance(stated, Data), stated.name
+        job = self.subject.with_data(held_out(stated, folders, self.request.size, self.job.shape.limits))
         if pictures:  # which are looked at, whether the model takes them or not
             job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
         index = job.index()
         for note in index.notes:
-            session.say(note)
+            say(note)
         return job, index
+
+    def lack(self, need: str) -> str | None:
+        if need == "data" and self.index is None:
+            return "needs data that was not trained on: --data FOLDER"
+        family = self.job.family_class
+        if need == "autoencoder" and family.autoencoder is None:
+            return f"needs an autoencoder, and family {family.name} has none"
+        if need == "clips" and all(one.bucket.frames == 1 for one in self.wanted):
+            return "needs clips, and only pictures are generated: --size FRAMESxHEIGHTxWIDTH"
+        return None
+
+    def measures(self) -> list[Measure]:
+        if any("features" in metric.needs for metric in self.metrics.values()):
+            _ = self.network
+        return super().measures()
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        return load_features(self.request.features, str(self.mesh.device)).cached(self.job.memo_folder)
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        assert self.index is not None
+        return self.network.features(middle(self.real(i)) for i in range(len(self.index.items)))
+
+    @cached_property
+    def sample_features(self) -> Tensor:
+        return self.network.features(middle(frames) for frames in self.samples)
 
     def described(self) -> dict[str, Any]:
         """How the numbers came about."""
         return {
             **super().described(),
-            "fit": list(self.asked.fit),
+            "fit": list(self.request.fit),
             "samples": len(self.samples) if "samples" in vars(self) else 0,
             "sizes": sorted({str(one.bucket) for one in self.wanted}),
             "steps": self.options.steps,
             "guidance": self.options.guidance,
             "seed": self.options.seed,
-            "quantiles": QUANTILES,
+            "quantiles": self.job.run.objective.held_out_levels,
         }
 
     @cached_property
@@ -78,7 +103,7 @@ class Generated(Subject):
         """Which item's caption each sample has: each once in a fixed random order, then again."""
         assert self.index is not None
         items = len(self.index.items)
-        number = items if self.asked.samples is None else self.asked.samples
+        number = items if self.request.samples is None else self.request.samples
         return [permuted(i % items, items, "evaluate", self.options.seed) for i in range(number)]
 
     @cached_property
@@ -87,10 +112,9 @@ class Generated(Subject):
         if index is not None:
             stated = [(index.items[i].caption, index.buckets[i]) for i in self.chosen]
         elif options.prompts:
-            size = self.asked.size or options.size
-            bucket = after.sample_size(size, self.asked.folder, self.job)
+            bucket = self.subject.sample_size(self.request.size or options.size)
             assert bucket is not None
-            number = self.asked.samples or len(options.prompts)
+            number = self.request.samples or len(options.prompts)
             stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
         else:
             raise UserError("--data: none is given, and the run's validation.prompts is empty; name a folder")
@@ -121,7 +145,7 @@ class Generated(Subject):
     @cached_property
     def samples(self) -> "list[Pixels]":
         """(T, H, W, 3) each."""
-        session.say(f"generating {len(self.wanted)} samples of {self.options.steps} steps")
+        say(f"generating {len(self.wanted)} samples of {self.options.steps} steps")
         made = self.family.sample(self.wanted, progress=sys.stderr.isatty())
         return [video.numpy() for video in made]
 

@@ -6,18 +6,12 @@ from pathlib import Path
 
 from ..errors import UserError
 
-NEED_DATA = ("loss", "psnr", "kid")
-GENERATED = (*NEED_DATA, "text_image", "motion")
-"""Metrics of models that generate pictures and clips."""
-ANSWERED = ("loss", "exact_match", "rouge")
-"""Metrics of models that answer in text."""
-METRICS = tuple(dict.fromkeys((*GENERATED, *ANSWERED)))
 FEATURES = "efficientnet_lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What to measure; the words of the command."""
+class EvaluateRequest:
+    """What to measure of a run."""
 
     folder: Path
     """Of a run."""
@@ -26,7 +20,7 @@ class Asked:
     fit: Sequence[Path] = ()
     """Folders of captioned pictures that the text-image scorer is fitted on."""
     metrics: str | None = None
-    """Names with commas between them; absent: all that apply."""
+    """Names with commas between them, or `package.module:Class`; absent: all that apply."""
     samples: int | None = None
     """How many are generated, or the first so many conversations; absent: one for each caption, or all."""
     size: str | None = None
@@ -42,17 +36,12 @@ class Asked:
     """The weights themselves where an average is kept."""
     features: str = FEATURES
     lpips: Path | None = None
+    out: Path | None = None
+    """JSON to write; absent: evaluation/STEP.json of the run."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"--samples: {self.samples} is not 1 or more")
-        for name in self.names(METRICS):
-            if name not in METRICS:
-                raise UserError(f"--metrics: {name!r} is not one of {', '.join(METRICS)}")
-
-    def names(self, known: Sequence[str]) -> list[str]:
-        """Of the metrics; all that are known where none is stated."""
-        return list(known) if self.metrics is None else self.metrics.split(",")
 
     @property
     def has_clip(self) -> bool:
@@ -70,7 +59,7 @@ class Asked:
             )
 
     def check_text(self) -> None:
-        """Raise UserError for what says nothing to a model that answers in text."""
+        """Raise UserError for what has no effect on a model that answers in text."""
         given = {
             "--fit": bool(self.fit),
             "--size": self.size is not None,
