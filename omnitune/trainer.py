@@ -232,11 +232,7 @@ class Trainer:
 
     def named_callbacks(self) -> list[tuple[str, Callback]]:
         """Each with its class, and a number where several are of one."""
-        classes = [
-            f"{type(callback).__module__}:{type(callback).__qualname__}" for callback in self.callbacks
-        ]
-        numbers = [classes[:i].count(name) for i, name in enumerate(classes)]
-        names = [
-            f"{name}#{number}" if number else name for name, number in zip(classes, numbers, strict=True)
-        ]
+        kinds = [f"{type(one).__module__}:{type(one).__qualname__}" for one in self.callbacks]
+        numbers = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+        names = [f"{kind}#{n}" if n else kind for kind, n in zip(kinds, numbers, strict=True)]
         return list(zip(names, self.callbacks, strict=True))

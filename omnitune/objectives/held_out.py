@@ -111,10 +111,8 @@ def held_out_loss(
     """
     number = step.objective.held_out_levels if levels is None else levels
     quantiles = torch.tensor([(k + 0.5) / number for k in range(number)])
-    batches = step.batches
-    counts = [
-        step.objective.units(batches.samples.counts(i)) for i in range(len(batches.samples.index.items))
-    ]
+    samples = step.batches.samples
+    counts = [step.objective.units(samples.counts(i)) for i in range(len(samples.index.items))]
     # Items differ in size, so a batch holds levels of one item; without levels, rows are padded to one size.
     # Of two experts each takes whole batches, so levels are measured one by one.
     size = 1 if number > 1 and len(step.family.cores) > 1 else batch_size

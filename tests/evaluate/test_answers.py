@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from omnitune import cli
+from omnitune.commands.evaluate import evaluator
 from omnitune.data.conversations.conversation import Conversation, Message
 from omnitune.data.conversations.rows import LengthBucket, Talk, TalkIndex
 from omnitune.evaluate import (
-    AnswerEvaluation,
-    Asked,
-    TokenLoss,
+    ConversationEvaluator,
+    EvaluateRequest,
+    HeldOutLoss,
     answers,
-    evaluation,
     exact_match,
+    held_out_loss,
     majority,
     rouge_l,
 )
 from omnitune.evaluate.data import first_items
-from omnitune.objectives.token_loss import token_loss
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 
@@ -75,9 +75,11 @@ def evaluate(home: Path, *words: str) -> int:
         return cli.main(["evaluate", "runs/run", *words])
 
 
-def of_base(home: Path, metrics: str) -> AnswerEvaluation:
-    found = evaluation(Asked(folder=home / "runs/run", data=home / "held.json", metrics=metrics, base=True))
-    assert isinstance(found, AnswerEvaluation)
+def of_base(home: Path, metrics: str) -> ConversationEvaluator:
+    found = evaluator(
+        EvaluateRequest(folder=home / "runs/run", data=home / "held.json", metrics=metrics, base=True)
+    )
+    assert isinstance(found, ConversationEvaluator)
     return found
 
 
@@ -132,14 +134,14 @@ def test_a_model_sees_all_before_the_last_answer() -> None:
 
 
 def test_tokens_weigh_alike_whatever_item_they_are_of() -> None:
-    found = TokenLoss([2.0, 9.0], [1, 3])
+    found = HeldOutLoss([2.0, 3.0], [1, 3], [])
     assert found.mean == 2.75
     assert found.standard_error == pytest.approx(0.375)
-    assert math.isnan(TokenLoss([2.0], [1]).standard_error)
+    assert math.isnan(HeldOutLoss([2.0], [1], []).standard_error)
 
 
 def test_with_equal_lengths_the_error_is_that_of_a_mean() -> None:
-    found, means = TokenLoss([2.0, 4.0, 9.0], [2, 2, 2]), torch.tensor([1.0, 2.0, 4.5])
+    found, means = HeldOutLoss([1.0, 2.0, 4.5], [2, 2, 2], []), torch.tensor([1.0, 2.0, 4.5])
     assert found.standard_error == pytest.approx(float(means.std() / 3**0.5))
 
 
@@ -178,9 +180,9 @@ def test_the_loss_is_that_of_transformers_weighted_by_tokens(home: Path) -> None
 def test_the_batch_size_changes_speed_alone(home: Path) -> None:
     """Alone, an item without a picture is given one that counts nothing."""
     step = of_base(home, "loss").step
-    one, all_ = (token_loss(step, batch_size=size) for size in (1, 4))
+    one, all_ = (held_out_loss(step, batch_size=size) for size in (1, 4))
     assert one.items == pytest.approx(all_.items, rel=1e-5)
-    assert one.tokens == all_.tokens
+    assert one.units == all_.units
     assert len(set(one.items)) == 4
 
 
@@ -248,8 +250,8 @@ def test_items_that_were_trained_on_are_counted(home: Path, capsys: pytest.Captu
         (["--data", "gone.json"], "--data: gone.json is not there; name a file of conversations\n"),
         (
             ["--data", "held.json", "--metrics", "psnr"],
-            "--metrics: psnr is of pictures and clips, and family vlm answers in text; choose of loss, "
-            "exact_match, rouge\n",
+            "--metrics: psnr needs autoencoder, which family vlm does not give; choose of loss, exact_match, "
+            "rouge\n",
         ),
         (
             ["--data", "held.json", "--steps", "2", "--size", "32x32"],

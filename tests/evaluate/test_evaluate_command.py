@@ -142,7 +142,7 @@ def test_items_that_were_trained_on_are_counted(home, assets, capsys):
         (["--metrics", "fid", "--data", "held"], "--metrics: 'fid' is not one of loss, psnr, kid"),
         (
             ["--metrics", "rouge", "--data", "held"],
-            "--metrics: rouge is of answers in text, and family wan generates pictures and clips; choose of",
+            "--metrics: rouge needs answers, which family wan does not give; choose of loss, psnr, kid",
         ),
         (["--metrics", "kid", "--fit", "fit"], "--metrics: kid needs data that was not trained on: --data"),
         (["--metrics", "text_image", "--data", "held"], "text_image needs captioned pictures to fit"),

@@ -14,8 +14,9 @@ from test_training import loss_of, seen, trainer_of
 
 from omnitune import config
 from omnitune.commands import train as session
+from omnitune.commands.evaluate import evaluator
 from omnitune.errors import UserError
-from omnitune.evaluate import Asked, Evaluation
+from omnitune.evaluate import EvaluateRequest
 from omnitune.families.wan import Wan, WanOptions
 from omnitune.parallel.mesh import Mesh
 from omnitune.report import write_report
@@ -144,10 +145,10 @@ def test_an_image_to_video_run_is_evaluated_at_a_size_and_with_pictures(model, t
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         folder = session.train(run, Mesh(run.parallel))
-        asked = Asked(
+        request = EvaluateRequest(
             folder=folder, data=tmp_path / "clips", fit=[pictures], size="9x32x32", steps=1,
             metrics="loss,text_image,motion", base=True,
         )  # fmt: skip
-        rows = {row.name: row.value for row in Evaluation(asked).measures()}
+        rows = {row.name: row.value for row in evaluator(request).measures()}
     assert np.isfinite(rows["held-out loss"])
     assert any(name.startswith("AUC") for name in rows)
