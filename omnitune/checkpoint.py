@@ -110,10 +110,10 @@ def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str,
         sync(folder)
         _point(folder / "latest", saved.folder.name)
 
-    mesh.each(start if mesh.main else _nothing)
+    mesh.on_all_ranks(start if mesh.main else _nothing)
     try:
         save_tensors(temporary / "tensors", tensors, mesh)
-        mesh.each(finish if mesh.main else _nothing)
+        mesh.on_all_ranks(finish if mesh.main else _nothing)
     finally:
         if mesh.main:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -6,15 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .errors import MachineError, Stopped, UserError, is_shared, shared
+from .errors import MachineError, Stopped, UserError, is_shared
+from .options import annotations_of
+from .words import Word
 
 if TYPE_CHECKING:
+    from .commands.export import ExportRequest
+    from .commands.init import InitRequest
+    from .commands.report import ReportRequest
+    from .commands.sample import SampleRequest
     from .config.run import Run
-    from .parallel.mesh import Mesh
+    from .evaluate import EvaluateRequest
+
+T = TypeVar("T")
 
 DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
@@ -99,6 +109,12 @@ def fail(code: int, message: str, everywhere: bool = False) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from .commands.export import ExportRequest
+    from .commands.init import InitRequest
+    from .commands.report import ReportRequest
+    from .commands.sample import SampleRequest
+    from .evaluate.request import EvaluateRequest
+
     top = argparse.ArgumentParser(
         prog="omnitune", description="Fine-tune image, video and vision-language models.",
         epilog="Exit codes: 0 done, 2 a mistake of the user, 3 the machine failed, 75 stopped and saved.",
@@ -106,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
-        ("train", train, "train a run, or go on with it"),
+        ("train", train, "train a run, or resume it"),
         ("check", check, "check a configuration and every item of its data"),
         ("plan", plan, "say what a run would do, without weights or data in memory"),
         ("cache", cache, "encode latents and texts ahead of training"),
@@ -122,80 +138,45 @@ def parser() -> argparse.ArgumentParser:
             )
         if name == "cache":
             one.add_argument("--verify", action="store_true", help="hash every file again")
-    _run_commands(commands)
-    init = commands.add_parser("init", help="write a commented run.yaml for a family to stdout")
-    init.add_argument("family")
-    init.add_argument("--variant", help="of its checkpoints, as `omnitune models` lists them")
-    init.set_defaults(command=write_init)
+    add_request(commands, "sample", SampleRequest, sample, "generate with what a run has learned")
+    add_request(commands, "export", ExportRequest, export, "write trained weights in the published layout")
+    add_request(commands, "evaluate", EvaluateRequest, evaluate, "measure what a run has learned, offline")
+    add_request(commands, "report", ReportRequest, report, "write report.html of a run")
+    add_request(commands, "init", InitRequest, init, "write a commented run.yaml for a family to stdout")
     commands.add_parser("models", help="list families and what they can do").set_defaults(command=models)
-    demo = commands.add_parser("demo", help="fine-tune a small model on bundled pictures, in minutes")
-    demo.set_defaults(command=run_demo)
+    text = "fine-tune a small model on bundled pictures, in minutes"
+    commands.add_parser("demo", help=text).set_defaults(command=demo)
     return top
 
 
-def _run_commands(commands: Any) -> None:
-    sample = commands.add_parser("sample", help="generate with what a run has learned")
-    sample.add_argument("folder", type=Path, help="runs/NAME")
-    sample.add_argument(
-        "--prompt", action="append", help="what to generate; again for more; else the run's own"
-    )
-    sample.add_argument(
-        "--image", action="append", type=Path, help="its first frame, or what is asked about; one a prompt"
-    )
-    sample.add_argument("--last-image", action="append", type=Path, help="its last frame")
-    sample.add_argument("--size", help="480x832 or 49x480x832")
-    sample.add_argument("--steps", type=int, help="denoising steps")
-    sample.add_argument("--guidance", type=float, help="guidance scale")
-    sample.add_argument("--seed", type=int, help="of the starting noise")
-    sample.add_argument("--max-tokens", type=int, help="most tokens of an answer")
-    sample.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
-    sample.add_argument("--base", action="store_true", help="the model before training")
-    sample.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
-    sample.add_argument("--out", type=Path, help="folder to write to")
-    sample.set_defaults(command=write_samples)
-    export = commands.add_parser("export", help="write trained weights in the published layout")
-    export.add_argument("folder", type=Path, help="runs/NAME")
-    export.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
-    export.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
-    export.add_argument(
-        "--merged", action="store_true", help="whole networks, adapters added to their weights"
-    )
-    export.add_argument("--out", type=Path, help="folder to write to; weights/ of the run by default")
-    export.set_defaults(command=export_weights)
-    _evaluate_command(commands)
-    report = commands.add_parser("report", help="write report.html of a run")
-    report.add_argument("folder", type=Path, help="runs/NAME")
-    report.set_defaults(command=write_report)
+def add_request(
+    commands: Any, name: str, request: type[T], command: Callable[[T], int | None], text: str
+) -> None:
+    """Add a command whose words are the fields of a request, as `Word` annotates them."""
+    one = commands.add_parser(name, help=text, description=text)
+    hints, words = get_type_hints(request), annotations_of(request)
+    for field in fields(request):  # type: ignore[arg-type]
+        (word,) = words[field.name]
+        one.add_argument(*_flags(field, word), help=word.help, **_reading(hints[field.name], field))
+    one.set_defaults(command=lambda given: command(request(**{f: getattr(given, f) for f in words})))
 
 
-def _evaluate_command(commands: Any) -> None:
-    one = commands.add_parser("evaluate", help="measure what a run has learned, offline")
-    one.add_argument("folder", type=Path, help="runs/NAME")
-    one.add_argument(
-        "--data", type=Path, help="what was not trained on: a folder, or a file of conversations"
-    )
-    one.add_argument(
-        "--fit", type=Path, action="append", default=[],
-        help="folder of captioned pictures that the text-image score learns; may be given again",
-    )  # fmt: skip
-    one.add_argument(
-        "--metrics", help="of loss,psnr,kid,text_image,motion,exact_match,rouge; all that apply by default"
-    )
-    one.add_argument("--samples", type=int, help="how many to generate; one a caption by default")
-    one.add_argument("--size", help="480x832 or 49x480x832; the run's buckets by default")
-    one.add_argument("--steps", type=int, help="denoising steps")
-    one.add_argument("--guidance", type=float, help="guidance scale")
-    one.add_argument("--seed", type=int, help="of the first sample's starting noise")
-    weights = one.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
-    weights.add_argument("--base", action="store_true", help="the model before training")
-    one.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
-    one.add_argument(
-        "--features", default="efficientnet_lite0", help="or inception:FILE or clip:FOLDER that you have"
-    )
-    one.add_argument("--lpips", type=Path, help="torchvision's AlexNet, VGG16 or SqueezeNet weights")
-    one.add_argument("--out", type=Path, help="JSON to write; evaluation/STEP.json of the run by default")
-    one.set_defaults(command=evaluate)
+def _flags(field: Field[Any], word: Word) -> list[str]:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return [field.name]
+    return [word.name or f"--{field.name.replace('_', '-')}"]
+
+
+def _reading(hint: Any, field: Field[Any]) -> dict[str, Any]:
+    """How argparse reads a field of a type: a switch, a list that grows by each word, or one value."""
+    if field.default is MISSING and field.default_factory is MISSING:
+        return {"type": hint}
+    if hint is bool:
+        return {"action": "store_true", "dest": field.name}
+    kind = next((one for one in get_args(hint) if one is not NoneType), hint)  # X of X | None
+    if get_origin(kind) is Sequence:
+        return {"action": "append", "type": get_args(kind)[0], "dest": field.name}
+    return {"type": kind, "default": field.default, "dest": field.name}
 
 
 class _Version(argparse.Action):
@@ -232,9 +213,9 @@ def _on_ranks(arguments: argparse.Namespace, command: str) -> int:
     try:
         return with_run(arguments, lambda run: _on_mesh(arguments, run, command))
     except UserError as error:
-        from .parallel.mesh import meet
+        from .parallel.mesh import fail_on_all_ranks
 
-        meet(error)
+        fail_on_all_ranks(error)
 
 
 def _start(arguments: argparse.Namespace, run: "Run", command: str) -> int | None:
@@ -258,9 +239,12 @@ def _check_ranks(run: "Run", world: int, command: str) -> None:
     try:
         run.parallel.sizes(world)
     except UserError as error:
-        from .commands import train as session
+        from .commands.train import note_identity
+        from .resolve import refuse
+        from .run_folder import run_folder
 
-        session.refuse(run, error, session.run_folder(run) if command == "train" else None)
+        check = partial(note_identity, run=run, folder=run_folder(run))
+        refuse(run, error, check if command == "train" else None)
 
 
 def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> None:
@@ -270,7 +254,15 @@ def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> None:
         signal.signal(number, _interrupt)
     mesh = Mesh(run.parallel)
     try:
-        _work(command, arguments, run, mesh)
+        if command == "train":
+            from .commands.train import train_on
+
+            train_on(run, mesh)
+        else:
+            from .commands.cache import cache_on
+
+            for line in cache_on(run, mesh, arguments.verify):
+                print(line)
     finally:
         mesh.close()
 
@@ -290,92 +282,71 @@ def _ignore_once(number: int, frame: Any) -> None:
         signal.signal(stop, signal.default_int_handler)
 
 
-def _work(command: str, arguments: argparse.Namespace, run: "Run", mesh: "Mesh") -> None:
-    from .commands import train as session
-
-    if command == "train":
-        session.train(run, mesh)
-        return
-    from .data.encode import fill
-
-    if run.data.cache is None:
-        raise shared(UserError("data.cache: is null, so there is nothing to fill; name a folder"))
-    parts, index = session.prepare(run, mesh, verify=arguments.verify)
-    first = parts[0][1]
-    first.share_weights(mesh, arguments.verify)
-    for _, job in parts:
-        job.weights = first.weights
-        filled = fill(job, index, mesh)
-        if mesh.main and filled.encoded:
-            print(filled)
-    if mesh.main:
-        print("\n".join([*index.notes, *index.caption_notes(first.shape.cut_captions)]))
-
-
 def check(arguments: argparse.Namespace) -> int:
-    from .commands.check import check_run
+    from .commands.check import check
 
-    return with_run(arguments, check_run)
+    return with_run(arguments, lambda run: print("\n".join(check(run).lines)))
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from .commands.plan import print_plan
+    from .commands.plan import plan
 
-    return with_run(arguments, print_plan)
-
-
-def write_samples(arguments: argparse.Namespace) -> None:
-    from .commands.sample import sample_run
-
-    sample_run(arguments)
+    return with_run(arguments, lambda run: print("\n".join(plan(run))))
 
 
-def export_weights(arguments: argparse.Namespace) -> None:
-    from .commands.sample import export_run
+def sample(request: "SampleRequest") -> None:
+    from .commands.sample import sample
 
-    export_run(arguments.folder, arguments.checkpoint, arguments.raw, arguments.out, arguments.merged)
-
-
-def evaluate(arguments: argparse.Namespace) -> None:
-    from dataclasses import fields
-
-    from .commands import evaluate as command
-    from .evaluate import EvaluateRequest, table
-
-    words = {field.name: getattr(arguments, field.name) for field in fields(EvaluateRequest)}
-    result = command.evaluate(EvaluateRequest(**words))
-    print("\n".join(table(result.measures)))
-    print(result.file)
+    result = sample(request)
+    for path, one in zip(result.paths, result.samples, strict=True):
+        print(f"{path}: {one}" if isinstance(one, str) else path)
 
 
-def write_report(arguments: argparse.Namespace) -> None:
-    from .report import write_report
+def export(request: "ExportRequest") -> None:
+    from .commands.export import export
 
-    print(write_report(arguments.folder))
+    print(export(request))
 
 
-def write_init(arguments: argparse.Namespace) -> None:
-    from .commands.init import text
-    from .families import resolve
+def evaluate(request: "EvaluateRequest") -> None:
+    from .commands.evaluate import evaluate
+    from .evaluate import table
 
-    print(text(resolve(arguments.family), arguments.variant), end="")
+    result = evaluate(request)
+    print("\n".join([*table(result.measures), str(result.file)]))
+
+
+def report(request: "ReportRequest") -> None:
+    from .commands.report import report
+
+    print(report(request))
+
+
+def init(request: "InitRequest") -> None:
+    from .commands.init import init
+
+    print(init(request), end="")
 
 
 def models(arguments: argparse.Namespace) -> None:
-    from .commands.init import table
+    from .commands.models import models
 
-    print(table(), end="")
+    print(models(), end="")
 
 
-def run_demo(arguments: argparse.Namespace) -> None:
+def demo(arguments: argparse.Namespace) -> None:
     from .commands.demo import demo
 
-    demo()
+    print("\n".join(demo()))
 
 
-if __name__ == "__main__":
-    # Deterministic exit: a thread of a library must not keep a finished command alive.
+def run_and_exit() -> None:
+    """Run the command of this process and end it, whatever threads libraries left."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code) if os.environ.get("OMNITUNE_REPORTS") else sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -1,70 +1,74 @@
-"""What a run comes down to, worked out from its configuration before anything heavy is loaded.
+"""What a run comes down to, worked out on the meta device before anything heavy is loaded.
 
-Every command starts here: the family on the meta device, what each rule claims, which stages are cached.
+Every command starts here: the family without weights, what each rule claims, which stages are cached.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from .data.cache import Store
-from .data.captions.index import Index
-from .data.conversations.options import Conversations
-from .data.loader import READERS, MicroBatches, StageKeys, usable_cores
+from . import config
+from .data.cache import StageCache
+from .data.encode import Filled, fill
+from .data.loader import READERS, MicroBatches, usable_cores
 from .data.order import Order
-from .data.sizes import Bucket
-from .dataset_kinds import Captions, Dialogues, look_through
 from .errors import Mistakes, UserError
-from .export.weights import component_folders, init_adapters, lora_files
-from .families import resolve
+from .export.weights import component_folders, lora_files
+from .families import resolve as find_family
 from .families.base import Family
-from .files import Hashes, digest
+from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
+from .model import load_family
+from .sampling import check_samples, parse_bucket, read_size
 from .stages import MEDIA, Stage, split_stages
-from .trainable.adapters import apply_claims, claim_always
+from .trainable.adapters import claim_always
 from .trainable.freezing import expand
 from .trainable.parameters import Outline
 from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .config.run import Run
+    from .config.run import Part, Run
+    from .data.dataset import BoundData, Index
+    from .data.sizes import Bucket
     from .parallel.mesh import Mesh
-
 
 CACHE_FORMAT = 1
 """Raised when entries of the cache are written in another way."""
 
 
-class Job:
-    """A run resolved against its model: family, claims, stages.
+class ResolvedRun:
+    """A run held against its model: family, claims, stages.
 
-    What is wrong is in `mistakes`. Raise them before anything but data is asked for; `deal` raises them too.
+    What is wrong is in `mistakes`: raise them before anything but data is asked for. `index` raises them too,
+    together with those of the data.
     """
 
-    def __init__(
-        self,
-        run: "Run",
-        options: "Callable[[type, dict[str, Any], str], Any]",
-        earlier: Claims | None = None,
-    ):
-        self.run, self.mistakes, self.earlier = run, Mistakes(), earlier
+    family_class: type[Family]
+    shape: Family
+    """The family on the meta device: everything but weights."""
+    claims: Claims
+    cached: list[Stage]
+    live: list[Stage]
+
+    def __init__(self, part: "Part", earlier: Claims | None = None):
+        run = part.run
+        self.part, self.run, self.mistakes, self.earlier = part, run, Mistakes(), earlier
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
-        self.found: Captions | Dialogues | None = None
+        self.data: BoundData | None = None
         noted = self.mistakes.noted
         with noted():
-            self.family_class = resolve(run.model.family)
+            self.family_class = find_family(run.model.family)
             with noted():
                 self.replaced = component_folders(run.init_from, self.family_class.layout)
             with noted():  # the rest is looked at as the family's defaults make it
+                options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
-            self.shape: Family = self.load_family("meta")
+            self.shape = load_family(self, "meta")
             if lack := self.shape.lacking():
                 self.mistakes.errors.append(UserError(lack))
             self._match()
@@ -74,76 +78,43 @@ class Job:
         run, noted = self.run, self.mistakes.noted
         with noted():
             run.objective.prepare(self.shape)
-        self.found = self._find_material()
-        trainable = run.trainable
-        assert trainable is not None, run.name
-        family, targets = self.shape, self.family_class.lora_targets
-        rules = expand(trainable, run.frozen, family.components, family.roles, family.cores, targets)
-        with noted():
-            self._check_adapters(rules)
-        self.claims: Claims = claim(self.shape.components, rules, self.shape.roles)
-        stated = run.frozen.statements(family.roles)
-        self.claims = claim_always(self.claims, family.always_trained, stated, family.roles)
-        if self.earlier is not None:
-            self.claims = self.claims.after(self.earlier)
+        self._bind_data()
+        self._claim()
         cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
-        if run.data.cache is None:
-            cacheable, live = [], list(self.shape.stages)
-        self.cached_names, self.live_names = [s.name for s in cacheable], [s.name for s in live]
+        self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()
 
-    def _check_memory(self) -> None:
-        if self.run.memory.checkpointing != "none" and not self.learning_blocks(self.shape):
-            raise UserError(
-                f"memory.checkpointing: {self.run.memory.checkpointing} has no effect: no gradient flows "
-                f"through a repeated layer of {self.shape.name} here; leave it out"
-            )
-
-    def _find_material(self) -> "Captions | Dialogues":
-        """What the run is trained on; raises UserError where that is of another kind than the model's."""
+    def _bind_data(self) -> None:
+        """Hold the data against the model; raises UserError where they are of another kind."""
         data, family = self.run.data, self.shape
         if data.name != family.trained_on:
             raise UserError(
                 f"data.name: {data.name}, but family {family.name} is trained on {family.trained_on}; set "
                 f"name: {family.trained_on}, with the options of that"
             )
-        if isinstance(data, Conversations):
-            return Dialogues(self.run, data, family, self.mistakes, self.memo_folder)
-        return Captions(self.run, data, family, self.mistakes)
+        self.data = data.bind(family, self.run.seed, self.memo_folder, self.mistakes)
+        with self.mistakes.noted():
+            _ = self.sample_size
+        check_samples(self.run.validation, family, self.mistakes)
+        if self.run.conditions and family.trained_on == "conversations":
+            name = self.run.conditions[0].name
+            self.mistakes.errors.append(
+                UserError(f"conditions: {name} has no effect on conversations; remove it")
+            )
 
-    @property
-    def material(self) -> "Captions | Dialogues":
-        """What the run is trained on; mistakes in model or data kind were raised before it is asked for."""
-        assert self.found is not None
-        return self.found
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know of the model beside the data, one line each."""
-        return self.material.notes
-
-    def load_family(
-        self, device: str, only: Sequence[str] | None = None, without: Sequence[str] | None = None
-    ) -> Family:
-        """Load components; parameters under the prefixes `without` are not needed, None: all are."""
-        dtype: torch.dtype = getattr(torch, self.run.model.dtype)
-        model = self.run.model
-        family = self.family_class.load(
-            model.path,
-            device,
-            dtype,
-            only=only,
-            options=self.options,
-            revision=model.revision,
-            replaced=self.replaced,
-            without=without,
-        )
-        for condition in self.run.conditions:
-            condition.prepare(family)
-        if self.found is not None:
-            self.found.fit(family)
-        return family
+    def _claim(self) -> None:
+        """Match rules, flags of freezing and options that train against the parameters."""
+        run, family = self.run, self.shape
+        assert run.trainable is not None, run.name
+        targets = self.family_class.lora_targets
+        rules = expand(run.trainable, run.frozen, family.components, family.roles, family.cores, targets)
+        with self.mistakes.noted():
+            self._check_adapters(rules)
+        claims = claim(family.components, rules, family.roles)
+        stated = run.frozen.statements(family.roles)
+        claims = claim_always(claims, family.always_trained, stated, family.roles)
+        self.claims = claims if self.earlier is None else claims.after(self.earlier)
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
         cls = self.family_class
@@ -159,28 +130,18 @@ class Job:
         if mistakes:
             raise UserError("\n".join(mistakes))
 
-    def sample_size(self) -> Bucket | None:
-        """The size that `validation.size` states, if any."""
-        return self.material.sample_size()
+    def _check_memory(self) -> None:
+        if self.run.memory.checkpointing != "none" and not self.learning_blocks(self.shape):
+            raise UserError(
+                f"memory.checkpointing: {self.run.memory.checkpointing} has no effect: no gradient flows "
+                f"through a repeated layer of {self.shape.name} here; leave it out"
+            )
 
-    def size(self, text: str, where: str) -> Bucket:
-        """Read a size; raises UserError for one that the model does not take."""
-        return self.material.size(text, where)
-
-    def stages(self, family: Family, names: Sequence[str]) -> list[Stage]:
-        return [stage for stage in family.stages if stage.name in names]
-
-    @cached_property
-    def cached(self) -> list[Stage]:
-        return self.stages(self.shape, self.cached_names)
-
-    @cached_property
-    def live(self) -> list[Stage]:
-        return self.stages(self.shape, self.live_names)
+    # What a step needs
 
     @property
     def train_components(self) -> list[str]:
-        """What a step needs in memory: what trains, the core, and what live stages use."""
+        """Components that a step needs in memory: what trains, the core, and what live stages use."""
         used = {use.split(".")[0] for stage in self.live for use in stage.uses}
         trained = self.claims.components
         cores = self.shape.cores if trained.isdisjoint(self.shape.cores) else ()
@@ -192,108 +153,186 @@ class Job:
         components = {n: module for n, module in family.components.items() if n in self.train_components}
         return learning_blocks(components, family.blocks, self.shape.stages, self.claims.names)
 
+    def live_stages(self, family: Family) -> list[Stage]:
+        """The stages of a loaded family that run in every step."""
+        names = {stage.name for stage in self.live}
+        return [stage for stage in family.stages if stage.name in names]
+
+    # Samples
+
+    def read_size(self, text: str, where: str) -> "Bucket":
+        """Read a size of samples; raises UserError for one that the model does not take."""
+        return read_size(text, where, self.shape, self.bound.sizes)
+
+    @property
+    def sample_size(self) -> "Bucket | None":
+        """The size that `validation.size` states, if any."""
+        stated = self.run.validation.size
+        return None if stated is None else self.read_size(stated, "validation.size")
+
+    def sample_bucket(self, index: "Index") -> "Bucket | None":
+        """The size that is sampled: as stated, or the data's largest; None where samples are answers."""
+        return self.sample_size or index.largest
+
+    def trained_bucket(self, folder: Path, size: str | None = None) -> "Bucket | None":
+        """The size to generate: as stated, or the largest that a run folder trained on; None for answers."""
+        if size is not None:
+            return self.read_size(size, "--size")
+        if self.family_class.trained_on == "conversations":
+            return None
+        lines = folder / "data.jsonl"
+        if not lines.is_file():
+            raise UserError(
+                f"--size: {lines} is missing, which tells the largest size of the data; state a size"
+            )
+        sizes = {parse_bucket(row["bucket"], str(lines)) for row in read_jsonl(lines)}
+        return max(sizes, key=lambda bucket: bucket.size)
+
+    # Data
+
+    @property
+    def bound(self) -> "BoundData":
+        """The data, held against the model; mistakes in the model were raised before this is asked for."""
+        assert self.data is not None
+        return self.data
+
     @property
     def memo_folder(self) -> Path:
         """Where hashes of files are remembered: beside the cache, so that all runs on it share them."""
         return (self.run.data.cache or Path(".cache")).absolute()
 
-    def index(self, verify: bool = False) -> Index:
-        found: Index = self.deal(verify).index(Hashes(self.memo_folder, verify))
+    def index(self, verify: bool = False) -> "Index":
+        """Find and hash the data; raises UserError with every mistake in them and in the run."""
+        memo = Hashes(self.memo_folder, verify)
+        found: Index = self.scan(memo).index(memo)
         return found
 
-    def deal(self, verify: bool = False) -> Any:
+    def scan(self, memo: Hashes) -> Any:
         """Find the data; raises UserError with every mistake in them and in the run."""
-        memo = Hashes(self.memo_folder, verify)
-        if self.found is None:  # nothing is known of the model
+        if self.data is None:  # nothing is known of the model
             with self.mistakes.noted():
-                look_through(self.run.data, memo)
+                self.run.data.scan(memo)
             self.mistakes.raise_all()
-        return self.material.deal(memo, self.mistakes)
+        return self.bound.scan(memo, self.mistakes)
 
-    def weights_fingerprint(self, components: Sequence[str], verify: bool = False) -> dict[str, str]:
-        """Hash over the files of each component."""
+    def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:
+        """The micro-batches of this rank, by step."""
+        needs = {need for stage in self.live for need in stage.needs}
+        order = Order(index.by_bucket, self.run.data.batch_size, self.run.seed)
+        cut = (mesh.dp_rank, mesh.dp_size, self.run.parallel.micro_batch_size)
+        return MicroBatches(self.bound.dataset(index), order, self.run.conditions, cache, needs, cut)
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that read ahead; none where all is cached, which costs less than sending it."""
+        given = self.run.data.num_workers
+        decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
+        return (min(READERS, usable_cores()) if decodes else 0) if given is None else given
+
+    # Fingerprints
+
+    def weight_hashes(self, verify: bool = False) -> dict[str, str]:
+        """Component -> hash over its files."""
         hashes = Hashes(self.memo_folder, verify)
         found = {}
-        for name in components:
+        for name in self.shape.components:
             files = self.shape.weight_files(name)
             lines = zip(files, hashes.of_all(files), strict=True)
             found[name] = digest(*(f"{f.parent.name}/{f.name} {h}" for f, h in lines))
         return found
 
-    @cached_property
-    def weights(self) -> dict[str, str]:
-        """Component -> hash of its files; `share_weights` has the main rank alone read them."""
-        return self.weights_fingerprint(list(self.shape.components))
-
-    def share_weights(self, mesh: "Mesh", verify: bool = False) -> None:
-        self.weights = mesh.together(lambda: self.weights_fingerprint(list(self.shape.components), verify))
-
-    @property
-    def base(self) -> str:
-        """A hash over everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
+    def base_hash(self, weights: Mapping[str, str]) -> str:
+        """Hash everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
         files = lora_files(self.run.init_from, self.family_class.layout)
         started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
-        return digest(*(f"{name} {value}" for name, value in self.weights.items()), *started)
+        return digest(*(f"{name} {value}" for name, value in weights.items()), *started)
 
-    def stage_fingerprints(self) -> dict[str, str]:
-        """What besides its inputs decides the output of each cached stage: weights, dtype, settings, code."""
-        weights = self.weights
-        return {
+    def open_cache(self, weights: Mapping[str, str] | None = None) -> StageCache:
+        """Open the cache of this run's cached stages.
+
+        What besides its inputs decides the output of a stage: weights, dtype, settings, code.
+        """
+        hashes = self.weight_hashes() if weights is None else weights
+        fingerprints = {
             stage.name: digest(
                 f"format {CACHE_FORMAT}, stage version {stage.version}",
                 self.family_class.name,
                 stage.name,
                 self.run.model.dtype,
                 str(sorted(stage.options.items())),
-                *(f"{use} {weights[use.split('.')[0]]}" for use in stage.uses),
+                *(f"{use} {hashes[use.split('.')[0]]}" for use in stage.uses),
             )
             for stage in self.cached
         }
+        return StageCache(self.cached, fingerprints, self.run.data.cache)
 
-    @cached_property
-    def keys(self) -> StageKeys:
-        return StageKeys(self.cached, self.stage_fingerprints())
+    def fill_cache(self, index: "Index", cache: StageCache, mesh: "Mesh") -> Filled:
+        """Encode what the cache lacks for the data; all ranks share the work."""
+        load = partial(load_family, self, str(mesh.device), [])
+        return fill(cache, self.bound.dataset(index), self.run.conditions, load, mesh)
 
-    @cached_property
-    def stores(self) -> dict[str, Store]:
-        if self.run.data.cache is None:
-            return {}
-        root = self.run.data.cache.absolute()
-        return {s.name: Store(root / f"{s.name}-{self.keys.fingerprints[s.name][:16]}") for s in self.cached}
 
-    def samples(self, index: Any) -> Any:
-        return self.material.samples(index)
+def resolve_run(run: "Run", earlier: Claims | None = None) -> ResolvedRun:
+    """Resolve a run, as its last phase; one error tells every mistake, except those of its data."""
+    return resolve_phases(run, earlier)[-1]
 
-    def order(self, index: Index) -> Order:
-        return Order(index.by_bucket, self.run.data.batch_size, self.run.seed)
 
-    def batches(self, index: Index, mesh: "Mesh") -> MicroBatches:
-        needs = {need for stage in self.live for need in stage.needs}
-        cut = (mesh.dp_rank, mesh.dp_size, self.run.parallel.micro_batch_size)
-        return MicroBatches(
-            self.samples(index), self.order(index), self.run.conditions, self.keys, self.stores, needs, cut
-        )
+def resolve_first(run: "Run") -> ResolvedRun:
+    """Resolve the first phase, its mistakes not raised yet: those of the data are told with them."""
+    return ResolvedRun(run.parts()[0])
+
+
+def resolve_phases(run: "Run", earlier: Claims | None = None) -> list[ResolvedRun]:
+    """Resolve each phase of a run; one error tells every mistake of the first with any."""
+    found: list[ResolvedRun] = []
+    for part in run.parts():
+        resolved = ResolvedRun(part, earlier)
+        resolved.mistakes.raise_all()
+        found.append(resolved)
+        earlier = resolved.claims
+    return found
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is resolved, phase by phase, and its data."""
+
+    phases: Sequence[ResolvedRun]
+    index: "Index"
 
     @property
-    def num_workers(self) -> int:
-        """Reading cached tensors costs less than sending them between processes."""
-        given = self.run.data.num_workers
-        decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
-        return (min(READERS, usable_cores()) if decodes else 0) if given is None else given
-
-    def trained_family(self, device: str) -> tuple[Family, dict[str, torch.dtype]]:
-        """The family with what a step needs and its adapters; the dtype in which each parameter computes."""
-        encoded = tuple(use for stage in self.cached for use in stage.uses)
-        family = self.load_family(device, self.train_components, without=encoded)
-        compute = apply_claims(family.components, self.claims, self.run.seed)
-        if self.run.init_from is not None:
-            init_adapters(family, self.run.init_from, self.claims, later=self.earlier is not None)
-        return family, compute
+    def first(self) -> ResolvedRun:
+        return self.phases[0]
 
 
-def place(family: Family, compute: Mapping[str, torch.dtype], mesh: "Mesh") -> None:
-    """Put every component that trains on the mesh."""
-    for name, module in family.components.items():
-        if any(p.requires_grad for p in module.parameters()):
-            own = {n.removeprefix(f"{name}."): d for n, d in compute.items() if n.startswith(f"{name}.")}
-            mesh.place(module, family.blocks(name), own)
+def prepare(
+    run: "Run", mesh: "Mesh", check: Callable[[Mistakes], None] | None = None, verify: bool = False
+) -> Prepared:
+    """Resolve a run and find its data; one error on all ranks tells every mistake.
+
+    `check` adds mistakes of another kind; `verify` hashes every file again.
+    """
+    first = resolve_first(run)
+
+    def find() -> "Index":
+        if check is not None:
+            check(first.mistakes)
+        return first.index(verify)
+
+    index = mesh.on_main(find)
+    mesh.on_all_ranks(first.mistakes.raise_all)
+    if not run.phases:
+        return Prepared([first], index)
+    phases = mesh.on_all_ranks(lambda: resolve_phases(run))
+    for resolved in phases[1:]:
+        resolved.data = first.data
+    return Prepared(phases, index)
+
+
+def refuse(run: "Run", mistake: UserError, check: Callable[[Mistakes], None] | None = None) -> None:
+    """Raise a mistake, and with it all else that is wrong with a run."""
+    first = resolve_first(run)
+    first.mistakes.errors.insert(0, mistake)
+    if check is not None:
+        check(first.mistakes)
+    first.scan(Hashes(first.memo_folder))

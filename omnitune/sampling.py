@@ -1,14 +1,15 @@
 """What is generated: options, requests, and files of samples."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data import buckets
 from .data.sizes import Bucket
-from .errors import UserError
+from .errors import Mistakes, UserError
 from .files import write_json, write_text
 from .options import option
 
@@ -59,6 +60,15 @@ class Validation:
                 raise ValueError(f"{name}: {number} for {len(self.prompts)} prompts; give one for each")
 
 
+def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
+    """Replace a run's sampling options by those of the request that are not None."""
+    try:
+        return replace(options, **{k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        text = str(error).replace("last_images", "last-image").replace("images", "image").replace("_", "-")
+        raise UserError(f"--{text}") from None
+
+
 def parse_bucket(text: str, where: str) -> Bucket:
     parts = text.split("x")
     if not all(p.isascii() and p.isdigit() and int(p) for p in parts) or len(parts) not in (2, 3):
@@ -93,6 +103,48 @@ def given_frames(options: Validation, i: int, bucket: Bucket) -> dict[str, Any]:
 
 
 OPTIONS = {"images": "validation.images", "last_images": "validation.last_images"}
+
+FOR_PIXELS = ("size", "last_images", "negative_prompt", "steps", "guidance", "seed", "fps")
+"""Options that models which answer in text do not read."""
+
+
+def check_samples(
+    options: Validation, family: "Family", mistakes: Mistakes, told: Mapping[str, str] = OPTIONS
+) -> None:
+    """Note what a model cannot make of what is asked for; `told` has the user's words for lists."""
+    with mistakes.noted():
+        if family.trained_on == "conversations":
+            refuse_unused(options, FOR_PIXELS, "the model answers in text")
+        else:
+            check_frames(options, family, told)
+    with mistakes.noted():
+        if family.trained_on != "conversations":
+            refuse_unused(options, ("max_tokens",), "the model generates pixels")
+    with mistakes.noted():
+        check_pictures(options, told)
+
+
+def refuse_unused(options: Validation, names: Sequence[str], why: str) -> None:
+    """Raise UserError for options that were changed and have no effect."""
+    defaults = Validation()
+    if unused := [name for name in names if getattr(options, name) != getattr(defaults, name)]:
+        raise UserError("\n".join(f"validation.{name}: has no effect, {why}; remove it" for name in unused))
+
+
+def read_size(text: str, where: str, family: "Family", sizes: Sequence[Bucket] | None) -> Bucket:
+    """Read a size; raises UserError for one that the model, or this run of it, does not take."""
+    if family.trained_on == "conversations":
+        raise UserError(f"{where}: has no effect, the model answers in text; leave it out")
+    bucket, limits = parse_bucket(text, where), family.limits
+    nearest = Bucket(
+        buckets.nearest_frames(bucket.frames, limits),
+        *buckets.nearest_sides((bucket.height, bucket.width), limits),
+    )
+    if nearest != bucket:
+        raise UserError(f"{where}: {bucket} is not a size that {family.name} takes; the nearest is {nearest}")
+    if limits.one_size and sizes and bucket not in sizes:
+        raise UserError(f"{where}: {bucket}, but this run's positions are of {sizes[0]}; use that")
+    return bucket
 
 
 def check_frames(options: Validation, family: "Family", told: Mapping[str, str] = OPTIONS) -> None:

@@ -1,12 +1,12 @@
 """Check a run before it costs anything: its configuration, its model, and every item of its data."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import config
 from ..errors import Mistakes
-from ..resolve import Job
-from .train import worked_out
+from ..resolve import resolve_first, resolve_phases
 
 if TYPE_CHECKING:
     from ..config.run import Run
@@ -14,27 +14,37 @@ if TYPE_CHECKING:
 WORKERS = 4
 
 
-def check_run(run: "Run") -> None:
-    """Decode what training would read of every item; raises UserError with all mistakes, prints a summary."""
-    job = Job(run.parts()[0].run, config.validate_options)
-    index = job.index()
-    samples, mistakes = job.samples(index), Mistakes()
+@dataclass(frozen=True)
+class CheckResult:
+    """A run without mistakes: what the user should know, one line each."""
+
+    lines: Sequence[str]
+    num_items: int
+    epochs: float
+
+
+def check(run: "Run") -> CheckResult:
+    """Decode what training would read of every item; raises UserError with all mistakes."""
+    first = resolve_first(run)
+    index = first.index()
+    dataset, mistakes = first.bound.dataset(index), Mistakes()
+    number = len(index.items)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for errors in pool.map(samples.faults, range(len(index.items))):
+        for errors in pool.map(dataset.faults, range(number)):
             mistakes.errors += errors
     with mistakes.noted():
-        absent = job.shape.check_weights(list(job.shape.components))
+        absent = first.shape.check_weights(list(first.shape.components))
     mistakes.raise_all()
-    worked_out(run)
-    # The tokenizer of a model that is not here would be fetched for the second kind.
-    for note in [*index.notes, *([] if absent else index.caption_notes(job.shape.cut_captions))]:
-        print(note)
+    resolve_phases(run)
+    lines = list(index.notes)
     if absent:
-        print(f"{', '.join(absent)}: not on this machine; `train` fetches them from the hub")
-    for bucket, members in sorted(index.by_bucket.items()):
-        print(f"bucket {bucket}: {len(members)} samples")
-    steps = run.steps
-    epochs = steps * run.data.batch_size / len(index.items)
-    print(
-        f"{len(index.items)} samples are fine; {steps} steps of {run.data.batch_size} are {epochs:.3g} epochs"
-    )
+        lines.append(f"{', '.join(absent)}: not on this machine; `train` fetches them from the hub")
+    else:  # the tokenizer of a model that is not here would be fetched
+        lines += index.caption_notes(first.shape.cut_captions)
+    lines += [
+        f"bucket {bucket}: {len(members)} samples" for bucket, members in sorted(index.by_bucket.items())
+    ]
+    steps, size = run.steps, run.data.batch_size
+    epochs = steps * size / number
+    lines.append(f"{number} samples are fine; {steps} steps of {size} are {epochs:.3g} epochs")
+    return CheckResult(lines, number, epochs)

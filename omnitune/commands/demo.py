@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..evaluate import EvaluateRequest, is_installed
+from ..evaluate import EvaluateRequest, evaluator, is_installed
 from ..files import write_json
-from ..parallel.mesh import Mesh
 from ..progress import say
 from ..report import write_report
-from . import train as session
-from .evaluate import evaluator
+from ..run_folder import RUNS
+from .train import train as train_run
 
-FOLDER = session.RUNS / "demo"
+FOLDER = RUNS / "demo"
 METRICS = "loss,kid"
+SHOWN = {"weights": "weights", "samples": "samples", "report": "report.html"}
 
 
-def demo() -> None:
+def demo() -> list[str]:
     """Train, compare with the base, show; the same command again goes on or shows the result."""
     started = time.monotonic()
     with as_file(files("omnitune") / "assets") as assets:
@@ -29,19 +29,21 @@ def demo() -> None:
         say("install omnitune[eval] to compare with the model before training")
     write_json(FOLDER / "results.json", rows)
     write_report(FOLDER)
-    for row in rows:
-        print(f"{row['name']}: {row['before']:.3f} before, {row['after']:.3f} after ({change(row):+.0%})")
-    print(f"weights: {FOLDER / 'weights'}")
-    print(f"samples: {FOLDER / 'samples'}")
-    print(f"report: {FOLDER / 'report.html'}")
-    print(f"{time.monotonic() - started:.0f} s")
+    return [
+        *(
+            f"{row['name']}: {row['before']:.3f} before, {row['after']:.3f} after ({change(row):+.0%})"
+            for row in rows
+        ),
+        *(f"{name}: {FOLDER / file}" for name, file in SHOWN.items()),
+        f"{time.monotonic() - started:.0f} s",
+    ]
 
 
 def train(assets: Path, overrides: Sequence[str] = ()) -> None:
     """Fine-tune the bundled base on the bundled style."""
     words = [f"model.path={assets / 'pocket-wan'}", f"data.sources.0.path={assets / 'style' / 'train'}"]
     run, _ = config.load(assets / "demo.yaml", [*words, *overrides])
-    session.train(run, Mesh(run.parallel))
+    train_run(run)
 
 
 def compare(folder: Path, assets: Path) -> list[dict[str, Any]]:
@@ -49,8 +51,8 @@ def compare(folder: Path, assets: Path) -> list[dict[str, Any]]:
     held_out = assets / "style" / "validation"
     found = []
     for base in (True, False):
-        request = EvaluateRequest(folder=folder, data=held_out, metrics=METRICS, base=base)
-        found.append({r.name: r.value for r in evaluator(request).measures() if "(u =" not in r.name})
+        one = evaluator(EvaluateRequest(folder, held_out, METRICS, base=base))
+        found.append({row.name: row.value for row in one.measures() if "(u =" not in row.name})
     before, after = found
     return [
         {"name": name, "before": before[name], "after": value, "better": "lower"}

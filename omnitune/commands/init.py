@@ -1,20 +1,28 @@
-"""A first run.yaml for a family, and the table of families."""
+"""A first run.yaml for a family."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from ..errors import UserError
-from ..families import REGISTRY, resolve
+from ..families import resolve
+from ..words import Word
 
 if TYPE_CHECKING:
     from ..families.base import Checkpoint, Family
 
 
-def text(family: "type[Family]", name: str | None = None) -> str:
-    """A commented run.yaml with the published defaults of a variant, by default the family's first."""
-    variant = find_variant(family, name)
+@dataclass(frozen=True)
+class InitRequest:
+    """Which family, and which of its checkpoints."""
+
+    family: Annotated[str, Word("its name, as `omnitune models` lists it")]
+    variant: Annotated[str | None, Word("of its checkpoints, as `omnitune models` lists them")] = None
+
+
+def init(request: InitRequest) -> str:
+    """Write a commented run.yaml with the published defaults of a variant, by default the family's first."""
+    family = resolve(request.family)
+    variant = find_variant(family, request.variant)
     d = variant.defaults
     if d is None:
         return _conversations(family, variant)
@@ -109,33 +117,3 @@ def find_variant(family: "type[Family]", name: str | None) -> "Checkpoint":
             f"--variant: {name!r} is not one of {family.name}; choose from {', '.join(family.variants)}"
         )
     return family.checkpoint(name)
-
-
-def table() -> str:
-    """What each family can do, one block each."""
-    return "\n".join("\n".join([name, *_block(resolve(name))]) + "\n" for name in REGISTRY)
-
-
-def _block(family: "type[Family]") -> Iterator[str]:
-    shown = {
-        "tasks": ", ".join(family.tasks),
-        "methods": f"lora ({', '.join(family.adapter_components)}), full",
-        "lora targets": ", ".join(family.lora_targets),
-        "options": ", ".join(family.Options.__dataclass_fields__) or "none",
-        "licence": family.licence,
-    }
-    for key, value in shown.items():
-        yield f"  {key}: {value}"
-    for name in family.variants:
-        variant = family.checkpoint(name)
-        told = f"; {sizes(family, variant)}" if variant.defaults else ""
-        yield f"  {name}: {variant.path}{told}"
-
-
-def sizes(family: "type[Family]", variant: "Checkpoint") -> str:
-    """Which sizes a published checkpoint takes, and the smallest of them."""
-    shape = family.load(variant.path, "meta", torch.float32, only=[])
-    if variant.frames and shape.lacking():
-        shape.give_frames(variant.frames, optional=False, dropout=False)
-    limits = shape.limits
-    return f"{limits.rule}; the smallest {limits.smallest}"

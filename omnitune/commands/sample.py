@@ -1,118 +1,72 @@
-"""What is done with a run after training: sample, export."""
+"""Generate with what a run has learned."""
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import replace
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .. import checkpoint
-from ..data.sizes import Bucket
-from ..errors import UserError
-from ..export.weights import export, load_trained
-from ..files import read_jsonl
+from ..errors import Mistakes, UserError
+from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
-from ..progress import say
-from ..resolve import place
-from ..sampling import parse_bucket, wanted, write_samples
-from . import train as session
+from ..resolve import resolve_run
+from ..run_folder import find_checkpoint, read_run
+from ..sampling import check_samples, overridden, wanted, write_samples
+from ..words import Word
 
 if TYPE_CHECKING:
-    from ..families.base import Family
-    from ..resolve import Job
-    from ..sampling import Validation
+    pass
+
+LISTS = {"images": "--image", "last_images": "--last-image"}
+"""Options of samples that are lists -> what the command line calls them."""
 
 
-PICTURES = {"images": "--image", "last_images": "--last-image"}
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to generate, with which weights of a run; absent values are the run's own."""
+
+    folder: Annotated[Path, Word("runs/NAME")]
+    prompts: Annotated[Sequence[str] | None, Word("what to generate; again for more", "--prompt")] = None
+    images: Annotated[
+        Sequence[Path] | None, Word("its first frame, or what is asked about; one a prompt", "--image")
+    ] = None
+    last_images: Annotated[Sequence[Path] | None, Word("its last frame", "--last-image")] = None
+    size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
+    steps: Annotated[int | None, Word("denoising steps")] = None
+    guidance: Annotated[float | None, Word("guidance scale")] = None
+    seed: Annotated[int | None, Word("of the starting noise")] = None
+    max_tokens: Annotated[int | None, Word("most tokens of an answer")] = None
+    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
+    base: Annotated[bool, Word("the model before training")] = False
+    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
+    out: Annotated[Path | None, Word("folder to write to")] = None
 
 
-def find_checkpoint(folder: Path, step: int | None) -> checkpoint.Saved:
-    """The checkpoint of a step, or the newest that is whole."""
-    saved = checkpoint.list_saved(folder / "checkpoints")
-    if step is None:
-        found, notes = checkpoint.newest(folder / "checkpoints")
-        for note in notes:
-            say(note)
-        if found is None:
-            raise UserError(f"{folder}: no complete checkpoint in it; train it first")
-        return found
-    there = ", ".join(str(s.step) for s in saved) or "none"
-    one = next((s for s in saved if s.step == step), None)
-    if one is None:
-        raise UserError(f"--checkpoint: {folder} has none of step {step}; there are: {there}")
-    if fault := one.fault():
-        raise UserError(f"--checkpoint: {one.folder} cannot be used: {fault}; there are: {there}")
-    return one
+@dataclass(frozen=True)
+class SampleResult:
+    """What was generated: files, and uint8 frames (T, H, W, 3) or an answer for each."""
+
+    paths: Sequence[Path]
+    samples: Sequence[Any]
 
 
-def trained(job: "Job", mesh: Mesh, saved: checkpoint.Saved | None, average: bool) -> "Family":
-    """The family as a checkpoint left it; as the run found it without one."""
-    from ..parallel.state import load_whole
-
-    family, compute = job.trained_family(str(mesh.device))
-    if saved is not None:
-        load_trained(family, load_whole(saved.tensors, mesh), average)
-    place(family, compute, mesh)
-    return family
-
-
-def overridden(options: "Validation", given: Mapping[str, Any]) -> "Validation":
-    """A run's sampling options with those of the command line that are not None."""
-    try:
-        return replace(options, **{k: v for k, v in given.items() if v is not None})
-    except ValueError as error:
-        text = str(error).replace("last_images", "last-image").replace("images", "image").replace("_", "-")
-        raise UserError(f"--{text}") from None
-
-
-def sample_run(arguments: argparse.Namespace) -> None:
+def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
-    folder: Path = arguments.folder
-    run = session.read_run(folder)
-    given = {
-        "prompts": arguments.prompt, "steps": arguments.steps, "guidance": arguments.guidance,
-        "seed": arguments.seed, "size": arguments.size, "images": arguments.image,
-        "last_images": arguments.last_image, "max_tokens": arguments.max_tokens,
-    }  # fmt: skip
-    options = overridden(run.validation, given)
+    folder, run = request.folder, read_run(request.folder)
+    names = ("prompts", "images", "last_images", "size", "steps", "guidance", "seed", "max_tokens")
+    options = overridden(run.validation, {name: getattr(request, name) for name in names})
     if not options.prompts:
         raise UserError(
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
-    job = session.make_job(run)
-    job.material.check_samples(options, PICTURES)
-    bucket = sample_size(options.size, folder, job)
-    saved = None if arguments.base else find_checkpoint(folder, arguments.checkpoint)
-    family = trained(job, Mesh(Parallel()), saved, not arguments.raw)
-    samples = wanted(options, bucket)
-    frames = family.sample(samples, progress=True)
+    resolved, mistakes = resolve_run(run), Mistakes()
+    check_samples(options, resolved.shape, mistakes, LISTS)
+    mistakes.raise_all()
+    bucket = resolved.trained_bucket(folder, options.size)
+    saved = None if request.base else find_checkpoint(folder, request.checkpoint)
+    family = set_up(resolved, Mesh(Parallel()), saved, average=not request.raw)
+    requests = wanted(options, bucket)
+    made = family.sample(requests, progress=sys.stderr.isatty())
     name = "base" if saved is None else f"step-{saved.step}"
-    out = arguments.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
-    for path, one in zip(write_samples(out, samples, frames, options.fps), frames, strict=True):
-        print(f"{path}: {one}" if isinstance(one, str) else path)
-
-
-def sample_size(size: str | None, folder: Path, job: "Job") -> Bucket | None:
-    """What is generated: a size that `--size` states, or the largest that the run trained on."""
-    if size is not None:
-        return job.size(size, "--size")
-    if job.family_class.trained_on == "conversations":
-        return None
-    lines = folder / "data.jsonl"
-    if not lines.is_file():
-        raise UserError(f"--size: {lines} is missing, which tells the largest size of the data; state a size")
-    sizes = {parse_bucket(row["bucket"], str(lines)) for row in read_jsonl(lines)}
-    return max(sizes, key=lambda b: b.frames * b.height * b.width)
-
-
-def export_run(folder: Path, step: int | None, raw: bool, out: Path | None, merged: bool = False) -> None:
-    """Write a checkpoint's weights in the published layout."""
-    run = session.read_run(folder)
-    saved = find_checkpoint(folder, step)
-    job, mesh = session.make_job(run), Mesh(Parallel())
-    name = "weights-raw" if raw and run.ema else "weights"
-    target = out or folder / (f"{name}-merged" if merged else name)
-    if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"--out: {out} is not empty; name a new folder")
-    export(trained(job, mesh, saved, not raw), job.claims.ever, mesh, target, merged)
-    print(target)
+    out = request.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
+    return SampleResult(write_samples(out, requests, made, options.fps), made)

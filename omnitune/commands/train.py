@@ -1,243 +1,184 @@
-"""A run folder from start to end: its identity, its data, its checkpoints, its results."""
+"""Train a run from start to end: its data, its model, its checkpoints, its results."""
 
-import fcntl
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import checkpoint, config
+from .. import config
 from ..callbacks.base import Callback
 from ..callbacks.ema import EmaCallback
 from ..callbacks.log import DrawsLog, MetricsLog, ProgressBar
 from ..callbacks.sample import SampleCallback
+from ..checkpoint import Saved, list_saved
 from ..config.identity import check_base, check_data, check_identity, data_lines, manifest
-from ..data.captions.index import Index
-from ..data.encode import fill
-from ..data.sizes import Bucket
-from ..errors import Stopped, UserError, shared
-from ..export.weights import carried_names, export, load_trained
+from ..errors import Mistakes, Stopped, shared
+from ..export.weights import carried_names, export
 from ..files import digest, write_json, write_text
-from ..memory.checkpointing import checkpoint_blocks
-from ..parallel.state import load_whole
+from ..model import set_up
+from ..parallel.mesh import Mesh
 from ..progress import say
-from ..resolve import Job, place
+from ..resolve import Prepared, ResolvedRun, prepare
+from ..run_folder import locked, newest_checkpoint, run_folder
 from ..trainable.adapters import param_groups
 from ..trainer import Trainer
 
 if TYPE_CHECKING:
-    from ..config.run import Part, Run
+    from ..config.run import Run
+    from ..data.cache import StageCache
+    from ..data.dataset import Index
     from ..families.base import Family
-    from ..parallel.mesh import Mesh
-    from ..trainable.rules import Claims
-
-RUNS = Path("runs")
 
 
-def make_job(run: "Run", earlier: "Claims | None" = None) -> Job:
-    """Work out a run, as its last phase; one error tells every mistake, except those of its data."""
-    return worked_out(run, earlier)[-1][1]
+@dataclass(frozen=True)
+class TrainResult:
+    """What a trained run left behind."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The exported result, which diffusers, transformers or peft loads."""
+        return self.folder / "weights"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
 
 
-def worked_out(run: "Run", earlier: "Claims | None" = None) -> "list[tuple[Part, Job]]":
-    """Each phase of a run and what it comes down to; one error tells every mistake of the first with any."""
-    found: list[tuple[Part, Job]] = []
-    for part in run.parts():
-        job = Job(part.run, config.validate_options, earlier)
-        job.mistakes.raise_all()
-        found.append((part, job))
-        earlier = job.claims
-    return found
+def train(run: "Run", *callbacks: Callback) -> TrainResult:
+    """Train a run, or resume it, in this process; `callbacks` see every step, beside those it states.
+
+    Started by torchrun or another launcher, the process is one of the run's ranks. Raises UserError for
+    what is wrong with the run and Stopped, with a checkpoint saved, where a signal stops it.
+    """
+    mesh = Mesh(run.parallel)
+    try:
+        return TrainResult(train_on(run, mesh, *callbacks))
+    finally:
+        mesh.close()
 
 
-def run_folder(run: "Run") -> Path:
-    return RUNS / run.name
-
-
-def read_run(folder: Path) -> "Run":
-    """The run that a folder holds."""
-    if not (folder / "run.yaml").is_file():
-        raise UserError(f"{folder}: no run.yaml in it; give the folder of a run, as runs/NAME")
-    return config.validate(config.read(folder / "run.yaml"))
-
-
-def prepare(
-    run: "Run", mesh: "Mesh", folder: Path | None = None, verify: bool = False
-) -> "tuple[list[tuple[Part, Job]], Index]":
-    """Work out a run and its data, to go into a folder; one error on all ranks tells every mistake."""
-    first = Job(run.parts()[0].run, config.validate_options)
-
-    def find() -> Index:
-        _note_identity(first, run, folder)
-        return first.index(verify)
-
-    index = mesh.together(find)
-    mesh.each(first.mistakes.raise_all)
-    parts = [(run.parts()[0], first)]
-    if run.phases:
-        parts = mesh.each(lambda: worked_out(run))
-        for _, job in parts[1:]:
-            job.found = first.found
-    return parts, index
-
-
-def refuse(run: "Run", mistake: UserError, folder: Path | None) -> None:
-    """Raise a mistake, and with it all else that is wrong with a run."""
-    job = Job(run.parts()[0].run, config.validate_options)
-    job.mistakes.errors.insert(0, mistake)
-    _note_identity(job, run, folder)
-    job.deal()
-
-
-def _note_identity(job: Job, run: "Run", folder: Path | None) -> None:
-    if folder is not None:
-        with job.mistakes.noted():
-            check_identity(run, folder)
-
-
-def sample_bucket(job: Job, index: Index) -> Bucket | None:
-    """The size that is sampled: as stated, or the data's largest; None where samples are answers."""
-    return job.sample_size() or job.material.largest(index)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone; the lock lies beside it, so that a refused run leaves nothing in it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as handle:
-        try:
-            # Not flock, which processes that read data would hold for a killed run until they end.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process trains here; wait for it, or choose another name="
-            ) from None
-        yield
-
-
-def train(run: "Run", mesh: "Mesh") -> Path:
-    """Train a run, or go on with it; returns its folder."""
+def train_on(run: "Run", mesh: Mesh, *callbacks: Callback) -> Path:
+    """Train a run on a mesh; returns its folder. Every rank calls it."""
     folder = run_folder(run)
     with ExitStack() as held:
-        mesh.together(lambda: held.enter_context(locked(folder)))
-        return _train(run, folder, mesh)
-
-
-def _train(run: "Run", folder: Path, mesh: "Mesh") -> Path:
-    speak: Callable[[str], None] = say if mesh.main else lambda line: None
-    parts, index = prepare(run, mesh, folder)
-    job = parts[0][1]
-    for note in index.notes:
-        speak(note)
-    bucket = sample_bucket(job, index)
-    mesh.together(lambda: job.shape.check_weights(list(job.shape.components)))
-    job.share_weights(mesh)
-    base, data = mesh.together(lambda: _fingerprints(job, index))
-    saved = mesh.together(lambda: _find(folder, speak))
-    if saved:
-        stated = saved.state()
-        mesh.together(lambda: check_data(index, stated, folder))
-        mesh.together(lambda: check_base(base, stated, run, folder))
-    ready = False
-    for number, (part, own) in enumerate(parts):
-        last = number + 1 == len(parts)
-        if saved and saved.step >= part.end and not last:
-            continue
-        own.weights = job.weights
-        filled = fill(own, index, mesh)
-        if filled.encoded:
-            speak(str(filled))
-        if not filled.complete and not ready:  # told once: a large set takes minutes to tokenize
-            for note in mesh.together(lambda: index.caption_notes(job.shape.cut_captions)):
-                speak(note)
-        adopted = saved if saved and number and saved.step == part.start else None
-        state = {"base": base, "data": data}
-        trainer, family = build_trainer(
-            own, index, mesh, folder, bucket, state, part.start, adopted, run.steps
-        )
-        # Not earlier: a file that cannot be decoded shows while the cache fills, and leaves no half run.
-        if mesh.main and not ready:
-            write_text(folder / "run.yaml", config.dump(run))
-            write_json(folder / "manifest.json", manifest(run, base, data, mesh))
-            write_text(folder / "data.jsonl", data_lines(index))
-        ready = True
-        if saved and adopted is None:
-            trainer.restore(saved)
-        if saved or number:
-            speak(_going_on(folder, trainer.step, run, number))
-        with _signals(trainer):
-            trainer.fit()
-        if not last and any(mesh.gather(trainer.stop_wish)):  # since the last step's end
-            raise shared(Stopped(f"stopped after step {part.end} of {run.steps}; the same command goes on"))
-        saved = checkpoint.Saved(folder / "checkpoints" / f"step-{part.end:08d}", part.end)
-        if not last:
-            del trainer, family
-            mesh.forget()
-    finish(own, trainer, family, folder)
+        mesh.on_main(lambda: held.enter_context(locked(folder)))
+        prepared = prepare(run, mesh, partial(note_identity, run=run, folder=folder))
+        start = mesh.on_main(lambda: find_start(prepared, run, folder))
+        for phase in start.phases_left(prepared.phases):
+            cache = fill_cache(phase, prepared.index, start, mesh)
+            family = set_up(phase, mesh, start.of_phase_before(phase), training=True)
+            trainer = build_trainer(
+                phase, family, prepared.index, cache, mesh, folder, start.state, *callbacks
+            )
+            write_record(folder, run, prepared.index, start, mesh)
+            resume(trainer, phase, start)
+            fit(trainer, phase)
+            start = start.after(phase, folder)
+            if not phase.part.last:
+                del trainer, family
+                mesh.release()
+        finish(phase, trainer, family, folder)
     return folder
 
 
-def _going_on(folder: Path, step: int, run: "Run", number: int) -> str:
-    if step >= run.steps:
-        way_on = "" if run.phases else "; a larger schedule.steps extends it"
-        return f"{folder} is trained to step {step} already{way_on}"
-    phase = f", phase {number + 1} of {len(run.phases)}" if run.phases else ""
-    return f"going on after step {step} of {run.steps}{phase}"
+def note_identity(mistakes: Mistakes, run: "Run", folder: Path) -> None:
+    """Note that the folder holds a run which learns something else."""
+    with mistakes.noted():
+        check_identity(run, folder)
 
 
-def _fingerprints(job: Job, index: Index) -> tuple[str, str]:
-    return job.base, digest(*(f"{k} {v}" for k, v in sorted(index.fingerprints().items())))
+@dataclass(frozen=True)
+class Start:
+    """What a run, or its next phase, starts from."""
+
+    weights: Mapping[str, str]
+    """Component -> hash of its files."""
+    base: str
+    data: str
+    saved: Saved | None
+    """The newest checkpoint."""
+    resumed: bool = True
+    """Whether the command has not trained yet."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What every checkpoint says of the run."""
+        return {"base": self.base, "data": self.data}
+
+    def phases_left(self, phases: Sequence[ResolvedRun]) -> Sequence[ResolvedRun]:
+        """Phases that are not trained to their end; the last is always among them."""
+        done = self.saved.step if self.saved else 0
+        return [phase for phase in phases if phase.part.last or done < phase.part.end]
+
+    def of_phase_before(self, phase: ResolvedRun) -> Saved | None:
+        """The checkpoint that a phase begins from: the end of the phase before it."""
+        begins = self.saved is not None and phase.part.number > 0 and self.saved.step == phase.part.start
+        return self.saved if begins else None
+
+    def after(self, phase: ResolvedRun, folder: Path) -> "Start":
+        """What the phase that follows starts from."""
+        step = phase.part.end
+        saved = Saved(folder / "checkpoints" / f"step-{step:08d}", step)
+        return replace(self, saved=saved, resumed=False)
 
 
-def _find(folder: Path, speak: Callable[[str], None]) -> checkpoint.Saved | None:
-    saved, notes = checkpoint.newest(folder / "checkpoints")
-    for note in notes:
-        speak(note)
-    if notes and saved is None:
-        speak(f"no checkpoint of {folder} is whole: it starts again from step 0")
-    return saved
+def find_start(prepared: Prepared, run: "Run", folder: Path) -> Start:
+    """Check the model's files, hash what the run starts from, and find its newest checkpoint."""
+    first, index = prepared.first, prepared.index
+    for note in index.notes:
+        say(note)
+    first.shape.check_weights(list(first.shape.components))
+    weights = first.weight_hashes()
+    base = first.base_hash(weights)
+    data = digest(*(f"{k} {v}" for k, v in sorted(index.fingerprints().items())))
+    if saved := newest_checkpoint(folder):
+        state = saved.state()
+        check_data(index, state, folder)
+        check_base(base, state, run, folder)
+    elif list_saved(folder / "checkpoints"):
+        say(f"no checkpoint of {folder} is whole: it starts again from step 0")
+    return Start(weights, base, data, saved)
+
+
+def fill_cache(phase: ResolvedRun, index: "Index", start: Start, mesh: Mesh) -> "StageCache":
+    """Encode what is not cached yet, and name the captions that are cut."""
+    cache = phase.open_cache(start.weights)
+    filled = phase.fill_cache(index, cache, mesh)
+    notes = [str(filled)] if filled.encoded else []
+    if start.resumed and not filled.complete:  # told once: a large set takes minutes to tokenize
+        notes += mesh.on_main(lambda: index.caption_notes(phase.shape.cut_captions))
+    for note in notes if mesh.main else ():
+        say(note)
+    return cache
 
 
 def build_trainer(
-    job: Job,
-    index: Index,
-    mesh: "Mesh",
+    phase: ResolvedRun,
+    family: "Family",
+    index: "Index",
+    cache: "StageCache",
+    mesh: Mesh,
     folder: Path,
-    bucket: Bucket | None,
     state: dict[str, Any],
-    start: int = 0,
-    adopted: checkpoint.Saved | None = None,
-    total: int | None = None,
-) -> "tuple[Trainer, Family]":
-    """Load what a step needs, place it, and put the loop around it.
-
-    A phase begins at step `start`, with what the checkpoint `adopted` at the end of the one before it holds;
-    all phases together have `total` steps.
-    """
-    run = job.run
-    family, compute = mesh.each(lambda: job.trained_family(str(mesh.device)))
-    if adopted is not None:
-        load_trained(family, load_whole(adopted.tensors, mesh), average=False)
-    if run.memory.checkpointing == "full":
-        checkpoint_blocks([b for blocks in job.learning_blocks(family).values() for b in blocks])
-    place(family, compute, mesh)
-    groups = param_groups(family.components, job.claims, run.optimizer.lr, run.optimizer.weight_decay)
-    ema = EmaCallback(run.ema) if run.ema else None
-    callbacks: list[Callback] = [
-        MetricsLog(),
-        DrawsLog(),
-        ProgressBar(),
-        *([ema] if ema else []),
-        SampleCallback(run.validation, family, bucket, folder / "samples"),
-        *(options.build() for options in run.callbacks),
-    ]
+    *callbacks: Callback,
+) -> Trainer:
+    """Put the loop around a model that is set up; `callbacks` come after those that the run states."""
+    run = phase.run
+    groups = param_groups(family.components, phase.claims, run.optimizer.lr, run.optimizer.weight_decay)
+    ema = [EmaCallback(run.ema)] if run.ema else []
+    samples = SampleCallback(run.validation, family, phase.sample_bucket(index), folder / "samples")
+    stated = [options.build() for options in run.callbacks]
     trainer = Trainer(
         family=family,
         objective=run.objective,
         conditions=run.conditions,
-        stages=job.stages(family, job.live_names),
-        batches=job.batches(index, mesh),
+        stages=phase.live_stages(family),
+        batches=phase.batches(index, cache, mesh),
         optimizer=run.optimizer.build(groups),
         max_norm=run.optimizer.max_grad_norm,
         schedule=run.schedule,
@@ -245,23 +186,57 @@ def build_trainer(
         folder=folder,
         seed=run.seed,
         checkpoints=run.checkpoint,
-        callbacks=callbacks,
+        callbacks=[MetricsLog(), DrawsLog(), ProgressBar(), *ema, samples, *stated, *callbacks],
         state=state,
         record_draws=run.tracking.draws,
-        num_workers=job.num_workers,
-        start=start,
-        total=total,
-        carried=carried_names(family, job.claims),
+        num_workers=phase.num_workers,
+        start=phase.part.start,
+        total=phase.part.total,
+        carried=carried_names(family, phase.claims),
     )
-    if ema:
-        ema.attach(trainer.weights())
-    if adopted is not None:
-        trainer.load_states(adopted)
-    return trainer, family
+    for one in ema:
+        one.attach(trainer.weights())
+    return trainer
+
+
+def write_record(folder: Path, run: "Run", index: "Index", start: Start, mesh: Mesh) -> None:
+    """Write what the run is and what it was made of.
+
+    Not before the cache is filled: a file that cannot be decoded shows there, and leaves no half run.
+    """
+    if mesh.main and start.resumed:
+        write_text(folder / "run.yaml", config.dump(run))
+        write_json(folder / "manifest.json", manifest(run, start.base, start.data, mesh))
+        write_text(folder / "data.jsonl", data_lines(index))
+
+
+def resume(trainer: Trainer, phase: ResolvedRun, start: Start) -> None:
+    """Restore the newest checkpoint where it is of this phase, and tell where training goes on."""
+    part = phase.part
+    if start.saved and start.of_phase_before(phase) is None:
+        trainer.restore(start.saved)
+    elif start.saved:
+        trainer.load_states(start.saved)
+    if trainer.mesh.main and (start.saved or part.number):
+        if trainer.step >= part.total:
+            way_on = "" if part.of_phases else "; a larger schedule.steps extends it"
+            say(f"{trainer.folder} is trained to step {trainer.step} already{way_on}")
+        else:
+            of_phases = f", phase {part.number + 1} of {part.of_phases}" if part.of_phases else ""
+            say(f"going on after step {trainer.step} of {part.total}{of_phases}")
+
+
+def fit(trainer: Trainer, phase: ResolvedRun) -> None:
+    """Train to the end of a phase. Raises Stopped where a signal asks for it."""
+    with stopped_by_signals(trainer):
+        trainer.fit()
+    part = phase.part
+    if not part.last and any(trainer.mesh.gather(trainer.stop_wish)):  # since the last step's end
+        raise shared(Stopped(f"stopped after step {part.end} of {part.total}; the same command goes on"))
 
 
 @contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
+def stopped_by_signals(trainer: Trainer) -> Iterator[None]:
     """SIGTERM and SIGINT let the step finish; a second SIGINT stops at once."""
 
     def wish(number: int, frame: Any) -> None:
@@ -276,14 +251,14 @@ def _signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def finish(job: Job, trainer: Trainer, family: "Family", folder: Path) -> None:
+def finish(phase: ResolvedRun, trainer: Trainer, family: "Family", folder: Path) -> None:
     """Export what was trained, and write the report."""
     from ..report import write_report
 
     with trainer.averaged_weights():
-        export(family, job.claims.ever, trainer.mesh, folder / "weights")
-    if job.run.ema:
-        export(family, job.claims.ever, trainer.mesh, folder / "weights-raw")
+        export(family, phase.claims.ever, trainer.mesh, folder / "weights")
+    if phase.run.ema:
+        export(family, phase.claims.ever, trainer.mesh, folder / "weights-raw")
     if trainer.mesh.main:
         write_report(folder)
         say(f"weights: {folder / 'weights'}\nreport: {folder / 'report.html'}")

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.captions.index import Index
+from ..data.dataset import Index
 from ..errors import UserError
 from ..families import resolve
 from ..files import digest, read_jsonl

@@ -13,8 +13,8 @@ from ..callbacks.ema import Ema
 from ..checkpoint import Checkpoints
 from ..conditions.caption_dropout import CaptionDropout
 from ..conditions.frames import FrameConditioning
-from ..data.captions.options import Data
-from ..data.conversations.options import Conversations
+from ..data.captions.kind import Data
+from ..data.conversations.kind import Conversations
 from ..memory.options import Memory
 from ..objectives import AnyObjective
 from ..objectives.diffusion import FlowMatching
@@ -106,8 +106,19 @@ class Part:
     """A phase of a run, or all of it: what is trained from one step to another."""
 
     start: int
+    """Steps that are done before it."""
     end: int
     run: "Run"
+    """As a run without phases."""
+    total: int
+    """Steps of all phases."""
+    number: int = 0
+    of_phases: int = 0
+    """How many phases there are; 0 for a run without."""
+
+    @property
+    def last(self) -> bool:
+        return self.end == self.total
 
 
 @option
@@ -148,14 +159,16 @@ class Run(Freezing):
     def parts(self) -> list[Part]:
         """What follows each other, each as a run without phases."""
         if not self.phases:
-            return [Part(0, self.schedule.steps, self)]
+            return [Part(0, self.schedule.steps, self, self.schedule.steps)]
         found: list[Part] = []
-        for phase in self.phases:
+        total = sum(phase.schedule.steps for phase in self.phases)
+        for number, phase in enumerate(self.phases):
             start = found[-1].end if found else 0
             stated = {f.name: getattr(phase, f.name) for f in dataclasses.fields(phase)}
             stated["optimizer"] = phase.optimizer or self.optimizer
             run = dataclasses.replace(self, phases=[], **stated)
-            found.append(Part(start, start + phase.schedule.steps, run))
+            end = start + phase.schedule.steps
+            found.append(Part(start, end, run, total, number, len(self.phases)))
         return found
 
     def _check_phases(self) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic, digest, open_memo, writable
+from ..stages import Stage
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 60.0
@@ -125,6 +126,29 @@ class Store:
                 rows = [(key, new) for key in _names(_tensor_names(self.folder / new))]
                 self.db.executemany("insert or replace into entries values (?, ?)", rows)
                 self.db.execute("insert or ignore into shards values (?)", (new,))
+
+
+class StageCache:
+    """The outputs of a run's cached stages: the key of each, and the store that holds it."""
+
+    def __init__(self, stages: Sequence[Stage], fingerprints: Mapping[str, str], folder: Path | None):
+        self.stages, self.fingerprints = stages, fingerprints
+        self.stores: dict[str, Store] = {}
+        if folder is not None:
+            root = folder.absolute()
+            self.stores = {s.name: Store(root / f"{s.name}-{fingerprints[s.name][:16]}") for s in stages}
+
+    def keys(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        """Stage -> key of its output for a sample, given the keys of what the sample brings.
+
+        A key is a hash over all that decides the output.
+        """
+        keys, found = dict(inputs), {}
+        for stage in self.stages:
+            key = digest(self.fingerprints[stage.name], *(keys[need] for need in stage.needs))
+            found[stage.name] = key
+            keys.update({name: f"{key}.{name}" for name in stage.gives})
+        return found
 
 
 def _tensor_names(path: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Fill the cache: run each cacheable stage over what is not stored yet, a batch of pixels at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,13 @@ from ..files import writable
 from ..progress import Progress
 from ..random import Draw
 from ..stages import MEDIA, Stage
-from .cache import Store, split_rows, stack_rows
-from .captions.index import Index, Samples
-from .dataset import Inputs
+from .cache import StageCache, Store, split_rows, stack_rows
+from .dataset import Dataset, Inputs
 
 if TYPE_CHECKING:
     from ..conditions.base import Condition
     from ..families.base import Family
     from ..parallel.mesh import Mesh
-    from ..resolve import Job
 
 BATCH_PIXELS = 1 << 20
 """Frames x height x width of what is encoded at once, about: small pictures together, clips alone."""
@@ -57,30 +55,37 @@ class Filled:
         return "cache: " + "; ".join(parts)
 
 
-def fill(job: "Job", index: Index, mesh: "Mesh") -> Filled:
-    """Encode what is missing, stage by stage; only the components of one stage are loaded at a time."""
+def fill(
+    cache: StageCache,
+    dataset: Dataset,
+    conditions: "Sequence[Condition]",
+    load_family: "Callable[[], Family]",
+    mesh: "Mesh",
+) -> Filled:
+    """Encode what is missing, stage by stage; only the components of one stage are loaded at a time.
+
+    `load_family` gives a family of which nothing is loaded yet.
+    """
     filled = Filled()
-    samples = job.samples(index)
     family: Family | None = None
-    for shape_stage in job.cached:
-        store = job.stores[shape_stage.name]
-        mesh.together(store.refresh)
-        entries = list(_entries(job, samples, shape_stage))
-        missing = set(store.missing([e.key for e in entries]))
-        unique = {e.key: e for e in entries}
+    for stage in cache.stages:
+        store = cache.stores[stage.name]
+        mesh.on_main(store.refresh)
+        unique = {e.key: e for e in _entries(conditions, dataset, cache, stage)}
+        missing = set(store.missing(list(unique)))
         wanted = [e for e in unique.values() if e.key in missing]
-        filled.encoded[shape_stage.name] = len(wanted)
-        filled.stored[shape_stage.name] = len(unique) - len(wanted)
+        filled.encoded[stage.name] = len(wanted)
+        filled.stored[stage.name] = len(unique) - len(wanted)
         if not wanted:
             continue
-        mesh.each(partial(_check_writable, store, shape_stage.name, len(wanted)))
-        components = sorted({use.split(".")[0] for use in shape_stage.uses})
-        family = family or job.load_family(str(mesh.device), [])
+        mesh.on_all_ranks(partial(_check_writable, store, stage.name, len(wanted)))
+        components = sorted({use.split(".")[0] for use in stage.uses})
+        family = family or load_family()
         family.fetch(components)
-        stage = next(s for s in family.stages if s.name == shape_stage.name)
-        _encode(job, samples, stage, store, wanted, mesh)
+        loaded = next(s for s in family.stages if s.name == stage.name)
+        _encode(_Encoder(loaded, cache, dataset), wanted, mesh)
         family.drop(components)
-        mesh.together(store.refresh)
+        mesh.on_main(store.refresh)
     return filled
 
 
@@ -92,29 +97,58 @@ def _check_writable(store: Store, name: str, missing: int) -> None:
         )
 
 
-def _entries(job: "Job", samples: Samples, stage: Stage) -> Iterator[Wanted]:
+def _entries(
+    conditions: "Sequence[Condition]", dataset: Dataset, cache: StageCache, stage: Stage
+) -> Iterator[Wanted]:
     def entry(inputs: Inputs, bucket: Any) -> Wanted:
-        keys = job.keys.of(samples.roots(inputs))
+        keys = cache.keys(dataset.roots(inputs))
         return Wanted(keys[stage.name], inputs, keys, bucket)
 
-    for inputs, bucket in samples.every():
-        for one in all_variants(job.run.conditions, inputs):
+    for inputs, bucket in dataset.every():
+        for one in all_variants(conditions, inputs):
             yield entry(one, bucket)
-    for inputs in samples.always(stage.needs):
-        yield entry(inputs, samples.index.buckets[0])
+    for inputs in dataset.always(stage.needs):
+        yield entry(inputs, dataset.index.buckets[0])
 
 
-def _encode(
-    job: "Job", samples: Samples, stage: Stage, store: Store, wanted: Sequence[Wanted], mesh: "Mesh"
-) -> None:
-    groups = _groups(wanted, needs_files(stage, job.cached))
+@dataclass(frozen=True)
+class _Encoder:
+    """Runs one loaded stage over rows and stores what it gives."""
+
+    stage: Stage
+    cache: StageCache
+    dataset: Dataset
+
+    def encode(self, group: Sequence[Wanted]) -> None:
+        """Encode rows of one size together."""
+        made = self.cache.stages
+        rows: list[dict[str, Any]] = []
+        for entry in group:
+            row: dict[str, Any] = {}
+            for need in self.stage.needs:
+                if source := next((s for s in made if need in s.gives), None):
+                    row[need] = self.cache.stores[source.name].read(entry.keys[source.name])[need]
+                else:
+                    row[need] = self.dataset.load(need, entry.inputs)
+            rows.append(row)
+        ragged = [*(name for s in made for name in s.ragged), *self.dataset.ragged]
+        draw = Draw(self.dataset.seed, [entry.key for entry in group])
+        given = self.stage.run(stack_rows(rows, ragged), draw)
+        for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
+            self.cache.stores[self.stage.name].add(entry.key, tensors)
+
+
+def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
+    """Share rows out among the ranks and encode them."""
+    stage, store = encoder.stage, encoder.cache.stores[encoder.stage.name]
+    groups = _groups(wanted, needs_files(stage, encoder.cache.stages))
     mine = groups[mesh.dp_rank :: mesh.dp_size]
     progress = Progress(f"encode {stage.name}", sum(len(g) for g in mine)) if mesh.main else None
 
     def work() -> None:
         try:
             for group in mine:
-                _encode_group(job, samples, stage, store, group)
+                encoder.encode(group)
                 if progress:
                     progress.add(len(group))
         finally:  # a signal or a file that cannot be decoded: what is encoded stays
@@ -122,28 +156,10 @@ def _encode(
 
     try:
         with torch.no_grad():
-            mesh.each(work)
+            mesh.on_all_ranks(work)
     finally:
         if progress:
             progress.close()
-
-
-def _encode_group(job: "Job", samples: Samples, stage: Stage, store: Store, group: Sequence[Wanted]) -> None:
-    made = {s.name: s for s in job.cached}
-    rows: list[dict[str, Any]] = []
-    for entry in group:
-        row: dict[str, Any] = {}
-        for need in stage.needs:
-            if source := next((s for s in made.values() if need in s.gives), None):
-                row[need] = job.stores[source.name].read(entry.keys[source.name])[need]
-            else:
-                row[need] = samples.load(need, entry.inputs)
-        rows.append(row)
-    ragged = [*(name for s in made.values() for name in s.ragged), *samples.ragged]
-    draw = Draw(job.run.seed, [entry.key for entry in group])
-    given = stage.run(stack_rows(rows, ragged), draw)
-    for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
-        store.add(entry.key, tensors)
 
 
 def needs_files(stage: Stage, stages: Sequence[Stage]) -> bool:

@@ -3,19 +3,20 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
 from ..errors import UserError
 from ..random import Draw
-from ..stages import MEDIA, Stage
-from .cache import Store, stack_rows
-from .captions.index import Samples
+from ..stages import MEDIA
+from .cache import StageCache, stack_rows
+from .dataset import Dataset
 from .order import Order, Row, slices
 
 if TYPE_CHECKING:
@@ -38,38 +39,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
-class StageKeys:
-    """The cache key of every cached stage's output for a sample: a hash over all that decides it."""
-
-    def __init__(self, stages: Sequence[Stage], fingerprints: Mapping[str, str]):
-        self.stages, self.fingerprints = stages, fingerprints
-
-    def of(self, roots: Mapping[str, str]) -> dict[str, str]:
-        from ..files import digest
-
-        keys, found = dict(roots), {}
-        for stage in self.stages:
-            key = digest(self.fingerprints[stage.name], *(keys[need] for need in stage.needs))
-            found[stage.name] = key
-            keys.update({name: f"{key}.{name}" for name in stage.gives})
-        return found
-
-
-class MicroBatches(Dataset[Batch | UserError]):
+class MicroBatches(TorchDataset[Batch | UserError]):
     """(step, number) -> the CPU tensors of one micro-batch of this rank."""
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Dataset,
         order: Order,
         conditions: "Sequence[Condition]",
-        keys: StageKeys,
-        stores: Mapping[str, Store],
+        cache: StageCache,
         live_needs: set[str],
         cut: tuple[int, int, int | None],
     ):
         self.samples, self.order, self.conditions = samples, order, conditions
-        self.keys, self.stores, self.live_needs, self.cut = keys, stores, live_needs, cut
+        self.cache, self.live_needs, self.cut = cache, live_needs, cut
 
     @property
     def decodes(self) -> bool:
@@ -92,7 +75,7 @@ class MicroBatches(Dataset[Batch | UserError]):
         weights, positions = [row.weight for row in rows], [row.position for row in rows]
         if (filler := self.samples.filler(inputs)) is not None:
             inputs, weights, positions = [*inputs, filler], [*weights, 0.0], [*positions, FILLER]
-        ragged = [name for stage in self.keys.stages for name in stage.ragged]
+        ragged = [name for stage in self.cache.stages for name in stage.ragged]
         batch = stack_rows([self.row(one) for one in inputs], [*ragged, *self.samples.ragged])
         batch["row_weight"], batch["position"] = torch.tensor(weights), positions
         return batch
@@ -110,8 +93,8 @@ class MicroBatches(Dataset[Batch | UserError]):
         made = self.samples.beside(inputs)
         for name in self.live_needs.intersection(MEDIA):
             made[name] = self.samples.load(name, inputs)
-        for name, key in self.keys.of(self.samples.roots(inputs)).items():
-            made.update(self.stores[name].read(key))
+        for name, key in self.cache.keys(self.samples.roots(inputs)).items():
+            made.update(self.cache.stores[name].read(key))
         return made
 
 
@@ -152,7 +135,7 @@ def read_steps(
     try:
         for step in range(start, stop):
             whole = partial(_whole, [next(stream) for _ in batches.rows(step)])
-            yield mesh.each(whole) if batches.decodes else whole()
+            yield mesh.on_all_ranks(whole) if batches.decodes else whole()
     finally:
         del stream  # asks the workers to end
         for worker in workers:  # they do not heed SIGTERM, with which Python would end them when it exits

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from ..data.conversations.conversation import Conversation
-from ..data.conversations.options import Conversations
+from ..data.conversations.kind import Conversations
 from ..data.conversations.rows import TalkIndex
 from ..errors import UserError
 from ..progress import say
+from ..resolve import resolve_run
 from .data import conversations, first_items, num_trained
 from .evaluator import Evaluator
 
@@ -24,7 +25,6 @@ class ConversationEvaluator(Evaluator):
 
     def _read_data(self) -> None:
         """Read the conversations as the run shows its own."""
-        self.request.check_text()
         path, stated = self.request.data, self.job.run.data
         assert isinstance(stated, Conversations), stated.name
         if path is None:
@@ -33,7 +33,8 @@ class ConversationEvaluator(Evaluator):
             )
         if not path.exists():
             raise UserError(f"--data: {path} is not there; name a file of conversations")
-        self.job = self.subject.with_data(conversations(stated, path))
+        data = conversations(stated, path)
+        self.job = resolve_run(replace(self.run.run, data=data), self.run.earlier)
         index: Any = self.job.index()
         assert isinstance(index, TalkIndex), type(index)
         for note in index.notes:

@@ -14,15 +14,15 @@ from ..data.captions.sources import Folder, Source
 from ..data.conversations import dataset_info
 from ..data.conversations.sources import ConversationSource
 from ..files import read_jsonl
-from ..resolve import Job
+from ..resolve import ResolvedRun
 from ..sampling import parse_bucket
 
 if TYPE_CHECKING:
     from ..config.run import Run
-    from ..data.captions.index import Index
-    from ..data.captions.options import Data
-    from ..data.conversations.options import Conversations
+    from ..data.captions.kind import Data
+    from ..data.conversations.kind import Conversations
     from ..data.conversations.rows import TalkIndex
+    from ..data.dataset import Index
     from ..data.media import Pixels
     from ..data.sizes import Limits
     from ..families.base import Family
@@ -89,9 +89,9 @@ def num_trained(index: "Index | TalkIndex", folder: Path) -> int:
     return sum(fingerprint in stored for fingerprint in index.fingerprints().values())
 
 
-def shown(job: Job, index: "Index", i: int) -> "Pixels":
+def shown(job: ResolvedRun, index: "Index", i: int) -> "Pixels":
     """An item in its bucket's size, (T, H, W, 3)."""
-    samples = job.samples(index)
+    samples = job.bound.dataset(index)
     return to_8bit(samples.load("pixels", samples.inputs(i)))
 
 

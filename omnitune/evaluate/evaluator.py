@@ -1,40 +1,21 @@
 """What measures a run: its weights, what they are held against, and the metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from ..data.encode import fill
 from ..errors import UserError
+from ..model import set_up
 from ..objectives.held_out import Step
 from ..options import import_class
 from ..parallel.mesh import Mesh, Parallel
 from ..progress import say
+from ..resolve import ResolvedRun
+from ..run_folder import find_checkpoint
+from ..sampling import overridden
 from .request import EvaluateRequest
 from .results import Measure
-
-if TYPE_CHECKING:
-    from ..checkpoint import Saved
-    from ..data.sizes import Bucket
-    from ..resolve import Job
-    from ..sampling import Validation
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A run whose conditions draw nothing, and how its model meets other data."""
-
-    job: "Job"
-    options: "Validation"
-    saved: "Saved | None"
-    """The checkpoint that is measured; None: the model before training."""
-    with_data: "Callable[[Any], Job]"
-    """The run on other data."""
-    load: "Callable[[Job, Mesh], Any]"
-    """The family with the weights that are measured."""
-    sample_size: "Callable[[str | None], Bucket | None]"
 
 
 class Evaluator(ABC):
@@ -42,12 +23,18 @@ class Evaluator(ABC):
 
     gives: ClassVar[Sequence[str]]
     """What metrics of such models may need."""
-    index: Any
-    """Of the data that were not trained on."""
+    reads: ClassVar[Sequence[str]] = ()
+    """Options of the request that it reads itself."""
+    index: Any = None
+    """Of the data that were not trained on; None where none are given."""
+    job: ResolvedRun
+    """The run on these data, or on its own."""
 
-    def __init__(self, request: EvaluateRequest, subject: Subject, known: "Mapping[str, type[Metric[Any]]]"):
-        self.request, self.subject, self.known = request, subject, known
-        self.job, self.options, self.saved = subject.job, subject.options, subject.saved
+    def __init__(self, request: EvaluateRequest, run: ResolvedRun, known: "Mapping[str, type[Metric[Any]]]"):
+        self.request, self.run, self.job, self.known = request, run, run, known
+        given = {name: getattr(request, name) for name in ("steps", "guidance", "seed")}
+        self.options = overridden(run.run.validation, given)
+        self.saved = None if request.base else find_checkpoint(request.folder, request.checkpoint)
         self.mesh = Mesh(Parallel())
         self._read_data()
         self.metrics = self._measurable()
@@ -63,21 +50,22 @@ class Evaluator(ABC):
 
     @cached_property
     def family(self) -> Any:
-        return self.subject.load(self.subject.job, self.mesh)
+        return set_up(self.run, self.mesh, self.saved, average=not self.request.raw)
 
     @cached_property
     def step(self) -> Step:
         """What a training step computes its loss with, on these data."""
-        filled = fill(self.job, self.index, self.mesh)
+        cache = self.job.open_cache()
+        filled = self.job.fill_cache(self.index, cache, self.mesh)
         if filled.encoded:
             say(str(filled))
-        run, stages = self.job.run, self.job.stages(self.family, self.job.live_names)
-        batches = self.job.batches(self.index, self.mesh)
+        run, stages = self.job.run, self.job.live_stages(self.family)
+        batches = self.job.batches(self.index, cache, self.mesh)
         return Step(self.family, run.objective, run.conditions, stages, batches, self.mesh.device)
 
     def described(self) -> dict[str, Any]:
         """How the numbers came about."""
-        return {"run": self.job.run.name, "weights": self.label, "data": self.request.data}
+        return {"run": self.run.run.name, "weights": self.label, "data": self.request.data}
 
     def measures(self) -> list[Measure]:
         """The rows of every metric; mistakes in files are met before anything is generated."""
@@ -102,7 +90,8 @@ class Evaluator(ABC):
                 raise UserError(f"--metrics: {name} {lack}")
         if not found:
             raise UserError("--data: none is given, and nothing can be measured without; name a folder")
-        self.request.check_used(list(found))
+        read = {*self.reads, *(option for metric in found.values() for option in metric.reads)}
+        self.request.check_used(read, found)
         for name, lack in lacks.items():
             if lack is not None:
                 say(f"{name}: left out, it {lack}")
@@ -137,6 +126,8 @@ class Metric(ABC, Generic[E]):
     A class of another package is one too: `omnitune evaluate --metrics package.module:Class`.
     """
 
+    reads: ClassVar[Sequence[str]] = ()
+    """Options of the request that it reads itself."""
     needs: ClassVar[Sequence[str]] = ()
     """Of `data` and, for pictures and clips, `samples`, `clips`, `features`, `autoencoder`; for text,
     `answers`."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..data.captions.options import Data
+from ..data.captions.kind import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
 from ..families.base import Sampling
 from ..progress import say
 from ..random import permuted
+from ..resolve import ResolvedRun, resolve_run
 from ..sampling import given_frames
 from .data import candidates_of, held_out, middle, num_trained, shown, to_8bit
 from .evaluator import Evaluator
@@ -22,36 +23,38 @@ from .features import FeatureNetwork, load_features
 from .results import Measure
 
 if TYPE_CHECKING:
-    from ..data.captions.index import Index
+    from ..data.dataset import Index
     from ..data.media import Pixels
-    from ..resolve import Job
 
 
 class MediaEvaluator(Evaluator):
     """A run's weights, the data, what is generated of their captions, and features of both."""
 
     gives = ("data", "samples", "clips", "features", "autoencoder")
-    index: "Index | None" = None
+    reads = ("size", "steps", "guidance", "seed", "features")
 
     def _read_data(self) -> None:
         if self.request.size is not None:
-            self.job.size(self.request.size, "--size")
+            self.job.read_size(self.request.size, "--size")
         if self.request.data is None:
             return
         self.job, self.index = self.read([self.request.data], "--data")
         if seen := num_trained(self.index, self.request.folder):
             say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
 
-    def read(self, folders: Sequence[Path], where: str, pictures: bool = False) -> "tuple[Job, Index]":
+    def read(
+        self, folders: Sequence[Path], where: str, pictures: bool = False
+    ) -> "tuple[ResolvedRun, Index]":
         """Resolve the run on other data, shown as the run shows its own."""
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
-        stated = self.subject.job.run.data
+        stated = self.run.run.data
         assert isinstance(stated, Data), stated.name
-        job = self.subject.with_data(held_out(stated, folders, self.request.size, self.job.shape.limits))
+        data = held_out(stated, folders, self.request.size, self.job.shape.limits)
+        job = resolve_run(replace(self.run.run, data=data), self.run.earlier)
         if pictures:  # which are looked at, whether the model takes them or not
-            job.material.sizes = sorted({replace(b, frames=1) for b in job.material.sizes or ()})
+            job.bound.sizes = sorted({replace(b, frames=1) for b in job.bound.sizes or ()})
         index = job.index()
         for note in index.notes:
             say(note)
@@ -89,7 +92,7 @@ class MediaEvaluator(Evaluator):
         """How the numbers came about."""
         return {
             **super().described(),
-            "fit": list(self.request.fit),
+            "fit": list(self.request.fit or ()),
             "samples": len(self.samples) if "samples" in vars(self) else 0,
             "sizes": sorted({str(one.bucket) for one in self.wanted}),
             "steps": self.options.steps,
@@ -112,7 +115,7 @@ class MediaEvaluator(Evaluator):
         if index is not None:
             stated = [(index.items[i].caption, index.buckets[i]) for i in self.chosen]
         elif options.prompts:
-            bucket = self.subject.sample_size(self.request.size or options.size)
+            bucket = self.run.trained_bucket(self.request.folder, self.request.size or options.size)
             assert bucket is not None
             number = self.request.samples or len(options.prompts)
             stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
@@ -138,7 +141,7 @@ class MediaEvaluator(Evaluator):
             return given_frames(self.options, i % len(self.options.prompts), bucket)
         if bucket.frames == 1:
             return {}
-        samples = self.job.samples(self.index)
+        samples = self.job.bound.dataset(self.index)
         inputs = samples.inputs(self.chosen[i])
         return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
 

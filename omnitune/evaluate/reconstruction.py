@@ -40,7 +40,7 @@ class Reconstruction:
 class Psnr(Metric[MediaEvaluator]):
     """Of the data behind the autoencoder; and LPIPS where there are weights for it."""
 
-    needs = ("data", "autoencoder")
+    needs, reads = ("data", "autoencoder"), ("lpips",)
 
     def load(self) -> None:
         file = self.evaluator.request.lpips

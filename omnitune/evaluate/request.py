@@ -1,73 +1,58 @@
-"""What `omnitune evaluate` is asked for."""
+"""What an evaluation measures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ..errors import UserError
+from ..words import Word
 
 FEATURES = "efficientnet_lite0"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EvaluateRequest:
-    """What to measure of a run."""
+    """What to measure of a run; sampling options that are absent are the run's own."""
 
-    folder: Path
-    """Of a run."""
-    data: Path | None = None
-    """Captioned items, or conversations, that were not trained on; absent: the run's own prompts."""
-    fit: Sequence[Path] = ()
-    """Folders of captioned pictures that the text-image scorer is fitted on."""
-    metrics: str | None = None
-    """Names with commas between them, or `package.module:Class`; absent: all that apply."""
-    samples: int | None = None
-    """How many are generated, or the first so many conversations; absent: one for each caption, or all."""
-    size: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int | None = None
-    """Of the first sample; absent, like those above it: as the run's validation says."""
-    checkpoint: int | None = None
-    """A step; absent: the newest."""
-    base: bool = False
-    """The model before training."""
-    raw: bool = False
-    """The weights themselves where an average is kept."""
-    features: str = FEATURES
-    lpips: Path | None = None
-    out: Path | None = None
-    """JSON to write; absent: evaluation/STEP.json of the run."""
+    folder: Annotated[Path, Word("runs/NAME")]
+    data: Annotated[
+        Path | None, Word("what was not trained on: a folder, or a file of conversations; else its prompts")
+    ] = None
+    metrics: Annotated[
+        str | None,
+        Word("of loss,psnr,kid,text_image,motion,exact_match,rouge,module:Class; all that apply by default"),
+    ] = None
+    fit: Annotated[
+        Sequence[Path] | None, Word("folder of captioned pictures that the text-image score learns; again")
+    ] = None
+    samples: Annotated[int | None, Word("how many to generate, or to read; one a caption by default")] = None
+    size: Annotated[str | None, Word("480x832 or 49x480x832; the run's buckets by default")] = None
+    steps: Annotated[int | None, Word("denoising steps")] = None
+    guidance: Annotated[float | None, Word("guidance scale")] = None
+    seed: Annotated[int | None, Word("of the first sample's starting noise")] = None
+    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
+    base: Annotated[bool, Word("the model before training")] = False
+    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
+    features: Annotated[str, Word("or inception:FILE or clip:FOLDER that you have")] = FEATURES
+    lpips: Annotated[Path | None, Word("torchvision's AlexNet, VGG16 or SqueezeNet weights")] = None
+    out: Annotated[Path | None, Word("JSON to write; evaluation/STEP.json of the run by default")] = None
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"--samples: {self.samples} is not 1 or more")
+        if self.base and self.checkpoint is not None:
+            raise UserError(f"--base: is not of checkpoint {self.checkpoint}; give one of both")
 
     @property
     def has_clip(self) -> bool:
         return self.features.startswith("clip:")
 
-    def check_used(self, metrics: Sequence[str]) -> None:
-        """Raise UserError for a file or folder that none of the metrics reads."""
-        if self.fit and (self.has_clip or "text_image" not in metrics):
-            reason = "CLIP needs no fit" if self.has_clip else "text_image is not measured"
-            folders = ", ".join(map(str, self.fit))
-            raise UserError(f"--fit: {folders} has no effect, {reason}; leave it out")
-        if self.lpips is not None and "psnr" not in metrics:
+    def check_used(self, read: Collection[str], measured: Collection[str]) -> None:
+        """Raise UserError for options that nothing which is measured reads."""
+        given = {name: getattr(self, name) for name in ("fit", "size", "steps", "guidance", "seed", "lpips")}
+        given["features"] = None if self.features == FEATURES else self.features
+        if unused := [f"--{name}" for name, value in given.items() if value is not None and name not in read]:
             raise UserError(
-                f"--lpips: {self.lpips} has no effect, it measures reconstructions; add psnr to --metrics"
+                f"{', '.join(unused)}: no effect on what is measured, {', '.join(measured)}; leave out"
             )
-
-    def check_text(self) -> None:
-        """Raise UserError for what has no effect on a model that answers in text."""
-        given = {
-            "--fit": bool(self.fit),
-            "--size": self.size is not None,
-            "--steps": self.steps is not None,
-            "--guidance": self.guidance is not None,
-            "--seed": self.seed is not None,
-            "--features": self.features != FEATURES,
-            "--lpips": self.lpips is not None,
-        }
-        if stated := [name for name, is_given in given.items() if is_given]:
-            raise UserError(f"{', '.join(stated)}: no effect, the model answers in text; leave out")

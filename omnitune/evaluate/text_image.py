@@ -31,7 +31,7 @@ LEAST = 8
 class TextImage(Metric[MediaEvaluator]):
     """How well samples fit their captions: AUC, recall, and CLIPScore where CLIP is the network."""
 
-    needs = ("samples", "features")
+    needs, reads = ("samples", "features"), ("fit",)
 
     def lack(self) -> str | None:
         if not self.evaluator.request.fit and not self.evaluator.request.has_clip:
@@ -43,9 +43,11 @@ class TextImage(Metric[MediaEvaluator]):
     def load(self) -> None:
         one = self.evaluator
         if isinstance(one.network, Clip):
+            if one.request.fit:
+                raise UserError("--fit: has no effect, CLIP needs no fit; leave it out")
             self.scorer: Scorer = ClipScorer(one.network)
             return
-        job, index = one.read(one.request.fit, "--fit", pictures=True)
+        job, index = one.read(one.request.fit or (), "--fit", pictures=True)
         pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
         captions = [item.caption for item in index.items]
         evaluated = [wanted.prompt for wanted in one.wanted]

@@ -157,6 +157,7 @@ class Family(ABC):
     trained_on: ClassVar[str] = "captions"
     """The kind of data, as `data.name` calls it."""
 
+    dtype: torch.dtype
     components: nn.ModuleDict
     """The networks that are loaded, by name."""
 
@@ -262,6 +263,10 @@ class Family(ABC):
     def reconstruct(self, pixels: Tensor) -> Tensor:
         """Send pixels (B, 3, T, H, W) in [-1, 1] through the autoencoder and back, with nothing random."""
         raise UserError(f"family {self.name} has no autoencoder to reconstruct pixels with")
+
+    def compute_dtype(self, component: str) -> torch.dtype:
+        """The dtype in which a component computes, by the run's policy and the published pipeline's."""
+        return self.dtype
 
     @property
     @abstractmethod

@@ -70,7 +70,7 @@ class Mesh:
         if self.world > 1:
             self._join(parallel.timeout)
         try:
-            sizes = self.each(lambda: self._sizes(parallel, mistake))
+            sizes = self.on_all_ranks(lambda: self._sizes(parallel, mistake))
         except UserError:
             self.close()
             raise
@@ -118,20 +118,23 @@ class Mesh:
             dist.destroy_process_group()
 
     def place(
-        self, module: nn.Module, blocks: Sequence[nn.Module], compute: Mapping[str, torch.dtype]
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module],
+        compute: Mapping[str, torch.dtype],
+        dtype: torch.dtype,
     ) -> None:
         """Shard each block, then what is left; in place, so names and forward calls stay as they are.
 
-        `compute` has the dtype in which each parameter takes part in the forward pass. Trainable parameters
-        are stored in fp32 and cast for it, on one device as on many.
+        The module computes in `dtype`; `compute` has the dtype of each parameter, which is another where the
+        model keeps some in fp32. What trains is stored in fp32 and cast for the forward pass, on one device
+        as on many.
         """
         if self.mesh is None:
             hold_master_weights(module, blocks, compute)
             return
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        dtypes = {compute[n] for n, _ in module.named_parameters()}
-        dtype = min(dtypes, key=lambda d: d.itemsize)
         # A group has one compute dtype: what a model keeps in fp32 stays whole on every rank.
         apart = [p for n, p in module.named_parameters() if compute[n] != dtype]
         self.replicated += [p for p in apart if p.requires_grad]  # a list: ranks reduce in one order
@@ -143,7 +146,7 @@ class Mesh:
             sharded = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=set(apart))
         self.placed.append(sharded)
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Let go of what was placed: another phase places its own."""
         self.placed, self.replicated = [], []
 
@@ -223,7 +226,7 @@ class Mesh:
         self._pending_vote = (dist.all_reduce(vote, async_op=True), vote)
         return agreed
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on the main rank and give its result, or its error, to all."""
         if self.world == 1:
             return work()
@@ -238,7 +241,7 @@ class Mesh:
             raise shared(error)
         return cast(T, made)
 
-    def each(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank and wait; an error of one rank is raised on all, so that none hangs."""
         if self.world == 1:
             return work()
@@ -265,7 +268,7 @@ def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def meet(mistake: UserError) -> NoReturn:
+def fail_on_all_ranks(mistake: UserError) -> NoReturn:
     """Raise a mistake that was made before the mesh was there on all ranks, or here if they do not come."""
     with suppress(RuntimeError):  # so torch and gloo tell that nobody came
         Mesh(Parallel(timeout=MEETING_SECONDS), mistake)

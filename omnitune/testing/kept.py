@@ -1,7 +1,6 @@
 """Count what a piece of code, or a run's forward pass, leaves in memory."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, UntypedStorage
@@ -9,11 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import config
 from ..batch import Batch
-from ..commands import train as session
-from ..data.encode import fill
-from ..parallel.mesh import Mesh
 from ..random import Draw
 from ..stages import encode
 from ..trainer import Trainer
@@ -58,15 +53,6 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, Tensor):
             yield value.untyped_storage()
-
-
-def trainer_of(file: Path, *overrides: str) -> Trainer:
-    """Make ready to train a run of one phase in the folder of its YAML, its cache filled."""
-    run, _ = config.load(file, overrides)
-    mesh = Mesh(run.parallel)
-    ((_, job),), index = session.prepare(run, mesh)
-    fill(job, index, mesh)
-    return session.build_trainer(job, index, mesh, file.parent, None, {})[0]
 
 
 def kept(trainer: Trainer, batch: Batch) -> int:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from omnitune import cli
-from omnitune.commands.evaluate import evaluator
 from omnitune.data.conversations.conversation import Conversation, Message
 from omnitune.data.conversations.rows import LengthBucket, Talk, TalkIndex
 from omnitune.evaluate import (
@@ -19,6 +18,7 @@ from omnitune.evaluate import (
     EvaluateRequest,
     HeldOutLoss,
     answers,
+    evaluator,
     exact_match,
     held_out_loss,
     majority,
@@ -255,7 +255,7 @@ def test_items_that_were_trained_on_are_counted(home: Path, capsys: pytest.Captu
         ),
         (
             ["--data", "held.json", "--steps", "2", "--size", "32x32"],
-            "--size, --steps: no effect, the model answers in text; leave out\n",
+            "--size, --steps: no effect on what is measured, loss, exact_match, rouge; leave out\n",
         ),
         (
             ["--data", "held.json", "--samples", "9"],

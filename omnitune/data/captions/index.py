@@ -14,8 +14,8 @@ from ...stages import MEDIA
 from ..dataset import Inputs
 from ..sizes import Bucket
 from . import crops as views
+from .crops import Clips
 from .item import Item
-from .options import Data
 from .sources import Scan, listed
 
 
@@ -39,6 +39,11 @@ class Index:
         for i, bucket in enumerate(self.buckets):
             found.setdefault(bucket, []).append(i)
         return found
+
+    @property
+    def largest(self) -> Bucket | None:
+        """The largest bucket of the data; None where samples have no size."""
+        return max(self.by_bucket, key=lambda bucket: bucket.size)
 
     def fingerprints(self) -> dict[str, str]:
         """Item id -> hash of its file, caption and bucket: what a run is trained on."""
@@ -77,9 +82,9 @@ class Dealt:
         )
 
 
-def deal(found: Scan, sizes: Sequence[Bucket], data: Data) -> Dealt:
+def deal(found: Scan, sizes: Sequence[Bucket], clips: Clips) -> Dealt:
     """Deal what a scan found into buckets; raises UserError with every mistake."""
-    layout = views.plan(found.items, sizes, data)
+    layout = views.plan(found.items, sizes, clips)
     layout.kept.sort(key=lambda placed: placed[0].id)  # the order of files and sources decides nothing
     if not layout.kept:
         raise UserError(f"data.sources: no sample is left to train on; {'; '.join(layout.notes)}")
@@ -92,18 +97,18 @@ class Samples:
     ragged: Sequence[str] = ()
     """What rows bring that differs in shape from row to row."""
 
-    def __init__(self, index: Index, data: Data, seed: int):
-        self.index, self.data, self.seed = index, data, seed
+    def __init__(self, index: Index, clips: Clips, variants: int, seed: int):
+        self.index, self.clips, self.variants, self.seed = index, clips, variants, seed
 
     def inputs(self, i: int, variant: int | str = 0) -> Inputs:
         """`caption`, and the view of the item that its pixels are read through; `variant` keys its draws."""
         item, bucket = self.index.items[i], self.index.buckets[i]
         draw = Draw(self.seed, [f"{item.id}#{variant}"])
-        return {"index": i, "caption": item.caption, "view": views.view(item, bucket, self.data, draw.row)}
+        return {"index": i, "caption": item.caption, "view": views.view(item, bucket, self.clips, draw.row)}
 
     def variant(self, position: int) -> int:
         """Which of the cached variants the row at a position of the run sees."""
-        return int(Draw(self.seed, [position]).row("variant") * self.data.variants)
+        return int(Draw(self.seed, [position]).row("variant") * self.variants)
 
     def roots(self, inputs: Inputs) -> dict[str, str]:
         """A key for everything that a sample brings before stages run."""
@@ -127,7 +132,7 @@ class Samples:
     def every(self) -> Iterator[tuple[Inputs, Bucket]]:
         """What the cache is to hold: each variant of each item."""
         for i, bucket in enumerate(self.index.buckets):
-            for variant in range(self.data.variants):
+            for variant in range(self.variants):
                 yield self.inputs(i, variant), bucket
 
     def always(self, needs: Sequence[str]) -> list[Inputs]:
@@ -137,7 +142,7 @@ class Samples:
     def beside(self, inputs: Inputs) -> dict[str, Any]:
         """What a row has whatever stages there are; `fps` is 1 for a picture, whose frame is at 0 seconds."""
         item = self.index.items[inputs["index"]]
-        fps = 1.0 if item.kind == "image" else self.data.fps or item.fps
+        fps = 1.0 if item.kind == "image" else self.clips.fps or item.fps
         return {"id": item.id, "caption": inputs["caption"], "fps": torch.tensor(fps)}
 
     def counts(self, i: int) -> Mapping[str, int]:
@@ -152,7 +157,7 @@ class Samples:
         """Why an item cannot be decoded: the first of its variants that fails tells it."""
         mistakes = Mistakes()
         with mistakes.noted():
-            for variant in range(self.data.variants):
+            for variant in range(self.variants):
                 self.load("pixels", self.inputs(i, variant))
                 if self.index.items[i].image is not None:
                     self.load("first_frame", self.inputs(i, variant))

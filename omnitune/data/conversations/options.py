@@ -1,12 +1,10 @@
 """What a data set of conversations may say about how it becomes tokens and labels."""
 
 import re
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
 from ...errors import UserError
-from ...options import NOT_LEARNED, option
-from .sources import ConversationSource
+from ...options import option
 
 BoxFormat = Literal["absolute_xyxy", "absolute_xywh", "absolute_xy", "relative_1000_xyxy", "relative_1000_xy"]
 
@@ -102,38 +100,3 @@ class ChatOptions:
                 raise UserError(
                     f"{name}: {list(limits)} is not the least and the most pixels; at least 1 each"
                 )
-
-
-@option
-class Conversations(ChatOptions):
-    """Conversations about pictures and clips, as vision-language models are trained on."""
-
-    name: Literal["conversations"] = "conversations"
-    sources: Annotated[list[ConversationSource], NOT_LEARNED]
-    """Where they lie; all of them are mixed."""
-    packing: bool = False
-    """Put several conversations into one row, where the model can; none sees another."""
-    group_by_length: bool = False
-    """Batches of rows of about one length, which pads less and mixes less."""
-    batch_size: int = 1
-    """Rows the optimizer sees in a step, over all devices and micro-batches."""
-    cache: Annotated[Path | None, NOT_LEARNED] = Path(".cache")
-    """Folder of what frozen towers give, shared between runs; null: run them in every step."""
-    num_workers: Annotated[int | None, NOT_LEARNED] = None
-    """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
-
-    variants: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {self.batch_size}")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
-        if not self.sources:
-            raise ValueError("sources is empty; name at least one file")
-
-    @property
-    def drawn(self) -> bool:
-        """Whether what is shown of an item is drawn by chance."""
-        return False

@@ -124,13 +124,13 @@ class DiffusersFamily(Denoiser):
         kept = tuple(getattr(cls, "_keep_in_fp32_modules", None) or ()) if hasattr(cls, "from_config") else ()
         for path, param in module.named_parameters():
             if not any(part in path for part in kept):  # as diffusers' from_pretrained does
-                param.data = param.data.to(self.component_dtype(name))
+                param.data = param.data.to(self.compute_dtype(name))
         return module
 
     def _load(self, name: str) -> nn.Module:
         folder = self.files.weights(name)
         dtype = {
-            "dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.component_dtype(
+            "dtype" if self.files.classes[name][0] == "transformers" else "torch_dtype": self.compute_dtype(
                 name
             )
         }
@@ -174,7 +174,7 @@ class DiffusersFamily(Denoiser):
     def source(self) -> str:
         return self.files.source
 
-    def component_dtype(self, name: str) -> torch.dtype:
+    def compute_dtype(self, name: str) -> torch.dtype:
         return torch.float32 if name in self.fp32 else self.dtype
 
     def blocks(self, component: str) -> list[nn.Module]:
@@ -268,7 +268,7 @@ class DiffusersFamily(Denoiser):
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """Cast latents and embeddings, (B, C, ...), (B, L, D), (B, D), but no timesteps, (B,) or (B, S)."""
-        dtype = self.component_dtype(self.core)
+        dtype = self.compute_dtype(self.core)
         wide = {
             k: v
             for k, v in kwargs.items()

@@ -1,0 +1,108 @@
+"""Conversations: how a run states them, and what they are for its model: tokens of its own template."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from ...errors import Mistakes
+from ...files import Hashes
+from ...options import NOT_LEARNED, option
+from ..sizes import Bucket
+from .options import ChatOptions
+from .rows import TalkIndex, TalkSamples, Tokens, deal_talks
+from .sources import ConversationScan, ConversationSource, read_conversations
+
+if TYPE_CHECKING:
+    from ...families.base import Family
+
+
+class FoundTalks:
+    """Conversations that were read, before anything of them is encoded."""
+
+    def __init__(self, found: ConversationScan, data: "Conversations", tokens: Tokens):
+        self.found, self.data, self.tokens = found, data, tokens
+
+    def index(self, hashes: Hashes) -> TalkIndex:
+        packing = self.data.max_length if self.data.packing else None
+        return deal_talks(
+            self.found.items, self.tokens, hashes, packing=packing, by_length=self.data.group_by_length,
+            notes=self.found.notes, where="data.sources",
+        )  # fmt: skip
+
+
+class ConversationData:
+    """Conversations about pictures and clips."""
+
+    sizes: Sequence[Bucket] | None = None
+
+    def __init__(self, data: "Conversations", family: Any, seed: int, mistakes: Mistakes, folder: Path):
+        self.data, self.family, self.seed, self.folder = data, family, seed, folder
+        self.notes: list[str] = []
+        if data.packing:
+            with mistakes.noted():
+                family.check_packing()
+
+    def fit(self, family: "Family") -> None:
+        """Nothing depends on the sizes of pictures."""
+
+    def scan(self, memo: Hashes, mistakes: Mistakes) -> FoundTalks:
+        """Read and check every conversation; raises UserError with every mistake."""
+        with mistakes.noted():
+            found = read_conversations(self.data.sources, Path.cwd(), memo)
+        with mistakes.noted():
+            tokens = self.tokens
+        mistakes.raise_all()
+        return FoundTalks(found, self.data, tokens)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Conversations as the model's own processor encodes them."""
+        return Tokens(self.family.chat(self.data), self.folder)
+
+    def dataset(self, index: TalkIndex) -> TalkSamples:
+        """Give the rows of an index to training."""
+        return TalkSamples(index, self.tokens, self.seed)
+
+
+@option
+class Conversations(ChatOptions):
+    """Conversations about pictures and clips, as vision-language models are trained on."""
+
+    name: Literal["conversations"] = "conversations"
+    sources: Annotated[list[ConversationSource], NOT_LEARNED]
+    """Where they lie; all of them are mixed."""
+    packing: bool = False
+    """Put several conversations into one row, where the model can; none sees another."""
+    group_by_length: bool = False
+    """Batches of rows of about one length, which pads less and mixes less."""
+    batch_size: int = 1
+    """Rows the optimizer sees in a step, over all devices and micro-batches."""
+    cache: Annotated[Path | None, NOT_LEARNED] = Path(".cache")
+    """Folder of what frozen towers give, shared between runs; null: run them in every step."""
+    num_workers: Annotated[int | None, NOT_LEARNED] = None
+    """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
+
+    variants: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {self.batch_size}")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one file")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether what is shown of an item is drawn by chance."""
+        return False
+
+    def scan(self, memo: Hashes) -> None:
+        """Find the mistakes in the data alone, where nothing is known of the model."""
+        read_conversations(self.sources, Path.cwd(), memo)
+
+    def bind(self, family: "Family", seed: int, folder: Path, mistakes: Mistakes) -> ConversationData:
+        """Hold the data against a model; `folder` is where what is found out is remembered."""
+        return ConversationData(self, family, seed, mistakes, folder)

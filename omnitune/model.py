@@ -1,0 +1,89 @@
+"""The one order in which a model is set up: for training, sampling, evaluation, export and every phase."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .export.weights import init_adapters, load_trained
+from .families.base import Family
+from .memory.checkpointing import checkpoint_blocks
+from .parallel.state import load_whole
+from .trainable.adapters import apply_claims
+
+if TYPE_CHECKING:
+    from .checkpoint import Saved
+    from .parallel.mesh import Mesh
+    from .resolve import ResolvedRun
+
+
+def set_up(
+    resolved: "ResolvedRun",
+    mesh: "Mesh",
+    saved: "Saved | None" = None,
+    *,
+    average: bool = False,
+    training: bool = False,
+) -> Family:
+    """Load what a step needs and place it, with the weights of a checkpoint where one is given.
+
+    `average` takes the checkpoint's averaged weights where it has them; `training` prepares blocks for the
+    backward pass. All ranks call it; a mistake of one is raised on all.
+    """
+    # Nothing is widened, quantised or adapted once modules are sharded, and nothing is compiled after that:
+    # fully_shard replaces parameters, and the optimizer takes those that it leaves.
+    family, compute = mesh.on_all_ranks(lambda: load_with_adapters(resolved, str(mesh.device)))
+    if saved is not None:
+        load_trained(family, load_whole(saved.tensors, mesh), average)
+    if training and resolved.run.memory.checkpointing == "full":
+        checkpoint_blocks([b for blocks in resolved.learning_blocks(family).values() for b in blocks])
+    place(family, compute, mesh)
+    return family
+
+
+def load_with_adapters(resolved: "ResolvedRun", device: str) -> tuple[Family, dict[str, torch.dtype]]:
+    """Load, widen, add adapters, start from `init_from`; also the dtype in which each parameter computes."""
+    encoded = tuple(use for stage in resolved.cached for use in stage.uses)
+    family = load_family(resolved, device, resolved.train_components, without=encoded)
+    run, claims = resolved.run, resolved.claims
+    compute = apply_claims(family.components, claims, run.seed)
+    if run.init_from is not None:
+        init_adapters(family, run.init_from, claims, later=resolved.earlier is not None)
+    return family, compute
+
+
+def load_family(
+    resolved: "ResolvedRun",
+    device: str,
+    only: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+) -> Family:
+    """Load components and let conditions and data change them; None: all.
+
+    Parameters under the prefixes `without` belong to stages that are cached: they need not be there.
+    """
+    model = resolved.run.model
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    family = resolved.family_class.load(
+        model.path,
+        device,
+        dtype,
+        only=only,
+        options=resolved.options,
+        revision=model.revision,
+        replaced=resolved.replaced,
+        without=without,
+    )
+    for condition in resolved.run.conditions:
+        condition.prepare(family)
+    if resolved.data is not None:
+        resolved.data.fit(family)
+    return family
+
+
+def place(family: Family, compute: Mapping[str, torch.dtype], mesh: "Mesh") -> None:
+    """Put every component that trains on the mesh."""
+    for name, module in family.components.items():
+        if any(p.requires_grad for p in module.parameters()):
+            own = {n.removeprefix(f"{name}."): d for n, d in compute.items() if n.startswith(f"{name}.")}
+            mesh.place(module, family.blocks(name), own, family.compute_dtype(name))
