@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from ..data.conversations.conversation import Conversation
 from ..data.conversations.kind import Conversations
@@ -13,8 +13,6 @@ from ..progress import say
 from ..resolve import resolve_run
 from .data import conversations, first_items, num_trained
 from .evaluator import Evaluator
-
-MAX_TOKENS = 64
 
 
 class ConversationEvaluator(Evaluator):
@@ -79,24 +77,9 @@ class ConversationEvaluator(Evaluator):
             say(f"--data: {others} conversations end in a call of a tool and are not answered")
         say(f"answering {len(self.questions)} questions of at most {self.options.max_tokens} tokens")
         chat = self.family.chat(self.job.run.data)
-        return answers(self.family, chat, self.questions, self.options.max_tokens)
-
-
-class Answerer(Protocol):
-    """A family that answers in text."""
-
-    def answers(self, chat: Any, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-        """What the model says next in each conversation, greedily."""
-
-
-def answers(
-    family: Answerer, chat: Any, conversations: Sequence[Conversation], max_tokens: int = MAX_TOKENS
-) -> list[str]:
-    """What a model says in the place of each conversation's last answer, seeing all before it.
-
-    `chat` is the family's own, with the options that it was trained with: `family.chat(run.data)`.
-    """
-    return family.answers(chat, [before_the_answer(one) for one in conversations], max_tokens)
+        prompts = [before_the_answer(one) for one in self.questions]
+        found: list[str] = self.family.answers(chat, prompts, self.options.max_tokens)
+        return found
 
 
 def before_the_answer(conversation: Conversation) -> Conversation:

@@ -1,7 +1,7 @@
 """KID: the kernel distance of two sets of pictures (H, W, 3) in uint8."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,46 +39,26 @@ class Kid(Metric[MediaEvaluator]):
     def measure(self) -> list[Measure]:
         one = self.evaluator
         name, network = f"KID-{one.network.name}", one.network.name
-        found = [kid_of_features(one.real_features, one.sample_features).measure(name, network)]
+        found = kid_of_features(one.real_features, one.sample_features)
+        rows = [replace(found, name=name, network=network)]
         psnr = one.metrics.get("psnr")
         if not isinstance(psnr, Psnr):
-            return found
+            return rows
+        name = f"{name} of reconstructions"
         if (items := len(one.real_features)) < 2 * LEAST_KID:
-            say(
-                f"{name} of reconstructions: left out, it needs two halves of {LEAST_KID} items and --data "
-                f"has {items}"
-            )
-            return found
+            say(f"{name}: left out, it needs two halves of {LEAST_KID} items and --data has {items}")
+            return rows
         decoded = one.network.features(made.picture for made in psnr.reconstructions)
-        distance = kid_of_pairs(one.real_features, decoded)
-        return [*found, distance.measure(f"{name} of reconstructions", network)]
+        found = kid_of_pairs(one.real_features, decoded)
+        return [*rows, replace(found, name=name, network=network)]
 
 
-@dataclass(frozen=True)
-class Distance:
-    """An estimate over random subsets."""
-
-    mean: float
-    std: float
-    """Over subsets."""
-    num_real: int
-    num_fake: int
-    subset_size: int
-
-    def measure(self, name: str, network: str) -> Measure:
-        """Make the row of it."""
-        return Measure(
-            name, self.mean, self.std, f"deviation over subsets of {self.subset_size}", self.num_fake,
-            self.num_real, network=network,
-        )  # fmt: skip
-
-
-def kid(real: "Pictures", fake: "Pictures", network: FeatureNetwork, seed: int = 0) -> Distance:
+def kid(real: "Pictures", fake: "Pictures", network: FeatureNetwork, seed: int = 0) -> Measure:
     """Kernel distance of two sets of pictures (Binkowski et al. 2018); both take the network's one resize."""
     return kid_of_features(network.features(real), network.features(fake), seed)
 
 
-def kid_of_features(real: Tensor, fake: Tensor, seed: int = 0) -> Distance:
+def kid_of_features(real: Tensor, fake: Tensor, seed: int = 0) -> Measure:
     """KID of features (N, D), unbiased at any N, over 100 random subsets.
 
     A subset is half of the smaller set, and at most 1000, as the literature has it: subsets as large as the
@@ -100,10 +80,12 @@ def kid_of_features(real: Tensor, fake: Tensor, seed: int = 0) -> Distance:
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
         mean, std = metric.compute()
-    return Distance(float(mean), float(std), len(real), len(fake), size)
+    return Measure(
+        "KID", float(mean), float(std), f"deviation over subsets of {size}", len(fake), len(real)
+    )  # fmt: skip
 
 
-def kid_of_pairs(real: Tensor, made: Tensor, seed: int = 0) -> Distance:
+def kid_of_pairs(real: Tensor, made: Tensor, seed: int = 0) -> Measure:
     """KID of features (N, D) of pictures and of what was made of each of them, such as reconstructions.
 
     The estimate needs independent sets, and pairs are none: it would come out too low. So one half of the
@@ -113,5 +95,7 @@ def kid_of_pairs(real: Tensor, made: Tensor, seed: int = 0) -> Distance:
     order = [permuted(i, len(real), "halves", seed) for i in range(len(real))]
     a, b = order[::2], order[1::2]
     one, other = kid_of_features(real[a], made[b], seed), kid_of_features(real[b], made[a], seed)
-    mean, std = (one.mean + other.mean) / 2, (one.std + other.std) / 2
-    return Distance(mean, std, len(real), len(made), one.subset_size)
+    assert one.spread is not None
+    assert other.spread is not None
+    mean, std = (one.value + other.value) / 2, (one.spread + other.spread) / 2
+    return replace(one, value=mean, spread=std, count=len(made), num_real=len(real))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Measure:
     value: float
     spread: float | None
     spread_of: str
-    """What the spread is: a standard error, or a deviation."""
+    """A standard error, or a deviation over what."""
     count: int
     """Of what was measured: samples, or items."""
     num_real: int | None = None
@@ -27,6 +27,13 @@ class Measure:
     chance: float | None = None
     """The same number of a model that knows nothing of captions."""
     network: str = ""
+
+    @classmethod
+    def mean_of(cls, name: str, values: Sequence[float]) -> "Measure":
+        """Average what was measured of each picture, clip or answer."""
+        rows = torch.tensor(values, dtype=torch.float64)
+        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
+        return cls(name, float(rows.mean()), error, "standard error", len(rows))
 
     def as_json(self) -> dict[str, Any]:
         """The fields by name; JSON knows no nan."""
@@ -42,31 +49,6 @@ class EvaluationResult:
     """How the numbers came about: run, weights, data, sizes, seeds."""
     file: Path
     """The same as JSON."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A mean over pictures or answers."""
-
-    value: float
-    standard_error: float
-    """Over pictures; nan for a single one."""
-    count: int
-
-    @classmethod
-    def of(cls, rows: Tensor) -> "Share":
-        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
-        return cls(float(rows.mean()), error, len(rows))
-
-    def measure(
-        self, name: str, reference: "Share | None" = None, chance: float | None = None, network: str = ""
-    ) -> Measure:
-        """Make the row of it."""
-        real = None if reference is None else reference.value
-        return Measure(
-            name, self.value, self.standard_error, "standard error", self.count, reference=real,
-            chance=chance, network=network,
-        )  # fmt: skip
 
 
 def table(measures: Sequence[Measure]) -> list[str]:

@@ -1,9 +1,9 @@
 """Does a picture show what its caption says: scores of pictures against captions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .data import candidates_of, middle, plain_caption, shown
 from .evaluator import Metric
 from .features import BATCH, Clip, FeatureNetwork, require
 from .media import MediaEvaluator
-from .results import Measure, Share
+from .results import Measure
 
 if TYPE_CHECKING:
     from .features import Pictures
@@ -45,7 +45,7 @@ class TextImage(Metric[MediaEvaluator]):
         if isinstance(one.network, Clip):
             if one.request.fit:
                 raise UserError("--fit: has no effect, CLIP needs no fit; leave it out")
-            self.scorer: Scorer = ClipScorer(one.network)
+            self.scorer: TextImageScorer | ClipScorer = ClipScorer(one.network)
             return
         job, index = one.read(one.request.fit or (), "--fit", pictures=True)
         pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
@@ -65,34 +65,23 @@ class TextImage(Metric[MediaEvaluator]):
         if one.index is not None:
             real = self.scorer.scores(one.real_features[one.chosen], captions)
 
-        def row(
-            name: str, metric: Callable[[Tensor, Sequence[str]], Share], chance: float | None = None
-        ) -> Measure:
-            reference = None if real is None else metric(real, captions)
-            return metric(scores, captions).measure(f"{name}-{label}", reference, chance, label)
+        def row(metric: Callable[[Tensor, Sequence[str]], Measure], chance: float | None = None) -> Measure:
+            found = metric(scores, captions)
+            reference = None if real is None else metric(real, captions).value
+            name = f"{found.name}-{label}"
+            return replace(found, name=name, reference=reference, chance=chance, network=label)
 
-        rows = [row("AUC", auc, chance=0.5)]
+        rows = [row(auc, chance=0.5)]
         if one.num_captions > RECALL_AT:
-            rows.append(row(f"recall@{RECALL_AT}", recall, RECALL_AT / one.num_captions))
+            rows.append(row(recall, RECALL_AT / one.num_captions))
         else:
             say(
                 f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
                 f"there are {one.num_captions}"
             )
         if isinstance(self.scorer, ClipScorer):
-            rows.append(row("CLIPScore", mean_clip_score))
+            rows.append(row(lambda scores, _: Measure.mean_of("CLIPScore", clip_score(scores).tolist())))
         return rows
-
-
-class Scorer(Protocol):
-    """Compares pictures with captions."""
-
-    @property
-    def name(self) -> str:
-        """The networks that take part, as metric names carry them."""
-
-    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
-        """(N, M): cosines of N pictures, as features (N, D) of its network, with M captions."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +173,11 @@ class TextImageScorer:
 
     @property
     def name(self) -> str:
+        """The networks that take part, as metric names carry them."""
         return f"{self.network.name}-{self.encoder.name}"
 
     def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
+        """(N, M): cosines of N pictures, as features (N, D) of its network, with M captions."""
         predicted = (features - self.mean) / self.scale @ self.weight
         stated = self.encoder.embed(captions) - self.offset
         return F.normalize(predicted, dim=1) @ F.normalize(stated, dim=1).mT
@@ -214,13 +205,7 @@ def clip_score(scores: Tensor) -> Tensor:
     return 100 * scores.diagonal().clamp(min=0)
 
 
-def mean_clip_score(scores: Tensor, captions: Sequence[str]) -> Share:
-    """The average of `clip_score`; captions that are the same count each."""
-    assert len(scores) == len(captions), (len(scores), len(captions))
-    return Share.of(clip_score(scores))
-
-
-def auc(scores: Tensor, captions: Sequence[str]) -> Share:
+def auc(scores: Tensor, captions: Sequence[str]) -> Measure:
     """P(the true caption scores above another one for the same picture), over all pairs; ties count half.
 
     `scores` is (N, N), of picture i with caption j; captions equal to the true one are no other.
@@ -229,10 +214,10 @@ def auc(scores: Tensor, captions: Sequence[str]) -> Share:
     if not other.any():
         raise UserError("text_image: all captions are the same, there is no other to compare with")
     wins = (true > scores).double() + 0.5 * (true == scores).double()
-    return Share.of((wins * other).sum(1) / other.sum(1))
+    return Measure.mean_of("AUC", ((wins * other).sum(1) / other.sum(1)).tolist())
 
 
-def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share:
+def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Measure:
     """Share of pictures whose true caption is among the k best of all different ones; ties count half.
 
     Chance is k divided by how many differ; where no more than k do, everything is found.
@@ -241,7 +226,7 @@ def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share
     true, other = scores.diagonal()[:, None], _others(captions)[:, different]
     candidates = scores[:, different]
     above = (other & (candidates > true)).sum(1) + 0.5 * (other & (candidates == true)).sum(1)
-    return Share.of((above < k).double())
+    return Measure.mean_of(f"recall@{k}", (above < k).tolist())
 
 
 def _others(captions: Sequence[str]) -> Tensor:

@@ -3,14 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
-
-import torch
 
 from .conversations import ConversationEvaluator
 from .evaluator import Metric
 from .features import INSTALL, require
-from .results import Measure, Share
+from .results import Measure
 
 APART = re.compile(r"[\W_]+")
 """What stands between words, in any script."""
@@ -23,8 +22,7 @@ class ExactMatch(Metric[ConversationEvaluator]):
 
     def measure(self) -> list[Measure]:
         expected = self.evaluator.expected
-        found = exact_match(self.evaluator.answers, expected)
-        return [found.measure("exact match", chance=majority(expected))]
+        return [replace(exact_match(self.evaluator.answers, expected), chance=majority(expected))]
 
 
 class Rouge(Metric[ConversationEvaluator]):
@@ -38,13 +36,13 @@ class Rouge(Metric[ConversationEvaluator]):
         return None
 
     def measure(self) -> list[Measure]:
-        return [rouge_l(self.evaluator.answers, self.evaluator.expected).measure("ROUGE-L")]
+        return [rouge_l(self.evaluator.answers, self.evaluator.expected)]
 
 
-def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Share:
+def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Measure:
     """The share of answers that are the expected ones, but for case and for space around them."""
     pairs = zip(answers, expected, strict=True)
-    return Share.of(_fp64([float(_plain(answer) == _plain(wanted)) for answer, wanted in pairs]))
+    return Measure.mean_of("exact match", [_plain(answer) == _plain(wanted) for answer, wanted in pairs])
 
 
 def majority(expected: Sequence[str]) -> float:
@@ -53,7 +51,7 @@ def majority(expected: Sequence[str]) -> float:
     return number / len(expected)
 
 
-def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> Share:
+def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> Measure:
     """ROUGE-L (Lin 2004): the F1 of the longest common subsequence of lower-cased words, over answers."""
     require("torchmetrics", "torchmetrics", "ROUGE-L")
     from torchmetrics.functional.text.rouge import rouge_score
@@ -62,11 +60,7 @@ def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> Share:
         rouge_score(answer, wanted, rouge_keys="rougeL", normalizer=_words, tokenizer=str.split)
         for answer, wanted in zip(answers, expected, strict=True)
     ]
-    return Share.of(_fp64([float(one["rougeL_fmeasure"]) for one in found]))
-
-
-def _fp64(values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return Measure.mean_of("ROUGE-L", [float(one["rougeL_fmeasure"]) for one in found])
 
 
 def _plain(answer: str) -> str:

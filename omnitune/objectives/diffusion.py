@@ -4,8 +4,8 @@ Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -72,13 +72,16 @@ class DynamicShift:
         return math.exp(self.base + slope * (tokens - self.base_tokens))
 
 
+@option
 class Diffusion:
     """Noise the latents, let the model predict, compare. Subclasses state levels, path, target and weight."""
 
     held_out_levels: ClassVar[int] = 8
 
-    loss_type: Loss
-    huber_delta: float
+    name: str
+    loss_type: Loss = "mse"
+    huber_delta: float = 1.0
+    """Error at which huber and smooth_l1 turn linear."""
 
     def prepare(self, family: "Family") -> None:
         if not isinstance(family, Denoiser):
@@ -155,11 +158,9 @@ class Diffusion:
             noisy = condition.before(family, noisy, batch, draw)
         noisy = self.noised(family, noisy)
 
-        def predict() -> Streams:
-            return family.denoise(noisy, batch)
-
+        predict: Callable[[], Streams] = partial(family.denoise, noisy, batch)
         for condition in conditions:
-            predict = _wrapped(condition, predict, family, noisy, batch, draw)
+            predict = partial(condition.around, predict, family, noisy, batch, draw)
         rows = self.row_losses(noisy, predict())
         row_weight, u = batch["row_weight"], _of_rows(noisy.u)
         metrics = {"u": u @ row_weight}
@@ -211,9 +212,6 @@ class FlowMatching(Diffusion):
     """Of `mode`, -1 to 2 / (pi - 2): positive favours the middle."""
     shift: float | DynamicShift = 1.0
     """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as large pictures need. Or {base, max}."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
-    """Error at which huber and smooth_l1 turn linear."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, DynamicShift) and self.shift <= 0:
@@ -281,11 +279,11 @@ class FlowMatching(Diffusion):
         return noise - x0
 
 
+@option
 class VariancePreserving(Diffusion):
     """The discrete schedule that a family was pretrained on, with optional min-SNR weights."""
 
-    min_snr_gamma: float | None
-    zero_terminal_snr: bool = False
+    min_snr_gamma: float | None = None
 
     def prepare(self, family: "Family") -> None:
         Diffusion.prepare(self, family)
@@ -296,18 +294,23 @@ class VariancePreserving(Diffusion):
 
     def schedule(self, family: Denoiser) -> Tensor:
         assert family.alphas_cumprod is not None
-        a = family.alphas_cumprod
-        return zero_terminal(a) if self.zero_terminal_snr else a
+        return family.alphas_cumprod
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         a = self.schedule(family).to(u.device)
         step = (u * len(a)).long().clamp(max=len(a) - 1)
         return a[step].sqrt().float(), (1 - a[step]).sqrt().float(), step
 
-    def clipped_snr(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """SNR and min(SNR, gamma), Hang et al. 2023."""
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Weigh errors of x_0 by min(SNR, gamma), Hang et al. 2023, whatever is predicted."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(alpha)
         snr = (alpha / sigma) ** 2
-        return snr, snr if self.min_snr_gamma is None else snr.clamp(max=self.min_snr_gamma)
+        return snr.clamp(max=self.min_snr_gamma) / self.error_of_x0(snr)
+
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        """By how much the squared error of the prediction exceeds that of x_0."""
+        raise NotImplementedError
 
 
 @option
@@ -317,8 +320,6 @@ class Epsilon(VariancePreserving):
     name: Literal["epsilon"] = "epsilon"
     min_snr_gamma: float | None = None
     """Weigh by min(SNR, gamma) / SNR; 5 is usual."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
 
     def prepare(self, family: "Family") -> None:
         VariancePreserving.prepare(self, family)
@@ -333,9 +334,8 @@ class Epsilon(VariancePreserving):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return noise
 
-    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        snr, clipped = self.clipped_snr(alpha, sigma)
-        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / snr
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        return snr
 
 
 @option
@@ -347,8 +347,10 @@ class VPrediction(VariancePreserving):
     """Weigh by min(SNR, gamma) / (SNR + 1); 5 is usual. At zero SNR the weight is 0: refused there."""
     zero_terminal_snr: bool = False
     """Rescale the schedule to end at pure noise (Lin et al. 2023, algorithm 1)."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
+
+    def schedule(self, family: Denoiser) -> Tensor:
+        a = VariancePreserving.schedule(self, family)
+        return zero_terminal(a) if self.zero_terminal_snr else a
 
     def prepare(self, family: "Family") -> None:
         VariancePreserving.prepare(self, family)
@@ -363,9 +365,8 @@ class VPrediction(VariancePreserving):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * noise - sigma * x0
 
-    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        snr, clipped = self.clipped_snr(alpha, sigma)
-        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / (snr + 1)
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        return snr + 1
 
 
 def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
@@ -382,9 +383,3 @@ def _of_rows(u: Tensor) -> Tensor:
 
 def _purpose(kind: str, stream: str) -> str:
     return kind if stream == "x" else f"{kind}.{stream}"
-
-
-def _wrapped(
-    condition: Condition, predict: Any, family: Denoiser, noisy: Noisy, batch: Batch, draw: Draw
-) -> Any:
-    return lambda: condition.around(predict, family, noisy, batch, draw)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from omnitune.evaluate import (
     ConversationEvaluator,
     EvaluateRequest,
     HeldOutLoss,
-    answers,
+    before_the_answer,
     evaluator,
     exact_match,
     held_out_loss,
@@ -89,7 +88,7 @@ def of_base(home: Path, metrics: str) -> ConversationEvaluator:
 def test_case_and_space_around_do_not_count() -> None:
     found = exact_match([" Rocket\n", "frog", "no"], ["rocket", "cactus", "no"])
     assert (found.value, found.count) == (pytest.approx(2 / 3), 3)
-    assert found.standard_error == pytest.approx(1 / 3)
+    assert found.spread == pytest.approx(1 / 3)
     assert exact_match(["two  boats"], ["two boats"]).value == 0
 
 
@@ -115,13 +114,6 @@ def test_rouge_is_the_f1_of_the_longest_common_subsequence(answer: str, expected
     assert (found.value, found.count) == (pytest.approx((value + 1) / 2, abs=1e-6), 2)
 
 
-class Parrot:
-    """Answers with what was said last, and in how many messages."""
-
-    def answers(self, chat: Any, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-        return [f"{chat} {len(c.messages)} {c.messages[-1].text} {max_tokens}" for c in conversations]
-
-
 def talk(*texts: str) -> Conversation:
     roles = ("user", "assistant") * len(texts)
     messages = [Message(role, (text,)) for role, text in zip(roles, texts, strict=False)]  # type: ignore[arg-type]
@@ -130,7 +122,8 @@ def talk(*texts: str) -> Conversation:
 
 def test_a_model_sees_all_before_the_last_answer() -> None:
     several = [talk("one?", "1"), talk("one?", "1", "two?", "2")]
-    assert answers(Parrot(), "chat", several, 5) == ["chat 1 one? 5", "chat 3 two? 5"]
+    seen = [before_the_answer(one).messages for one in several]
+    assert [[message.text for message in messages] for messages in seen] == [["one?"], ["one?", "1", "two?"]]
 
 
 def test_tokens_weigh_alike_whatever_item_they_are_of() -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from omnitune.batch import Streams
 from omnitune.families.base import Denoiser, Noisy
-from omnitune.objectives.diffusion import Diffusion, Loss
+from omnitune.objectives.diffusion import Diffusion
 from omnitune.options import option
 
 
@@ -15,8 +15,6 @@ class Direction(Diffusion):
 
     name: str
     strength: float = 1.0
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         return family.path(u, x0)
