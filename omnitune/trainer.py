@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from math import nan
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .batch import Batch
-from .callbacks.base import Callback, Record, Rows, Samples
+from .callbacks.base import Callback, Record, Samples
 from .callbacks.record import Measured, Recorder, RowTable, merged_draws
 from .conditions.base import Condition
 from .data.loader import MicroBatches, read_steps
@@ -113,9 +112,8 @@ class Trainer:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Measured:
-        order, device = self.batches.order, self.mesh.device
-        counts = order.units(self.step, self.units)
-        table = RowTable(order.batch(self.step), self.units, device) if self.wants_rows else None
+        device, counts = self.mesh.device, self.batches.units(self.step, self.objective)
+        table = RowTable(self.batches, self.step, self.objective, device) if self.wants_rows else None
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
@@ -123,8 +121,10 @@ class Trainer:
             draw.hashes = {} if self.record_draws else None
             # What draws from torch's own generator (adapter dropout) is exact at resume too.
             torch.manual_seed(seed_of(self.seed, "torch", self.step, self.mesh.dp_rank, i) % 2**63)
-            encoded = encode(batch, draw, self.stages, device)
-            loss = self.objective.loss(self.family, encoded, draw, self.conditions)
+            # The encoded batch has no name here, so that it is freed with the backward pass.
+            loss = self.objective.loss(
+                self.family, encode(batch, draw, self.stages, device), draw, self.conditions
+            )
             mean = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()
             self.mesh.backward(mean, last=i == len(micro_batches) - 1)
             for name, value in {"loss": mean, **loss.metrics}.items():
@@ -136,10 +136,6 @@ class Trainer:
         rates = self.set_rates()
         grad_norm = self.mesh.step(self.optimizer, self.max_norm)
         return self.measured(sums, rates, grad_norm, draws, table)
-
-    def units(self, i: int) -> dict[str, int]:
-        """What item i adds to each denominator."""
-        return self.objective.units(self.batches.samples.counts(i))
 
     def set_rates(self) -> dict[str, float]:
         factor = self.schedule.factor(self.step - self.start)
@@ -164,24 +160,21 @@ class Trainer:
             grad_norm=nan, means=dict.fromkeys(list(sums)[1:], nan), seconds=seconds,
             samples_per_second=size / seconds, peak_memory_bytes=self.mesh.peak_memory_bytes(),
             draws=merged_draws(self.mesh.gather(draws)) if self.record_draws else None,
+            rows=table.unread if table else None,
         )  # fmt: skip
-        if table:
-            items = self.batches.samples.index.items
-            ids = [items[row.index].id for row in order.batch(self.step)]
-            record = replace(record, rows=Rows(ids, [], [] if table.has_levels else None))
         numbers = torch.cat([values[:1], grad_norm.reshape(1), values[1:] / size])
         return Measured(record, numbers, self.mesh.sum(table.table) if table else None)
 
     def give_record(self, record: Record) -> None:
         if self.mesh.main:
             for callback in self.callbacks:
-                callback.on_record(self, record)
+                callback.on_record(record)
 
     def report_samples(self, samples: Samples) -> None:
         """Give what was generated to every callback, on the main rank."""
         if self.mesh.main:
             for callback in self.callbacks:
-                callback.on_samples(self, samples)
+                callback.on_samples(samples)
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that trains, by name."""

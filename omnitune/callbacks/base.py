@@ -124,10 +124,10 @@ class Callback:
     def on_step(self, trainer: TrainerView) -> None:
         """After each step; `trainer.step` counts the steps that are done."""
 
-    def on_record(self, trainer: TrainerView, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         """What a step measured, each once and in order, about a second later: steps do not wait for it."""
 
-    def on_samples(self, trainer: TrainerView, samples: Samples) -> None:
+    def on_samples(self, samples: Samples) -> None:
         """After samples were generated and written."""
 
     def on_save(self, trainer: TrainerView) -> None:

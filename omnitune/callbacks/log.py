@@ -38,13 +38,14 @@ class JsonLog(Callback):
         raise NotImplementedError
 
     def on_start(self, trainer: TrainerView) -> None:
+        self.path = trainer.folder / self.name
         if trainer.mesh.main:
-            cut_back(trainer.folder / self.name, trainer.step)
+            cut_back(self.path, trainer.step)
 
-    def on_record(self, trainer: TrainerView, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         found = self.as_json(record)
         if found is not None:
-            self.file = self.file or (trainer.folder / self.name).open("a", buffering=1)
+            self.file = self.file or self.path.open("a", buffering=1)
             self.file.write(json.dumps(found) + "\n")
 
     def on_save(self, trainer: TrainerView) -> None:
@@ -84,7 +85,7 @@ class ProgressBar(Callback):
         if trainer.mesh.main:
             self.progress = Progress("step", trainer.last_step, trainer.step)
 
-    def on_record(self, trainer: TrainerView, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         memory = record.peak_memory_bytes / 2**30
         note = f"loss {record.loss:.4f}  {record.samples_per_second:.2f} samples/s  {memory:.1f} GiB"
         if progress := self.progress:

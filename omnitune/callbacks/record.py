@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, LossSum
-from ..data.loader import FILLER
-from ..data.order import Row
+from ..data.loader import FILLER, MicroBatches
 from ..errors import UserError, shared
-from .base import Record
+from ..objectives.base import Objective
+from .base import Record, Rows
 
 HOST_READ_SECONDS = 1.0
 """Device scalars are read in bunches this far apart, so that steps do not wait for the host."""
@@ -85,11 +85,18 @@ class Recorder:
 class RowTable:
     """Collects what each sample of a global batch lost, whichever rank and micro-batch it is in."""
 
-    def __init__(self, rows: Sequence[Row], counts: Callable[[int], Mapping[str, int]], device: torch.device):
+    def __init__(self, batches: MicroBatches, step: int, objective: Objective, device: torch.device):
+        rows, samples = batches.order.batch(step), batches.samples
         self.first = rows[0].position
-        self.counts = [counts(row.index) for row in rows]
+        self.ids = [samples.index.items[row.index].id for row in rows]
+        self.counts = [objective.units(samples.counts(row.index)) for row in rows]
         self.table = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
         self.has_levels = False
+
+    @property
+    def unread(self) -> Rows:
+        """The rows without what is on the device still."""
+        return Rows(self.ids, [], [] if self.has_levels else None)
 
     def add(self, batch: Batch, loss: LossSum) -> None:
         """Take up a micro-batch, as the loader gave it; rows that fill up stand behind those that count."""

@@ -21,6 +21,7 @@ from .order import Order, Row, slices
 
 if TYPE_CHECKING:
     from ..conditions.base import Condition
+    from ..objectives.base import Objective
     from ..parallel.mesh import Mesh
 
 
@@ -62,6 +63,10 @@ class MicroBatches(TorchDataset[Batch | UserError]):
     def rows(self, step: int) -> list[list[Row]]:
         rank, ranks, size = self.cut
         return slices(self.order.batch(step), rank, ranks, size)
+
+    def units(self, step: int, objective: "Objective") -> dict[str, int]:
+        """Count the units that an objective averages over in the global batch of a step."""
+        return self.order.units(step, lambda i: objective.units(self.samples.counts(i)))
 
     def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         step, number = key

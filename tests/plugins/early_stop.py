@@ -27,15 +27,16 @@ class _EarlyStop(Callback):
         self.losses: dict[str, float] = {}
 
     def on_start(self, trainer: TrainerView) -> None:
+        self.trainer = trainer
         # A run that was ended and is started again has nothing to do.
         trainer.finish_wish |= trainer.step - self.best_step >= self.patience
 
-    def on_record(self, trainer: TrainerView, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         if record.loss < self.best:
             self.best, self.best_step = record.loss, record.step
         if record.rows:
             self.losses.update(zip(record.rows.ids, record.rows.losses, strict=True))
-        trainer.finish_wish |= record.step - self.best_step >= self.patience
+        self.trainer.finish_wish |= record.step - self.best_step >= self.patience
 
     def on_end(self, trainer: TrainerView) -> None:
         if trainer.mesh.main:

@@ -105,13 +105,13 @@ class Live(Callback):
         self.records: list[Record] = []
         self.samples: list[Samples] = []
 
-    def on_record(self, trainer: TrainerView, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             record.loss = 0.0  # type: ignore[misc]
         record.as_json()["lr"].clear()  # a copy
         self.records.append(record)
 
-    def on_samples(self, trainer: TrainerView, samples: Samples) -> None:
+    def on_samples(self, samples: Samples) -> None:
         self.samples.append(samples)
 
 
