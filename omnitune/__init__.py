@@ -32,9 +32,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Callback", "CheckResult", "Condition", "EvaluateRequest", "EvaluationResult", "ExportRequest",
-    "InitRequest", "MachineError", "Record", "ReportRequest", "Run", "SampleRequest", "SampleResult", "Stopped", "TrainResult", "UserError",
-    "bundled_run", "cache", "check", "evaluate_run", "export_weights", "init", "load_run", "models", "option", "plan",
-    "sample", "train", "write_report",
+    "InitRequest", "MachineError", "Record", "ReportRequest", "Run", "SampleRequest", "SampleResult",
+    "Stopped", "TrainResult", "UserError", "bundled_run", "cache", "check", "evaluate_run",
+    "export_weights", "init", "load_run", "models", "option", "plan", "sample", "train", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
