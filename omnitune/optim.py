@@ -10,20 +10,14 @@ if TYPE_CHECKING:
 
 
 class OptimizerOptions(Protocol):
-    """What `optimizer` may be: an option with a field `name`, these fields and `build`."""
+    """What `optimizer` may be: an option with a field `name`, and these."""
 
     @property
-    def lr(self) -> float:
-        """Learning rate of rules that state none."""
-
+    def lr(self) -> float: ...
     @property
-    def weight_decay(self) -> float:
-        """Weight decay of rules that state none."""
-
+    def weight_decay(self) -> float: ...
     @property
-    def max_grad_norm(self) -> float | None:
-        """The gradient is scaled down to this norm; None: never."""
-
+    def max_grad_norm(self) -> float | None: ...
     def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
         """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
 

@@ -41,9 +41,6 @@ class Progress:
             left = (self.said - self.start) / max(1, done - self.first) * (self.total - done)
             say("  ".join(filter(None, [f"{self.what} {done}/{self.total}", note, f"{clock(left)} left"])))
 
-    def add(self, number: int) -> None:
-        self.update(self.done + number)
-
     def close(self) -> None:
         if self.bar:
             self.bar.stop()

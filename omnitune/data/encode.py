@@ -150,7 +150,7 @@ def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
             for group in mine:
                 encoder.encode(group)
                 if progress:
-                    progress.add(len(group))
+                    progress.update(progress.done + len(group))
         finally:  # a signal or a file that cannot be decoded: what is encoded stays
             store.flush()
 

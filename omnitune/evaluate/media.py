@@ -1,7 +1,7 @@
 """What measures a model of pictures and clips: data, and what is generated of their captions."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -161,9 +161,3 @@ class MediaEvaluator(Evaluator):
         """An item as the run sees it, (T, H, W, 3)."""
         assert self.index is not None
         return shown(self.job, self.index, i)
-
-    def real_clips(self) -> "Iterator[Pixels]":
-        assert self.index is not None
-        for i, bucket in enumerate(self.index.buckets):
-            if bucket.frames > 1:
-                yield self.real(i)

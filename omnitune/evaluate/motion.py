@@ -24,8 +24,11 @@ class FrameMotion(Metric[MediaEvaluator]):
     needs = ("clips",)
 
     def measure(self) -> list[Measure]:
-        made = motion(frames for frames in self.evaluator.samples if len(frames) > 1)
-        real = None if self.evaluator.index is None else motion(self.evaluator.real_clips())
+        one, real = self.evaluator, None
+        made = motion(frames for frames in one.samples if len(frames) > 1)
+        if one.index is not None:
+            sizes = enumerate(one.index.buckets)
+            real = motion(one.real(i) for i, bucket in sizes if bucket.frames > 1)
         rows = (
             ("motion (levels)", "mean", "std"),
             ("flicker (levels)", "flicker", None),

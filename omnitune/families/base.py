@@ -43,21 +43,9 @@ class Noisy:
     own: dict[str, "StreamLevel"] = field(default_factory=dict)
     """Streams that have a noise level of their own; the fields above are those of all others."""
 
-    def level(self, stream: str) -> Tensor:
-        """The noise level of a stream."""
-        return self.own[stream].u if stream in self.own else self.u
-
-    def fed_for(self, stream: str) -> Tensor:
-        """The timestep that the network is fed for a stream."""
-        return self.own[stream].fed if stream in self.own else self.fed
-
-    def mask_for(self, stream: str) -> Tensor | None:
-        """What counts of a stream."""
-        return self.own[stream].mask if stream in self.own else self.mask
-
-    def weight_for(self, stream: str) -> Tensor | None:
-        """The factor of a stream's error."""
-        return self.own[stream].weight if stream in self.own else self.weight
+    def at(self, stream: str) -> "StreamLevel":
+        """The noise level of a stream, its own or the common one."""
+        return self.own.get(stream) or StreamLevel(self.u, self.mask, self.weight, self.fed)
 
 
 @dataclass

@@ -175,7 +175,7 @@ class Diffusion:
         rows: Tensor | None = None
         for name, target in noisy.target.items():
             error = self.error(prediction[name].float(), target)
-            weight, counted = noisy.weight_for(name), noisy.mask_for(name)
+            weight, counted = noisy.at(name).weight, noisy.at(name).mask
             if weight is not None:
                 error = error * expand(weight, error)
             if counted is None:

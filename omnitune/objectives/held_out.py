@@ -55,17 +55,6 @@ def is_level(purpose: str) -> bool:
 
 
 @dataclass(frozen=True)
-class LevelLoss:
-    """The loss at one quantile of the run's timestep distribution, averaged over items."""
-
-    u: float
-    """The noise level, 0 data and 1 noise; nan for an objective without. Sizes may differ in it: the mean."""
-    mean: float
-    standard_error: float
-    """Over items; nan for one item."""
-
-
-@dataclass(frozen=True)
 class HeldOutLoss:
     """A mean over items, which weigh by how many units (samples, tokens) each has."""
 
@@ -73,17 +62,25 @@ class HeldOutLoss:
     """Of each item, in the order of the index: runs on the same items compare item by item."""
     units: Sequence[int]
     """How many units each item has: 1, or its learned tokens."""
-    levels: Sequence[LevelLoss]
-    """The same by noise level, averaged over items; one for an objective without levels."""
+    u: float = math.nan
+    """The noise level, 0 data and 1 noise, where it is one; sizes may differ in it: the mean."""
+    levels: Sequence["HeldOutLoss"] = ()
+    """The same by noise level; one for an objective without levels, whose u is nan."""
 
     @property
     def mean(self) -> float:
-        return weighted_mean(self.items, self.units)
+        pairs = zip(self.items, self.units, strict=True)
+        return sum(value * number for value, number in pairs) / sum(self.units)
 
     @property
     def standard_error(self) -> float:
-        """Over items; nan for one item."""
-        return standard_error(self.items, self.units)
+        """Over items, of a ratio of two sums (Cochran 1977); nan for one item."""
+        count, mean = len(self.items), self.mean
+        if count < 2:
+            return math.nan
+        pairs = zip(self.items, self.units, strict=True)
+        square = sum(((value - mean) * number) ** 2 for value, number in pairs) / (count - 1)
+        return math.sqrt(square / count) / (sum(self.units) / count)
 
 
 @dataclass(frozen=True)
@@ -125,14 +122,9 @@ def held_out_loss(
     losses, u = torch.cat(found, 1).view(2, len(counts), number)
     units = [sum(count.values()) for count in counts]
     by_level = [
-        LevelLoss(
-            float(u[:, k].mean()),
-            weighted_mean(losses[:, k].tolist(), units),
-            standard_error(losses[:, k].tolist(), units),
-        )
-        for k in range(number)
-    ]
-    return HeldOutLoss(losses.mean(1).tolist(), units, by_level)
+        HeldOutLoss(losses[:, k].tolist(), units, float(u[:, k].mean())) for k in range(number)
+    ]  # fmt: skip
+    return HeldOutLoss(losses.mean(1).tolist(), units, levels=by_level)
 
 
 def _measure(
@@ -152,20 +144,6 @@ def _measure(
     rows = loss.row_losses([counts[i] for i, _ in chosen])
     u = torch.full_like(rows, math.nan) if loss.level is None else loss.level[: len(chosen)].double()
     return torch.stack([rows, u]).cpu()
-
-
-def weighted_mean(values: Sequence[float], units: Sequence[int]) -> float:
-    return sum(value * number for value, number in zip(values, units, strict=True)) / sum(units)
-
-
-def standard_error(values: Sequence[float], units: Sequence[int]) -> float:
-    """Estimate that of the weighted mean, a ratio of two sums (Cochran 1977); nan for one value."""
-    count = len(values)
-    if count < 2:
-        return math.nan
-    mean = weighted_mean(values, units)
-    square = sum(((v - mean) * n) ** 2 for v, n in zip(values, units, strict=True)) / (count - 1)
-    return math.sqrt(square / count) / (sum(units) / count)
 
 
 @contextmanager

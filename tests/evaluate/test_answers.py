@@ -127,14 +127,14 @@ def test_a_model_sees_all_before_the_last_answer() -> None:
 
 
 def test_tokens_weigh_alike_whatever_item_they_are_of() -> None:
-    found = HeldOutLoss([2.0, 3.0], [1, 3], [])
+    found = HeldOutLoss([2.0, 3.0], [1, 3])
     assert found.mean == 2.75
     assert found.standard_error == pytest.approx(0.375)
-    assert math.isnan(HeldOutLoss([2.0], [1], []).standard_error)
+    assert math.isnan(HeldOutLoss([2.0], [1]).standard_error)
 
 
 def test_with_equal_lengths_the_error_is_that_of_a_mean() -> None:
-    found, means = HeldOutLoss([1.0, 2.0, 4.5], [2, 2, 2], []), torch.tensor([1.0, 2.0, 4.5])
+    found, means = HeldOutLoss([1.0, 2.0, 4.5], [2, 2, 2]), torch.tensor([1.0, 2.0, 4.5])
     assert found.standard_error == pytest.approx(float(means.std() / 3**0.5))
 
 

@@ -66,20 +66,20 @@ def seen(family: Sounding, objective: Diffusion = FLOW, **more: Any) -> Noisy:
 def test_each_stream_is_mixed_at_its_own_level(objective: Any) -> None:
     schedule = torch.cumprod(1 - BETAS, 0) if objective.name == "epsilon" else None
     noisy = seen(Sounding(alphas_cumprod=schedule), objective)
-    assert not torch.equal(noisy.level("video"), noisy.level("sound"))
+    assert not torch.equal(noisy.at("video").u, noisy.at("sound").u)
     for name, x0 in noisy.x0.items():
-        alpha, sigma, fed = objective.path(Sounding(alphas_cumprod=schedule), noisy.level(name), {})
+        alpha, sigma, fed = objective.path(Sounding(alphas_cumprod=schedule), noisy.at(name).u, {})
         a, s = (v.view(-1, *[1] * (x0.ndim - 1)) for v in (alpha, sigma))
         torch.testing.assert_close(noisy.x[name], a * x0 + s * noisy.noise[name])
-        assert torch.equal(noisy.fed_for(name), fed)
+        assert torch.equal(noisy.at(name).fed, fed)
 
 
 def test_levels_are_drawn_apart_and_the_path_is_asked_once_for_each() -> None:
     family = Sounding()
     noisy = seen(family)
     draw = Draw(0, range(ROWS))
-    assert torch.equal(noisy.level("sound"), shifted(torch.sigmoid(draw.normal("timestep.sound")), 3))
-    assert torch.equal(noisy.level("video"), shifted(torch.sigmoid(draw.normal("timestep")), 3))
+    assert torch.equal(noisy.at("sound").u, shifted(torch.sigmoid(draw.normal("timestep.sound")), 3))
+    assert torch.equal(noisy.at("video").u, shifted(torch.sigmoid(draw.normal("timestep")), 3))
     assert [names for names, _ in family.asked] == [["sound"], ["video"]]
 
 
@@ -89,15 +89,15 @@ def test_a_shift_by_tokens_counts_those_of_the_level() -> None:
     draw = Draw(0, range(ROWS))
     for name, purpose, tokens in (("video", "timestep", 12), ("sound", "timestep.sound", 7)):
         expected = shifted(torch.sigmoid(draw.normal(purpose)), shift.value(tokens))
-        assert torch.equal(noisy.level(name), expected)
+        assert torch.equal(noisy.at(name).u, expected)
 
 
 def test_the_video_s_draws_do_not_change_when_sound_gets_a_level() -> None:
     apart, together = seen(Sounding()), seen(Together())
     assert torch.equal(apart.x["video"], together.x["video"])
-    assert torch.equal(together.level("sound"), together.u)
+    assert torch.equal(together.at("sound").u, together.u)
     assert together.own == {}
-    assert together.fed_for("sound") is together.fed
+    assert together.at("sound").fed is together.fed
 
 
 def test_each_stream_counts_by_its_own_mask_and_weight() -> None:
@@ -115,7 +115,7 @@ def test_both_levels_are_recorded_and_fixed_when_held_out() -> None:
     family = Sounding()
     loss = FLOW.loss(family, batch(), QuantileDraw(0, range(ROWS), torch.tensor([0.1, 0.5, 0.9])))
     noisy = family.seen
-    assert torch.equal(noisy.level("video"), noisy.level("sound"))
+    assert torch.equal(noisy.at("video").u, noisy.at("sound").u)
     assert set(loss.metrics) == {"u", "u.sound"}
     assert loss.level is noisy.u
     assert loss.rows["samples"].tolist() == [0, 0, 0]
