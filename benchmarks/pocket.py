@@ -143,7 +143,7 @@ def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: in
     tell("PSNR clips", float(np.mean(values)), f" dB over {len(clips)} of {FRAMES} frames")
     real = network.features(pictures)
     blurred = evaluate.kid_of_pairs(real, network.features(decoded))
-    tell("KID-EffLite0 of reconstructions", blurred.mean, f" (deviation over subsets {blurred.std:.3f})")
+    tell("KID-EffLite0 of reconstructions", blurred.value, f" (deviation over subsets {blurred.spread:.3f})")
     made = {}
     for kind, captions in names.items():
         chosen = captions[:samples]
@@ -157,7 +157,7 @@ def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: in
         for part, kept in parts.items():
             mine = [chosen[i] for i in kept]
             auc = evaluate.auc(scores[kept][:, kept], mine)
-            tell(f"AUC {part}", auc.value, f" ({len(kept)} samples, standard error {auc.standard_error:.3f})")
+            tell(f"AUC {part}", auc.value, f" ({len(kept)} samples, standard error {auc.spread:.3f})")
             if len(set(mine)) > 10:
                 recall = evaluate.recall(scores[kept][:, kept], mine)
                 tell(f"recall@10 {part}", recall.value, f" (chance {10 / len(set(mine)):.3f})")
@@ -167,10 +167,12 @@ def measure(pipe: Any, names: dict[str, list[str]], known: set[str], samples: in
     tell("AUC of the real pictures of unseen names", ceiling.value)
     for kind, features in made.items():
         distance = evaluate.kid_of_features(real, features)
-        tell(f"KID-EffLite0 of samples of {kind} names", distance.mean, f" (deviation {distance.std:.3f})")
+        tell(
+            f"KID-EffLite0 of samples of {kind} names", distance.value, f" (deviation {distance.spread:.3f})"
+        )
     tell(
         "KID-EffLite0 above reconstructions",
-        figures["KID-EffLite0 of samples of unseen names"] - blurred.mean,
+        figures["KID-EffLite0 of samples of unseen names"] - blurred.value,
     )
     moving = [row["caption"] for row in rows("clips")][:NUM_CLIPS]
     motion, still = evaluate.motion(generated(pipe, moving, FRAMES)), evaluate.motion(clips)

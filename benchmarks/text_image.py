@@ -25,7 +25,7 @@ def main() -> None:
     scorer = evaluate.TextImageScorer.fit(*captioned("train"), network, evaluate.minilm(), captions)
     scores = scorer.scores(network.features(pictures), captions)
     auc, recall = evaluate.auc(scores, captions), evaluate.recall(scores, captions)
-    print(f"AUC {auc.value:.3f} (standard error {auc.standard_error:.3f}), recall@10 {recall.value:.3f}")
+    print(f"AUC {auc.value:.3f} (standard error {auc.spread:.3f}), recall@10 {recall.value:.3f}")
 
 
 if __name__ == "__main__":

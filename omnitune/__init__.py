@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .callbacks.base import Callback
+    from .callbacks.base import Callback, Record
     from .commands.bundled import bundled_run
     from .commands.cache import cache
     from .commands.check import CheckResult, check
+    from .commands.evaluate import evaluate as evaluate_run
     from .commands.export import ExportRequest
     from .commands.export import export as export_weights
     from .commands.init import InitRequest, init
@@ -24,22 +25,24 @@ if TYPE_CHECKING:
     from .config import load_run
     from .config.run import Run
     from .errors import MachineError, Stopped, UserError
+    from .evaluate import EvaluateRequest, EvaluationResult
     from .options import option
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Callback", "CheckResult", "Condition", "ExportRequest", "InitRequest", "MachineError",
-    "ReportRequest", "Run", "SampleRequest", "SampleResult", "Stopped", "TrainResult", "UserError",
-    "bundled_run", "cache", "check", "export_weights", "init", "load_run", "models", "option", "plan",
-    "sample", "train", "write_report",
+    "Callback", "CheckResult", "Condition", "EvaluateRequest", "EvaluationResult", "ExportRequest",
+    "InitRequest", "MachineError", "Record", "ReportRequest", "Run", "SampleRequest", "SampleResult",
+    "Stopped", "TrainResult", "UserError", "bundled_run", "cache", "check", "evaluate_run",
+    "export_weights", "init", "load_run", "models", "option", "plan", "sample", "train", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
-    "callbacks.base": ("Callback",),
+    "callbacks.base": ("Callback", "Record"),
     "commands.bundled": ("bundled_run",),
     "commands.cache": ("cache",),
     "commands.check": ("CheckResult", "check"),
+    "commands.evaluate": ("evaluate_run",),
     "commands.export": ("ExportRequest", "export_weights"),
     "commands.init": ("InitRequest", "init"),
     "commands.models": ("models",),
@@ -50,10 +53,11 @@ _HOMES = {
     "conditions.base": ("Condition",),
     "config": ("load_run",),
     "config.run": ("Run",),
+    "evaluate": ("EvaluateRequest", "EvaluationResult"),
     "errors": ("MachineError", "Stopped", "UserError"),
     "options": ("option",),
 }
-_OWN_NAMES = {"export_weights": "export", "write_report": "report"}
+_OWN_NAMES = {"evaluate_run": "evaluate", "export_weights": "export", "write_report": "report"}
 """Functions whose name in their module is a package's here."""
 
 

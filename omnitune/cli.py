@@ -12,9 +12,9 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .commands.words import Word
 from .errors import MachineError, Stopped, UserError, is_shared
 from .options import annotations_of
+from .words import Word
 
 if TYPE_CHECKING:
     from .commands.export import ExportRequest
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .commands.report import ReportRequest
     from .commands.sample import SampleRequest
     from .config.run import Run
+    from .evaluate import EvaluateRequest
 
 T = TypeVar("T")
 
@@ -112,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     from .commands.init import InitRequest
     from .commands.report import ReportRequest
     from .commands.sample import SampleRequest
+    from .evaluate.request import EvaluateRequest
 
     top = argparse.ArgumentParser(
         prog="omnitune", description="Fine-tune image, video and vision-language models.",
@@ -138,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--verify", action="store_true", help="hash every file again")
     add_request(commands, "sample", SampleRequest, sample, "generate with what a run has learned")
     add_request(commands, "export", ExportRequest, export, "write trained weights in the published layout")
-    _evaluate_command(commands)
+    add_request(commands, "evaluate", EvaluateRequest, evaluate, "measure what a run has learned, offline")
     add_request(commands, "report", ReportRequest, report, "write report.html of a run")
     add_request(commands, "init", InitRequest, init, "write a commented run.yaml for a family to stdout")
     table = commands.add_parser("models", help="list families and what they can do")
@@ -190,36 +192,6 @@ class _NamedFiles(argparse.Action):
             parser.error(f"{option}: {word!r} is not NAME=FILE")
         files = getattr(given, self.dest) or {}
         setattr(given, self.dest, {**files, name: [*files.get(name, []), Path(file)]})
-
-
-def _evaluate_command(commands: Any) -> None:
-    one = commands.add_parser("evaluate", help="measure what a run has learned, offline")
-    one.add_argument("folder", type=Path, help="runs/NAME")
-    one.add_argument(
-        "--data", type=Path, help="what was not trained on: a folder, or a file of conversations"
-    )
-    one.add_argument(
-        "--fit", type=Path, action="append", default=[],
-        help="folder of captioned pictures that the text-image score learns; may be given again",
-    )  # fmt: skip
-    one.add_argument(
-        "--metrics", help="of loss,psnr,kid,text_image,motion,exact_match,rouge; all that apply by default"
-    )
-    one.add_argument("--samples", type=int, help="how many to generate; one a caption by default")
-    one.add_argument("--size", help="480x832 or 49x480x832; the run's buckets by default")
-    one.add_argument("--steps", type=int, help="denoising steps")
-    one.add_argument("--guidance", type=float, help="guidance scale")
-    one.add_argument("--seed", type=int, help="of the first sample's starting noise")
-    weights = one.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", type=int, help="step of the checkpoint; the newest by default")
-    weights.add_argument("--base", action="store_true", help="the model before training")
-    one.add_argument("--raw", action="store_true", help="raw weights where an average is kept")
-    one.add_argument(
-        "--features", default="efficientnet_lite0", help="or inception:FILE or clip:FOLDER that you have"
-    )
-    one.add_argument("--lpips", type=Path, help="torchvision's AlexNet, VGG16 or SqueezeNet weights")
-    one.add_argument("--out", type=Path, help="JSON to write; evaluation/STEP.json of the run by default")
-    one.set_defaults(command=evaluate)
 
 
 class _Version(argparse.Action):
@@ -351,10 +323,12 @@ def export(request: "ExportRequest") -> None:
     print(export(request))
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluate.command import evaluate_run
+def evaluate(request: "EvaluateRequest") -> None:
+    from .commands.evaluate import evaluate
+    from .evaluate import table
 
-    evaluate_run(arguments)
+    result = evaluate(request)
+    print("\n".join([*table(result.measures), str(result.file)]))
 
 
 def report(request: "ReportRequest") -> None:

@@ -1,30 +1,57 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from .options import NOT_LEARNED, option
+from .options import NOT_LEARNED, ByName, option
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-@option
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), fused."""
+class OptimizerOptions(Protocol):
+    """What `optimizer` may be: an option with a field `name`, and these."""
 
-    name: Literal["adamw"] = "adamw"
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
+        """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
+
+
+@option
+class AdamOptions:
+    """What Adam and AdamW have in common."""
+
+    name: str
     lr: float = 1e-4
     """Learning rate of rules that state none."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.01
+    weight_decay: float
     """Of rules that state none."""
     max_grad_norm: float | None = 1.0
     """The gradient is scaled down to this norm; null: never."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        for name in ("lr", "eps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), not {list(self.betas)}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be above 0, or null for none, not {self.max_grad_norm}")
+
+
+@option
+class AdamW(AdamOptions):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), fused."""
+
+    name: Literal["adamw"] = "adamw"
+    weight_decay: float = 0.01
 
     def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
         import torch
@@ -33,21 +60,11 @@ class AdamW:
 
 
 @option
-class Adam:
+class Adam(AdamOptions):
     """Adam (Kingma and Ba 2014), fused; its weight decay is added to the gradient."""
 
     name: Literal["adam"] = "adam"
-    lr: float = 1e-4
-    """Learning rate of rules that state none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     weight_decay: float = 0.0
-    """Of rules that state none."""
-    max_grad_norm: float | None = 1.0
-    """The gradient is scaled down to this norm; null: never."""
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
         import torch
@@ -55,14 +72,8 @@ class Adam:
         return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
-def _check(optimizer: AdamW | Adam) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        if getattr(optimizer, name) < 0:
-            raise ValueError(f"{name} must be 0 or more, not {getattr(optimizer, name)}")
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise ValueError(f"betas must be in [0, 1), not {list(optimizer.betas)}")
-    if optimizer.max_grad_norm is not None and optimizer.max_grad_norm <= 0:
-        raise ValueError(f"max_grad_norm must be above 0, or null for none, not {optimizer.max_grad_norm}")
+AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
+"""What `optimizer` may be; a class of another package is one by `name: package.module:Class`."""
 
 
 @option

@@ -39,13 +39,15 @@ class ByName:
     """Annotates a union of options: `name` tells the member, a mapping without one is the default.
 
     A name with a colon (`my_package.my_module:MyOption`) is an option of another package, which has a field
-    `name: str`. As of `option`, pydantic reads this class; its core schemas are plain dicts.
+    `name: str`; without a default, all members are such. As of `option`, pydantic reads this class; its core
+    schemas are plain dicts.
     """
 
-    default: str
+    default: str | None = None
 
     def __get_pydantic_core_schema__(self, union: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
-        members = {member.name: schema_of(member) for member in get_args(union) or (union,)}
+        built_in = (get_args(union) or (union,)) if self.default else ()
+        members = {member.name: schema_of(member) for member in built_in}
         mapping = {"type": "dict", "keys_schema": {"type": "str"}, "strict": False}
         external = {
             "type": "function-wrap", "schema": mapping,

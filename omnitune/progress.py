@@ -1,44 +1,45 @@
-"""Progress of long work: a bar on a terminal, a line a minute elsewhere."""
+"""What long work tells the user: single lines, and a bar on a terminal or a line a minute elsewhere."""
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+SECONDS = 60
+"""Between lines where there is no terminal."""
+
+
+def say(line: str) -> None:
+    """Tell the user one line."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """A bar on a terminal; a line a minute, and at the end, elsewhere."""
+    """A bar on a terminal; a line a minute elsewhere."""
 
-    def __init__(self, step: int, total: int):
-        self.total, self.first, self.said = total, step + 1, time.monotonic()
-        self.seconds = 0.0  # a step, averaged over about the last twenty
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self.start = self.said = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             self.bar = Bar(
-                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
             )  # fmt: skip
             self.bar.start()
-            self.task = self.bar.add_task("train", total=total, completed=step, note="")
+            self.task = self.bar.add_task(what, total=total, completed=done, note="")
 
-    def update(self, record: dict[str, Any]) -> None:
-        memory = record["peak_memory_bytes"] / 2**30
-        rate = record["samples_per_second"]
-        self.seconds += (record["seconds"] - self.seconds) * (0.05 if self.seconds else 1)
-        note = f"loss {record['loss']:.4f}  {rate:.2f} samples/s  {memory:.1f} GiB"
+    def update(self, done: int, note: str = "", now: bool = False) -> None:
+        """Show how much is done; `now` prints the line whatever the time."""
+        self.done = done
         if self.bar:
-            self.bar.update(self.task, completed=record["step"], note=note)
-            return
-        now = time.monotonic()
-        if now - self.said > 60 or record["step"] in (self.first, self.total):
-            self.said = now
-            left = clock(self.seconds * (self.total - record["step"]))
-            print(f"step {record['step']}/{self.total}  {note}  {left} left", file=sys.stderr, flush=True)
+            self.bar.update(self.task, completed=done, note=note)
+        elif now or time.monotonic() - self.said > SECONDS:
+            self.said = time.monotonic()
+            left = (self.said - self.start) / max(1, done - self.first) * (self.total - done)
+            say("  ".join(filter(None, [f"{self.what} {done}/{self.total}", note, f"{clock(left)} left"])))
 
     def close(self) -> None:
         if self.bar:
@@ -48,8 +49,3 @@ class Progress:
 def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
-
-
-def say(line: str) -> None:
-    """Tell the user one line."""
-    print(line, file=sys.stderr, flush=True)

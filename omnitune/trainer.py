@@ -3,8 +3,9 @@
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from math import isfinite
+from math import nan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from . import checkpoint
 from .batch import Batch
-from .callbacks.base import Callback, Metrics
+from .callbacks.base import Callback, Record, Samples
+from .callbacks.record import Measured, Recorder, RowTable, merged_draws
 from .conditions.base import Condition
-from .data.loader import FILLER, MicroBatches, read_steps
-from .errors import Stopped, UserError, shared
+from .data.loader import MicroBatches, read_steps
+from .errors import Stopped, shared
 from .export.weights import CARRIED
 from .families.base import Family
 from .objectives.base import Objective
@@ -59,23 +61,27 @@ class Trainer:
         self.num_workers = num_workers
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.start, self.carried = start, carried  # of a phase: what trained before it, and no longer does
-        self.step, self.last_step, self.stop_wish = start, start + schedule.steps, False
+        self.step, self.last_step = start, start + schedule.steps
+        self.stop_wish = self.finish_wish = False
         self.total = self.last_step if total is None else total  # steps of all phases
         self.saved_step = start
-        self.unsaved: list[tuple[int, Tensor]] = []  # steps since, each with its (loss, gradient norm)
+        self.recorder = Recorder(self.give_record)
+        self.wants_rows = any(callback.wants_rows for callback in callbacks)
         self.clock = time.monotonic()
 
     def fit(self) -> None:
         """Train until the last step. Raises Stopped, with a checkpoint saved, when `stop_wish` was set."""
-        try:
+        with ExitStack() as ending:  # each of them, whatever the others raise
+            for callback in reversed(self.callbacks):
+                ending.callback(callback.on_close, self)
+            ending.callback(self.recorder.flush)
             self._fit()
-        finally:
-            for callback in self.callbacks:
-                callback.on_close(self)
 
     def _fit(self) -> None:
         for callback in self.callbacks:
             callback.on_start(self)
+        if self.finish_wish:
+            self.last_step = self.step
         self.clock = time.monotonic()
         with closing(self.read()) as steps:
             self._run(steps)
@@ -83,13 +89,17 @@ class Trainer:
             callback.on_end(self)
 
     def _run(self, steps: Iterator[list[Batch]]) -> None:
-        for micro_batches in steps:
-            metrics = self.train_step(micro_batches)
+        while self.step < self.last_step:
+            measured = self.train_step(next(steps))
             self.step += 1
-            self.unsaved.append((self.step, torch.stack([metrics["loss"], metrics["grad_norm"]])))
+            self.recorder.add(measured, last=self.step == self.last_step)
+            self.stop_wish |= self.recorder.diverged is not None
             for callback in self.callbacks:
-                callback.on_step(self, metrics)
-            stop = self.mesh.agree_to_stop(self.stop_wish) and self.step < self.total
+                callback.on_step(self)
+            stop, self.finish_wish = self.mesh.agree(self.stop_wish, self.finish_wish)
+            if self.finish_wish and self.last_step == self.total:  # not between phases: the next begins there
+                self.last_step = self.total = self.step
+            stop = stop and self.step < self.total
             if stop or self.step == self.last_step or self.step % self.checkpoints.every == 0:
                 self.save()
             if stop:
@@ -101,17 +111,19 @@ class Trainer:
     def read(self) -> Generator[list[Batch], None, None]:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:
-        counts = self.batches.units(self.step, self.objective)
+    def train_step(self, micro_batches: Sequence[Batch]) -> Measured:
+        device, counts = self.mesh.device, self.batches.units(self.step, self.objective)
+        table = RowTable(self.batches, self.step, self.objective, device) if self.wants_rows else None
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
-            draw = Draw(self.seed, batch["position"], self.mesh.device, self.step)
+            draw = Draw(self.seed, batch["position"], device, self.step)
             draw.hashes = {} if self.record_draws else None
             # What draws from torch's own generator (adapter dropout) is exact at resume too.
             torch.manual_seed(seed_of(self.seed, "torch", self.step, self.mesh.dp_rank, i) % 2**63)
+            # The encoded batch has no name here, so that it is freed with the backward pass.
             loss = self.objective.loss(
-                self.family, encode(batch, draw, self.stages, self.mesh.device), draw, self.conditions
+                self.family, encode(batch, draw, self.stages, device), draw, self.conditions
             )
             mean = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()
             self.mesh.backward(mean, last=i == len(micro_batches) - 1)
@@ -119,9 +131,11 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + value.detach()
             if draw.hashes is not None:
                 draws.append({"id": batch["id"], "position": batch["position"], "hashes": draw.hashes})
+            if table:
+                table.add(batch, loss)
         rates = self.set_rates()
         grad_norm = self.mesh.step(self.optimizer, self.max_norm)
-        return self.measured(sums, rates, grad_norm, time.monotonic() - self.clock, draws)
+        return self.measured(sums, rates, grad_norm, draws, table)
 
     def set_rates(self) -> dict[str, float]:
         factor = self.schedule.factor(self.step - self.start)
@@ -134,42 +148,44 @@ class Trainer:
         sums: dict[str, Tensor],
         rates: dict[str, float],
         grad_norm: Tensor,
-        seconds: float,
-        draws: list[Any],
-    ) -> Metrics:
-        """What a step is logged as; sums over ranks become means over the global batch.
-
-        `seconds` runs from the end of the step before, so it counts the wait for data too.
-        """
-        size = self.batches.order.batch_size
+        draws: list[dict[str, Any]],
+        table: RowTable | None,
+    ) -> Measured:
+        """What a step is recorded as; sums over ranks become means over the global batch."""
+        order, seconds = self.batches.order, time.monotonic() - self.clock
+        size, seen = order.batch_size, (self.step + 1) * order.batch_size
         values = self.mesh.sum(torch.stack(list(sums.values())))
-        means = {n: v if n == "loss" else v / size for n, v in zip(sums, values, strict=True)}
-        metrics: Metrics = {
-            "step": self.step + 1,
-            "epoch": (self.step + 1) * size / len(self.batches.order),
-            "samples": (self.step + 1) * size,
-            "loss": means.pop("loss"),
-            "lr": rates,
-            "grad_norm": grad_norm,
-            **means,
-            "seconds": seconds,
-            "samples_per_second": size / seconds,
-            "peak_memory_bytes": self.mesh.peak_memory_bytes(),
-        }
-        if self.record_draws:
-            metrics["draws"] = {"step": self.step + 1, **merged_draws(self.mesh.gather(draws))}
-        return metrics
+        record = Record(
+            step=self.step + 1, epoch=seen / len(order), samples=seen, loss=nan, lr=MappingProxyType(rates),
+            grad_norm=nan, means=dict.fromkeys(list(sums)[1:], nan), seconds=seconds,
+            samples_per_second=size / seconds, peak_memory_bytes=self.mesh.peak_memory_bytes(),
+            draws=merged_draws(self.mesh.gather(draws)) if self.record_draws else None,
+            rows=table.unread if table else None,
+        )  # fmt: skip
+        numbers = torch.cat([values[:1], grad_norm.reshape(1), values[1:] / size])
+        return Measured(record, numbers, self.mesh.sum(table.table) if table else None)
+
+    def give_record(self, record: Record) -> None:
+        if self.mesh.main:
+            for callback in self.callbacks:
+                callback.on_record(record)
+
+    def report_samples(self, samples: Samples) -> None:
+        """Give what was generated to every callback, on the main rank."""
+        if self.mesh.main:
+            for callback in self.callbacks:
+                callback.on_samples(samples)
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that trains, by name."""
         return {name: p for name, p in self.family.components.named_parameters() if p.requires_grad}
 
     @contextmanager
-    def served(self) -> Iterator[None]:
-        """The model holds the weights that users get, as its callbacks say."""
+    def averaged_weights(self) -> Iterator[None]:
+        """For a while, hold the weights that users get, as the callbacks say."""
         with ExitStack() as stack:
             for callback in self.callbacks:
-                stack.enter_context(callback.served(self.weights()))
+                stack.enter_context(callback.averaged_weights(self.weights()))
             yield
 
     def tensors(self) -> dict[str, Tensor]:
@@ -180,19 +196,12 @@ class Trainer:
             kept.update(callback.tensors())
         return kept
 
-    def check_finite(self) -> None:
-        """Refuse what steps since the last checkpoint learned if one diverged; equal on all ranks."""
-        values = torch.stack([measured for _, measured in self.unsaved]).tolist() if self.unsaved else []
-        for (step, _), (loss, norm) in zip(self.unsaved, values, strict=True):
-            if not (isfinite(loss) and isfinite(norm)):
-                raise diverged(step, loss, norm, self.saved_step)
-        self.unsaved = []
-
     def save(self) -> None:
-        self.check_finite()
+        self.recorder.check(self.saved_step)
         for callback in self.callbacks:
             callback.on_save(self)
-        state = {**self.state, "step": self.step}
+        kept = {name: dict(held) for name, callback in self.named_callbacks() if (held := callback.state())}
+        state = {**self.state, "step": self.step, **({"callbacks": kept} if kept else {})}
         folder = self.folder / "checkpoints"
         checkpoint.save(
             folder, self.step, {**self.tensors(), **optimizer_tensors(self.optimizer)}, state, self.mesh
@@ -204,26 +213,19 @@ class Trainer:
     def restore(self, saved: checkpoint.Saved) -> None:
         load_tensors(saved.tensors, {name: t.detach() for name, t in self.tensors().items()}, self.mesh)
         load_optimizer(saved.tensors, self.optimizer, self.mesh)
+        self.load_states(saved)
         self.step = self.saved_step = saved.step
 
+    def load_states(self, saved: checkpoint.Saved) -> None:
+        """Give callbacks what they kept, as far as a checkpoint has something of them."""
+        kept = saved.state().get("callbacks", {})
+        for name, callback in self.named_callbacks():
+            if name in kept:
+                callback.load_state(kept[name])
 
-def diverged(step: int, loss: float, norm: float, saved_step: int) -> UserError:
-    kept = f"the checkpoint of step {saved_step} is intact" if saved_step else "none is saved"
-    return shared(
-        UserError(
-            f"optimizer.lr: training diverged: step {step} has loss {loss:g} and gradient norm {norm:g}; "
-            f"lower optimizer.lr or raise schedule.warmup, in another run with name= ({kept})"
-        )
-    )
-
-
-def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Sample ids and draw hashes of a step in the order of the global batch, whoever drew them."""
-    rows: dict[int, dict[str, Any]] = {}
-    for micro in (m for rank in ranks for m in rank):
-        for i, (position, name) in enumerate(zip(micro["position"], micro["id"], strict=True)):
-            if position == FILLER:
-                continue
-            rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
-    ordered = [rows[position] for position in sorted(rows)]
-    return {key: [row[key] for row in ordered] for key in ordered[0]}
+    def named_callbacks(self) -> list[tuple[str, Callback]]:
+        """Each with its class, and a number where several are of one."""
+        kinds = [f"{type(one).__module__}:{type(one).__qualname__}" for one in self.callbacks]
+        numbers = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+        names = [f"{kind}#{n}" if n else kind for kind, n in zip(kinds, numbers, strict=True)]
+        return list(zip(names, self.callbacks, strict=True))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnitune.callbacks import log
+from omnitune.callbacks import record
 from omnitune.checkpoint import newest
 from omnitune.cli import machine_message
 from omnitune.commands.train import train_on
@@ -659,7 +659,7 @@ def test_training_that_diverges_ends_and_saves_no_step_that_is_not_finite(
 def test_training_that_diverges_ends_long_before_its_next_checkpoint(
     place: "Workplace", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "HOST_READ_SECONDS", 0.0)
+    monkeypatch.setattr(record, "HOST_READ_SECONDS", 0.0)
     place.write(RUN.replace("steps: 2", "steps: 1000") + "optimizer: {lr: 1e30}\n")
     with pytest.raises(UserError, match=r"training diverged: step \d has .* \(none is saved\)"):
         train_on(place.run(), Mesh(Parallel()))

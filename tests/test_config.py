@@ -539,7 +539,7 @@ FREE = [
     "parallel.micro_batch_size", "parallel.timeout", "checkpoint.every", "checkpoint.keep",
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
     "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
-    "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws",
+    "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws", "callbacks",
     "memory.checkpointing", "validation.media",
 ]  # fmt: skip
 """What may differ when a run is resumed: places, speed, memory, samples; contents are hashed apart."""

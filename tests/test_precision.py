@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from omnitune.families.wan import Wan
+from omnitune.model import place
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.precision import hold_master_weights
-from omnitune.resolve import place
 from omnitune.testing.runs import metrics, run, small_run, write_run
 from omnitune.trainable.adapters import apply_claims
 from omnitune.trainable.freezing import Freezing, spell_rules

@@ -20,14 +20,15 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from omnitune import checkpoint, config
 from omnitune.batch import Batch
-from omnitune.callbacks import log
-from omnitune.callbacks.base import Metrics
+from omnitune.callbacks import record
+from omnitune.callbacks.record import Measured
 from omnitune.checkpoint import Saved
 from omnitune.cli import main
 from omnitune.commands.train import train_on
 from omnitune.parallel import launch
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
+from omnitune.progress import Progress
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_run, start, write_run
 from omnitune.trainer import Trainer
 
@@ -194,18 +195,18 @@ def test_a_run_without_a_whole_checkpoint_says_that_it_starts_again(
 def test_a_run_that_fails_closes_the_bar_and_writes_what_it_measured(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[log.Progress] = []
+    closed: list[Progress] = []
     step = Trainer.train_step
 
-    def failing(trainer: Trainer, micro_batches: Sequence[Batch]) -> Metrics:
+    def failing(trainer: Trainer, micro_batches: Sequence[Batch]) -> Measured:
         if trainer.step == 3:
             raise RuntimeError("the third step was the last")
         return step(trainer, micro_batches)
 
     monkeypatch.chdir(home)
     monkeypatch.setattr(Trainer, "train_step", failing)
-    monkeypatch.setattr(log, "HOST_READ_SECONDS", 1000.0)
-    monkeypatch.setattr(log.Progress, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(record, "HOST_READ_SECONDS", 1000.0)
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(self))
     with pytest.raises(RuntimeError, match="the third step"):
         train_on(config.load(home / "run.yaml", ["name=fails", "schedule.steps=5"])[0], Mesh(Parallel()))
     assert len(closed) == 1

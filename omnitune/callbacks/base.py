@@ -1,39 +1,166 @@
-"""The hooks of a callback."""
+"""The hooks of a callback, what it may use of the trainer, and what it receives."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from ..options import ByName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer import Trainer
+    from ..conditions.base import Condition
+    from ..data.loader import MicroBatches
+    from ..families.base import Family
+    from ..objectives.base import Objective
+    from ..parallel.mesh import Mesh
+    from ..stages import Stage
 
-Metrics = dict[str, Any]
-"""What a step measured; tensors are still on the device."""
+State = Mapping[str, Any]
+"""What JSON can hold: texts, numbers, booleans, None, lists and mappings of them."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What each sample of a global batch lost, in the order of the batch."""
+
+    ids: Sequence[str]
+    losses: Sequence[float]
+    """Each averaged over the sample's own units: its elements, or its learned tokens."""
+    levels: Sequence[float] | None
+    """The noise levels, 0 data and 1 noise; None for an objective without."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step measured over the global batch; losses and norms are equal on all ranks."""
+
+    step: int
+    epoch: float
+    samples: int
+    """Seen since the start of the run."""
+    loss: float
+    lr: Mapping[str, float]
+    """By rule."""
+    grad_norm: float
+    """Before clipping."""
+    means: Mapping[str, float]
+    """What else the objective measures, averaged over samples: `u`, the noise level."""
+    seconds: float
+    """From the end of the step before to the end of this one, the wait for data included."""
+    samples_per_second: float
+    peak_memory_bytes: int
+    draws: Mapping[str, Sequence[str]] | None = None
+    """Sample ids, and a hash of each random draw by purpose; where the run records them."""
+    rows: Rows | None = None
+    """Where a callback wants them."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that metrics.jsonl holds."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("draws", "rows")}
+        found: dict[str, Any] = {}
+        for name, value in numbers.items():  # a copy of what is a mapping, so that nobody changes the record
+            found |= dict(value) if name == "means" else {name: dict(value) if name == "lr" else value}
+        return found
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was generated while training."""
+
+    step: int
+    requests: Sequence[Any]
+    """A `Sampling` or a `Question` each."""
+    made: Sequence[Any]
+    """Of each request: uint8 frames (T, H, W, 3), T = 1 for a picture; or the answer."""
+    files: Sequence[Path] = field(default_factory=list)
+    """Where each was written."""
+
+
+class TrainerView(Protocol):
+    """What a callback may use of the trainer."""
+
+    step: int
+    """How many steps are done."""
+    stop_wish: bool
+    """Set to stop as a signal does: the step is saved, the command ends with code 75 and can be resumed."""
+    finish_wish: bool
+    """Set to end the run here as finished: the step is saved, results are exported. With several ranks it
+    may take one more step. In `on_start`, set it on all ranks."""
+    family: "Family"
+    objective: "Objective"
+    conditions: "Sequence[Condition]"
+    stages: "Sequence[Stage]"
+    batches: "MicroBatches"
+    mesh: "Mesh"
+    folder: Path
+    """Of the run."""
+    last_step: int
+
+    def weights(self) -> "dict[str, Tensor]":
+        """Everything that trains, by name."""
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """For a while, hold the weights that users get."""
+
+    def report_samples(self, samples: Samples) -> None:
+        """Give samples to the `on_samples` of every callback."""
 
 
 class Callback:
-    """Does nothing unless overridden. Hooks run on every rank, in the order of the trainer's list."""
+    """Does nothing unless overridden. Hooks run on every rank, in the order of the trainer's list.
 
-    def on_start(self, trainer: "Trainer") -> None:
+    `on_record` and `on_samples` run on the main rank alone, so they must not call the model or the mesh.
+    """
+
+    wants_rows = False
+    """Whether records carry each sample's loss and noise level; costs a little in each step."""
+
+    def on_start(self, trainer: TrainerView) -> None:
         """Before the first step, after a checkpoint was restored."""
 
-    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+    def on_step(self, trainer: TrainerView) -> None:
         """After each step; `trainer.step` counts the steps that are done."""
 
-    def on_save(self, trainer: "Trainer") -> None:
-        """Before a checkpoint is written."""
+    def on_record(self, record: Record) -> None:
+        """What a step measured, each once and in order, about a second later: steps do not wait for it."""
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_samples(self, samples: Samples) -> None:
+        """After samples were generated and written."""
+
+    def on_save(self, trainer: TrainerView) -> None:
+        """Before a checkpoint is written; the records of all steps so far were given."""
+
+    def on_end(self, trainer: TrainerView) -> None:
         """After the last step and its checkpoint; not when a signal stops the run."""
 
-    def on_close(self, trainer: "Trainer") -> None:
+    def on_close(self, trainer: TrainerView) -> None:
         """At the very end, also when the run is stopped or fails; ranks may be lost: no collectives."""
 
-    def served(self, weights: "dict[str, Tensor]") -> AbstractContextManager[None]:
+    def averaged_weights(self, weights: "dict[str, Tensor]") -> AbstractContextManager[None]:
         """For a while, put the weights that users get (an average, say) in place of those that train."""
         return nullcontext()
 
     def tensors(self) -> "dict[str, Tensor]":
-        """What the checkpoint keeps; read back in place."""
+        """What the checkpoint keeps in full precision; read back in place, so a checkpoint must have them."""
         return {}
+
+    def state(self) -> State:
+        """What else the checkpoint keeps, as the main rank has it; empty: nothing."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Take up what `state` gave, on every rank, before `on_start`."""
+
+
+class CallbackOptions(Protocol):
+    """What stands under `callbacks`: an option with a field `name` and this method."""
+
+    def build(self) -> Callback:
+        """Make the callback of one run, or of one of its phases."""
+
+
+AnyCallback = Annotated[CallbackOptions, ByName()]
+"""All of them are of other packages: `name: package.module:Class`."""

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..options import option
-from .base import Callback, Metrics
+from .base import Callback, TrainerView
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..trainer import Trainer
 
 
 @option
@@ -34,7 +32,7 @@ class EmaCallback(Callback):
         """Start from the weights as they are; before a checkpoint is restored into `tensors()`."""
         self.average = {name: w.detach().clone() for name, w in weights.items()}
 
-    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+    def on_step(self, trainer: TrainerView) -> None:
         decay = min(self.decay, (1 + trainer.step) / (10 + trainer.step))
         for name, weight in trainer.weights().items():
             self.average[name].lerp_(weight.detach(), 1 - decay)
@@ -43,7 +41,7 @@ class EmaCallback(Callback):
         return {f"ema/{name}": value for name, value in self.average.items()}
 
     @contextmanager
-    def served(self, weights: "dict[str, Tensor]") -> Iterator[None]:
+    def averaged_weights(self, weights: "dict[str, Tensor]") -> Iterator[None]:
         import torch
 
         raw = {name: w.detach().clone() for name, w in weights.items()}

@@ -1,20 +1,13 @@
 """metrics.jsonl, draws.jsonl, and what the terminal shows."""
 
 import json
-import math
-import time
+import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ..files import write_text
 from ..progress import Progress
-from .base import Callback, Metrics
-
-if TYPE_CHECKING:
-    from ..trainer import Trainer
-
-HOST_READ_SECONDS = 1.0
-"""Device scalars are read in bunches this far apart, so that steps do not wait for the host."""
+from .base import Callback, Record, TrainerView
 
 
 def cut_back(path: Path, step: int) -> None:
@@ -32,67 +25,73 @@ def cut_back(path: Path, step: int) -> None:
     write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-class Log(Callback):
-    """Writes one object a step, in bunches; shows progress on the main rank."""
+class JsonLog(Callback):
+    """Writes one object a step to a file of the run's folder."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.pending: list[Metrics] = []
-        self.last_read, self.diverged = 0.0, False
-        self.streams: dict[str, IO[str]] = {}
-        self.progress: Any = None
+    name: str
 
-    def on_start(self, trainer: "Trainer") -> None:
-        if not trainer.mesh.main:
-            return
-        for name in ("metrics", "draws"):
-            cut_back(self.folder / f"{name}.jsonl", trainer.step)
-        self.progress = Progress(trainer.step, trainer.last_step)
+    def __init__(self) -> None:
+        self.file: IO[str] | None = None
 
-    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+    def as_json(self, record: Record) -> dict[str, Any] | None:
+        """What the file says of a step; None: nothing."""
+        raise NotImplementedError
+
+    def on_start(self, trainer: TrainerView) -> None:
+        self.path = trainer.folder / self.name
         if trainer.mesh.main:
-            self.pending.append(metrics)
-            if time.monotonic() - self.last_read > HOST_READ_SECONDS or trainer.step == trainer.last_step:
-                self.flush()
-                trainer.stop_wish |= self.diverged  # all ranks stop, and tell why instead of saving
+            cut_back(self.path, trainer.step)
 
-    def on_save(self, trainer: "Trainer") -> None:
-        self.flush(sync=True)
+    def on_record(self, record: Record) -> None:
+        found = self.as_json(record)
+        if found is not None:
+            self.file = self.file or self.path.open("a", buffering=1)
+            self.file.write(json.dumps(found) + "\n")
 
-    def on_close(self, trainer: "Trainer") -> None:
-        self.close()
+    def on_save(self, trainer: TrainerView) -> None:
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
-    def flush(self, sync: bool = False) -> None:
-        import os
+    def on_close(self, trainer: TrainerView) -> None:
+        if self.file:
+            self.file.close()
 
-        self.last_read = time.monotonic()
-        for metrics in self.pending:
-            draws = metrics.pop("draws", None)
-            record = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
-            self.diverged |= not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))
-            self._write("metrics", record)
-            if draws is not None:
-                self._write("draws", draws)
-            if self.progress:
-                self.progress.update(record)
-        self.pending = []
-        for stream in self.streams.values():
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
 
-    def _write(self, name: str, record: dict[str, Any]) -> None:
-        if name not in self.streams:
-            self.streams[name] = (self.folder / f"{name}.jsonl").open("a")
-        self.streams[name].write(json.dumps(record) + "\n")
+class MetricsLog(JsonLog):
+    """metrics.jsonl: what each step measured."""
 
-    def close(self) -> None:
-        try:
-            self.flush()
-            for stream in self.streams.values():
-                stream.close()
-        finally:  # a full disk must not leave the terminal to the bar
-            self.streams = {}
-            if self.progress:
-                self.progress.close()
-                self.progress = None
+    name = "metrics.jsonl"
+
+    def as_json(self, record: Record) -> dict[str, Any]:
+        return record.as_json()
+
+
+class DrawsLog(JsonLog):
+    """draws.jsonl: sample ids and hashes of the random draws of each step, where the run records them."""
+
+    name = "draws.jsonl"
+
+    def as_json(self, record: Record) -> dict[str, Any] | None:
+        return None if record.draws is None else {"step": record.step, **record.draws}
+
+
+class ProgressBar(Callback):
+    """How far training is, on the terminal."""
+
+    progress: Progress | None = None
+
+    def on_start(self, trainer: TrainerView) -> None:
+        if trainer.mesh.main:
+            self.progress = Progress("step", trainer.last_step, trainer.step)
+
+    def on_record(self, record: Record) -> None:
+        memory = record.peak_memory_bytes / 2**30
+        note = f"loss {record.loss:.4f}  {record.samples_per_second:.2f} samples/s  {memory:.1f} GiB"
+        if progress := self.progress:
+            now = record.step in (progress.first + 1, progress.total)
+            progress.update(record.step, note, now)
+
+    def on_close(self, trainer: TrainerView) -> None:
+        if self.progress:
+            self.progress.close()

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 from ..data.sizes import Bucket
 from ..sampling import Validation, write_samples
-from .base import Callback, Metrics
+from .base import Callback, Samples, TrainerView
 
 if TYPE_CHECKING:
     from ..families.base import Family
-    from ..trainer import Trainer
 
 
 class SampleCallback(Callback):
@@ -22,17 +21,27 @@ class SampleCallback(Callback):
             return False
         return step in (0, last) or bool(self.options.every and step % self.options.every == 0)
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: TrainerView) -> None:
+        self.start, self.last_step = trainer.step, trainer.last_step
         if trainer.step == 0 and self.due(0, trainer.last_step):
             self.write(trainer)
 
-    def on_step(self, trainer: "Trainer", metrics: Metrics) -> None:
+    def on_step(self, trainer: TrainerView) -> None:
         if self.due(trainer.step, trainer.last_step):
             self.write(trainer)
 
-    def write(self, trainer: "Trainer") -> None:
+    def on_end(self, trainer: TrainerView) -> None:
+        # A run that a callback ended here did not know in its last step that it was the last.
+        ended_early = self.start < trainer.step < self.last_step
+        if ended_early and not self.due(trainer.step, self.last_step):
+            self.write(trainer)
+
+    def write(self, trainer: TrainerView) -> None:
         """All ranks generate, for sharded weights are gathered by all; the main rank writes."""
-        with trainer.served():
-            results = self.family.sample(self.requests)
+        if not self.requests:
+            return
+        with trainer.averaged_weights():
+            made = self.family.sample(self.requests)
         if trainer.mesh.main:
-            write_samples(self.folder / f"step-{trainer.step:08d}", self.requests, results)
+            files = write_samples(self.folder / f"step-{trainer.step:08d}", self.requests, made)
+            trainer.report_samples(Samples(trainer.step, self.requests, made, files))

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..evaluate import Asked, Evaluation, is_installed
+from ..evaluate import EvaluateRequest, evaluator, is_installed
 from ..files import write_json
 from ..progress import say
 from ..report import write_report
@@ -41,8 +41,8 @@ def compare(folder: Path) -> list[dict[str, Any]]:
     held_out = ASSETS / "style" / "validation"
     found = []
     for base in (True, False):
-        asked = Asked(folder=folder, data=held_out, metrics=METRICS, base=base)
-        found.append({row.name: row.value for row in Evaluation(asked).measures() if "(u =" not in row.name})
+        one = evaluator(EvaluateRequest(folder, held_out, METRICS, base=base))
+        found.append({row.name: row.value for row in one.measures() if "(u =" not in row.name})
     before, after = found
     return [
         {"name": name, "before": before[name], "after": value, "better": "lower"}

@@ -12,7 +12,7 @@ from ..parallel.mesh import Mesh, Parallel
 from ..progress import say
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from .words import Word
+from ..words import Word
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..errors import UserError
 from ..families import name_of, resolve
-from .words import Word
+from ..words import Word
 
 if TYPE_CHECKING:
     from ..families.base import Checkpoint, Family

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..report import write_report
-from .words import Word
+from ..words import Word
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from ..sampling import check_files, check_samples, in_words, overridden, write_samples
-from .words import Word
+from ..words import Word
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import config
 from ..callbacks.base import Callback
 from ..callbacks.ema import EmaCallback
-from ..callbacks.log import Log
+from ..callbacks.log import DrawsLog, MetricsLog, ProgressBar
 from ..callbacks.sample import SampleCallback
 from ..checkpoint import Saved, list_saved
 from ..config.identity import check_base, check_data, check_identity, data_lines, manifest
@@ -172,6 +172,7 @@ def build_trainer(
     groups = param_groups(family.components, phase.claims, run.optimizer.lr, run.optimizer.weight_decay)
     ema = [EmaCallback(run.ema)] if run.ema else []
     samples = SampleCallback(run.validation, family, phase.sample_bucket(index), folder / "samples")
+    stated = [options.build() for options in run.callbacks]
     trainer = Trainer(
         family=family,
         objective=run.objective,
@@ -185,7 +186,7 @@ def build_trainer(
         folder=folder,
         seed=run.seed,
         checkpoints=run.checkpoint,
-        callbacks=[Log(folder), *ema, samples, *callbacks],
+        callbacks=[MetricsLog(), DrawsLog(), ProgressBar(), *ema, samples, *stated, *callbacks],
         state=state,
         record_draws=run.tracking.draws,
         num_workers=phase.num_workers,
@@ -214,6 +215,8 @@ def resume(trainer: Trainer, phase: ResolvedRun, start: Start) -> None:
     part = phase.part
     if start.saved and start.of_phase_before(phase) is None:
         trainer.restore(start.saved)
+    elif start.saved:
+        trainer.load_states(start.saved)
     if trainer.mesh.main and (start.saved or part.number):
         if trainer.step >= part.total:
             way_on = "" if part.of_phases else "; a larger schedule.steps extends it"
@@ -252,7 +255,7 @@ def finish(phase: ResolvedRun, trainer: Trainer, family: "Family", folder: Path)
     """Export what was trained, and write the report."""
     from ..report import write_report
 
-    with trainer.served():
+    with trainer.averaged_weights():
         export(family, phase.claims.all_trained, trainer.mesh, folder / "weights")
     if phase.run.ema:
         export(family, phase.claims.all_trained, trainer.mesh, folder / "weights-raw")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
+from ..callbacks.base import AnyCallback
 from ..callbacks.ema import Ema
 from ..checkpoint import Checkpoints
 from ..conditions.caption_dropout import CaptionDropout
@@ -15,9 +16,9 @@ from ..conditions.frames import FrameConditioning
 from ..data.captions.kind import Data
 from ..data.conversations.kind import Conversations
 from ..memory.options import Memory
-from ..objectives.causal_lm import CausalLM
-from ..objectives.diffusion import Epsilon, FlowMatching, VPrediction
-from ..optim import Adam, AdamW, Schedule
+from ..objectives import AnyObjective
+from ..objectives.diffusion import FlowMatching
+from ..optim import AdamW, AnyOptimizer, Schedule
 from ..options import LEARNED, NOT_LEARNED, ByName, option
 from ..parallel.mesh import Parallel
 from ..sampling import Validation
@@ -69,10 +70,8 @@ def _kind(value: Any) -> str:
     return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
-AnyObjective = Annotated[FlowMatching | Epsilon | VPrediction | CausalLM, ByName("flow_matching")]
 AnyCondition = Annotated[CaptionDropout | FrameConditioning, ByName("caption_dropout")]
 AnyData = Annotated[Data | Conversations, ByName("captions")]
-AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
     | Annotated[Literal["full"], Tag("full")]
@@ -142,6 +141,8 @@ class Run(Freezing):
     parallel: Annotated[Parallel, NOT_LEARNED] = Parallel()
     memory: Annotated[Memory, NOT_LEARNED] = Memory()
     tracking: Annotated[Tracking, NOT_LEARNED] = Tracking()
+    callbacks: Annotated[list[AnyCallback], NOT_LEARNED] = field(default_factory=list)
+    """What else happens around the steps, by `name: package.module:Class`; see docs/guides/callbacks.md."""
 
     @property
     def steps(self) -> int:

@@ -14,7 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..data.captions.crops import Clips
 from ..errors import UserError
+from ..objectives.diffusion import Diffusion
+from ..optim import AdamOptions
 from ..options import plain
+from ..trainable.freezing import Freezing
 from .run import Run
 from .yaml import Document, parse, read
 
@@ -115,10 +118,20 @@ def schema() -> dict[str, Any]:
     """JSON schema for editors; `name` is optional there."""
     found = _adapter().json_schema()
     found["required"].remove("name")
-    clips = TypeAdapter(Clips).json_schema()["properties"]  # it reads own docstrings only
-    for key, described in clips.items():
-        found["$defs"]["Data"]["properties"][key] = described
+    for base in (Clips, AdamOptions, Freezing, Diffusion):  # pydantic reads a class's own docstrings only
+        described = TypeAdapter(base).json_schema()["properties"]
+        definitions = [found, *found["$defs"].values()]
+        children = {cls.__name__ for cls in _descendants(base)}
+        for properties in (one["properties"] for one in definitions if one.get("title") in children):
+            for key in described.keys() & properties.keys():
+                if text := described[key].get("description"):
+                    properties[key].setdefault("description", text)
     return found
+
+
+def _descendants(cls: type[Any]) -> list[type[Any]]:
+    children: list[type[Any]] = cls.__subclasses__()
+    return [each for child in children for each in (child, *_descendants(child))]
 
 
 def _messages(document: Document, error: ValidationError) -> list[str]:

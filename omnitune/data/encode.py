@@ -1,6 +1,5 @@
 """Fill the cache: run each cacheable stage over what is not stored yet, a batch of pixels at a time."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +9,7 @@ import torch
 
 from ..errors import UserError
 from ..files import writable
-from ..progress import clock
+from ..progress import Progress
 from ..random import Draw
 from ..stages import MEDIA, Stage
 from .cache import StageCache, Store, split_rows, stack_rows
@@ -144,14 +143,14 @@ def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
     stage, store = encoder.stage, encoder.cache.stores[encoder.stage.name]
     groups = _groups(wanted, needs_files(stage, encoder.cache.stages))
     mine = groups[mesh.dp_rank :: mesh.dp_size]
-    progress = _Progress(stage.name, sum(len(g) for g in mine)) if mesh.main else None
+    progress = Progress(f"encode {stage.name}", sum(len(g) for g in mine)) if mesh.main else None
 
     def work() -> None:
         try:
             for group in mine:
                 encoder.encode(group)
                 if progress:
-                    progress.add(len(group))
+                    progress.update(progress.done + len(group))
         finally:  # a signal or a file that cannot be decoded: what is encoded stays
             store.flush()
 
@@ -179,40 +178,6 @@ def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:
         mine = [w for w in wanted if w.bucket == bucket]
         found += [mine[i : i + rows] for i in range(0, len(mine), rows)]
     return found
-
-
-class _Progress:
-    """A bar on a terminal, a line a minute elsewhere."""
-
-    def __init__(self, what: str, total: int):
-        import time
-
-        self.what, self.total, self.done, self.time = what, total, 0, time.monotonic
-        self.start = self.said = self.time()
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            from rich.progress import Progress
-
-            self.bar = Progress()
-            self.bar.start()
-            self.task = self.bar.add_task(f"encode {what}", total=total)
-
-    def add(self, number: int) -> None:
-        self.done += number
-        if self.bar:
-            self.bar.update(self.task, completed=self.done)
-        elif self.time() - self.said > 60:
-            self.said = self.time()
-            left = (self.said - self.start) / self.done * (self.total - self.done)
-            print(
-                f"encode {self.what} {self.done}/{self.total}  {clock(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
 
 
 def all_variants(conditions: "Sequence[Condition]", inputs: Inputs) -> list[Inputs]:

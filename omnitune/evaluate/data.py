@@ -113,3 +113,16 @@ def reconstructed(family: "Family", frames: "Pixels") -> "Pixels":
     with torch.no_grad():
         decoded = family.reconstruct(pixels)
     return to_8bit(decoded[0].cpu())
+
+
+def candidates_of(captions: Sequence[str]) -> list[int]:
+    """Places of the captions that differ from all before them."""
+    places: dict[str, int] = {}
+    for i, caption in enumerate(captions):
+        places.setdefault(plain_caption(caption), i)
+    return list(places.values())
+
+
+def plain_caption(caption: str) -> str:
+    """Spell captions that say the same alike."""
+    return " ".join(caption.casefold().split())

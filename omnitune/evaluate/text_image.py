@@ -1,10 +1,9 @@
 """Does a picture show what its caption says: scores of pictures against captions."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..objectives.held_out import batched
+from ..progress import say
+from .data import candidates_of, middle, plain_caption, shown
+from .evaluator import Metric
 from .features import BATCH, Clip, FeatureNetwork, require
+from .media import MediaEvaluator
+from .results import Measure
 
 if TYPE_CHECKING:
     from .features import Pictures
@@ -24,15 +28,60 @@ LEAST = 8
 """Fewer pictures than this fit nothing that could be called a scorer."""
 
 
-class Scorer(Protocol):
-    """Compares pictures with captions."""
+class TextImage(Metric[MediaEvaluator]):
+    """How well samples fit their captions: AUC, recall, and CLIPScore where CLIP is the network."""
 
-    @property
-    def name(self) -> str:
-        """The networks that take part, as metric names carry them."""
+    needs, reads = ("samples", "features"), ("fit",)
 
-    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
-        """(N, M): cosines of N pictures, as features (N, D) of its network, with M captions."""
+    def lack(self) -> str | None:
+        if not self.evaluator.request.fit and not self.evaluator.request.has_clip:
+            return "needs captioned pictures to fit the scorer on: --fit FOLDER (or --features clip:FOLDER)"
+        if self.evaluator.num_captions < 2:
+            return "needs two captions that differ: name more in --data"
+        return None
+
+    def load(self) -> None:
+        one = self.evaluator
+        if isinstance(one.network, Clip):
+            if one.request.fit:
+                raise UserError("--fit: has no effect, CLIP needs no fit; leave it out")
+            self.scorer: TextImageScorer | ClipScorer = ClipScorer(one.network)
+            return
+        job, index = one.read(one.request.fit or (), "--fit", pictures=True)
+        pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
+        captions = [item.caption for item in index.items]
+        evaluated = [wanted.prompt for wanted in one.wanted]
+        scorer = TextImageScorer.fit(pictures, captions, one.network, minilm(), evaluated)
+        say(
+            f"text-image scorer: fitted on {scorer.num_fitted} pictures (alpha {scorer.alpha:.3g}), "
+            f"{scorer.num_dropped} left out whose captions are evaluated"
+        )
+        self.scorer = scorer
+
+    def measure(self) -> list[Measure]:
+        one, label = self.evaluator, self.scorer.name
+        captions = [wanted.prompt for wanted in one.wanted]
+        scores, real = self.scorer.scores(one.sample_features, captions), None
+        if one.index is not None:
+            real = self.scorer.scores(one.real_features[one.chosen], captions)
+
+        def row(metric: Callable[[Tensor, Sequence[str]], Measure], chance: float | None = None) -> Measure:
+            found = metric(scores, captions)
+            reference = None if real is None else metric(real, captions).value
+            name = f"{found.name}-{label}"
+            return replace(found, name=name, reference=reference, chance=chance, network=label)
+
+        rows = [row(auc, chance=0.5)]
+        if one.num_captions > RECALL_AT:
+            rows.append(row(recall, RECALL_AT / one.num_captions))
+        else:
+            say(
+                f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
+                f"there are {one.num_captions}"
+            )
+        if isinstance(self.scorer, ClipScorer):
+            rows.append(row(lambda scores, _: Measure.mean_of("CLIPScore", clip_score(scores).tolist())))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -124,9 +173,11 @@ class TextImageScorer:
 
     @property
     def name(self) -> str:
+        """The networks that take part, as metric names carry them."""
         return f"{self.network.name}-{self.encoder.name}"
 
     def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
+        """(N, M): cosines of N pictures, as features (N, D) of its network, with M captions."""
         predicted = (features - self.mean) / self.scale @ self.weight
         stated = self.encoder.embed(captions) - self.offset
         return F.normalize(predicted, dim=1) @ F.normalize(stated, dim=1).mT
@@ -154,28 +205,7 @@ def clip_score(scores: Tensor) -> Tensor:
     return 100 * scores.diagonal().clamp(min=0)
 
 
-def mean_clip_score(scores: Tensor, captions: Sequence[str]) -> "Share":
-    """The average of `clip_score`; captions that are the same count each."""
-    assert len(scores) == len(captions), (len(scores), len(captions))
-    return Share.of(clip_score(scores))
-
-
-@dataclass(frozen=True)
-class Share:
-    """A mean over pictures."""
-
-    value: float
-    standard_error: float
-    """Over pictures; nan for a single one."""
-    count: int
-
-    @classmethod
-    def of(cls, rows: Tensor) -> "Share":
-        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
-        return cls(float(rows.mean()), error, len(rows))
-
-
-def auc(scores: Tensor, captions: Sequence[str]) -> Share:
+def auc(scores: Tensor, captions: Sequence[str]) -> Measure:
     """P(the true caption scores above another one for the same picture), over all pairs; ties count half.
 
     `scores` is (N, N), of picture i with caption j; captions equal to the true one are no other.
@@ -184,10 +214,10 @@ def auc(scores: Tensor, captions: Sequence[str]) -> Share:
     if not other.any():
         raise UserError("text_image: all captions are the same, there is no other to compare with")
     wins = (true > scores).double() + 0.5 * (true == scores).double()
-    return Share.of((wins * other).sum(1) / other.sum(1))
+    return Measure.mean_of("AUC", ((wins * other).sum(1) / other.sum(1)).tolist())
 
 
-def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share:
+def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Measure:
     """Share of pictures whose true caption is among the k best of all different ones; ties count half.
 
     Chance is k divided by how many differ; where no more than k do, everything is found.
@@ -196,28 +226,16 @@ def recall(scores: Tensor, captions: Sequence[str], k: int = RECALL_AT) -> Share
     true, other = scores.diagonal()[:, None], _others(captions)[:, different]
     candidates = scores[:, different]
     above = (other & (candidates > true)).sum(1) + 0.5 * (other & (candidates == true)).sum(1)
-    return Share.of((above < k).double())
-
-
-def candidates_of(captions: Sequence[str]) -> list[int]:
-    """Places of the captions that differ from all before them."""
-    places: dict[str, int] = {}
-    for i, caption in enumerate(captions):
-        places.setdefault(_plain(caption), i)
-    return list(places.values())
+    return Measure.mean_of(f"recall@{k}", (above < k).tolist())
 
 
 def _others(captions: Sequence[str]) -> Tensor:
     """(N, N): where captions differ."""
-    numbers = {caption: i for i, caption in enumerate(map(_plain, captions))}
-    ids = torch.tensor([numbers[_plain(caption)] for caption in captions])
+    numbers = {caption: i for i, caption in enumerate(map(plain_caption, captions))}
+    ids = torch.tensor([numbers[plain_caption(caption)] for caption in captions])
     return ids[:, None] != ids[None]
 
 
 def _strangers(captions: Sequence[str], evaluated: Sequence[str]) -> list[int]:
-    known = {_plain(caption) for caption in evaluated}
-    return [i for i, caption in enumerate(captions) if _plain(caption) not in known]
-
-
-def _plain(caption: str) -> str:
-    return " ".join(caption.casefold().split())
+    known = {plain_caption(caption) for caption in evaluated}
+    return [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]

@@ -49,6 +49,12 @@ class Noisy:
     fed: Tensor = field(default_factory=lambda: torch.empty(0))
     """The timestep as the network is fed it, shaped like u."""
     target: Streams = field(default_factory=dict)
+    own: dict[str, "StreamLevel"] = field(default_factory=dict)
+    """Streams that have a noise level of their own; the fields above are those of all others."""
+
+    def at(self, stream: str) -> "StreamLevel":
+        """The noise level of a stream, its own or the common one."""
+        return self.own.get(stream) or StreamLevel(self.u, self.mask, self.weight, self.fed)
 
     def add_channels(self, channels: Tensor, *, own: bool = False) -> None:
         """Feed channels (B, C, [T,] h, w) beside x: behind those there are, or before, where the published
@@ -56,6 +62,16 @@ class Noisy:
         if (there := self.extra.get("channels")) is not None:
             channels = torch.cat([channels, there] if own else [there, channels], dim=1)
         self.extra["channels"] = channels
+
+
+@dataclass
+class StreamLevel:
+    """The noise level of one stream, and what else differs with it; fields as those of `Noisy`."""
+
+    u: Tensor
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    fed: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,9 +418,14 @@ class Denoiser(Family):
     """The discrete variance-preserving schedule the model was pretrained on; None if it was born a flow."""
     prediction_type: str | None = None
     """The objective that these weights predict for, where their scheduler says and no other will do."""
+    streams_with_own_level: ClassVar[tuple[str, ...]] = ()
+    """Streams whose noise level is drawn apart from that of the others: sound beside a clip."""
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u."""
+        """alpha, sigma of x_t = alpha x_0 + sigma noise on the straight path, and the timestep fed for u.
+
+        Asked once for each level; `x0` holds the streams that have it.
+        """
         return 1 - u, u, 1000 * u
 
     @property

@@ -1,7 +1,8 @@
 """Next-token prediction: what vision-language models learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from ..batch import Batch, LossSum
 from ..conditions.base import Condition
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 @option
 class CausalLM:
     """Cross-entropy of the tokens that are learned, averaged over all of them in the global batch."""
+
+    held_out_levels: ClassVar[int] = 1
 
     name: Literal["causal_lm"] = "causal_lm"
     label_smoothing: float = 0.0
@@ -41,4 +44,8 @@ class CausalLM:
 
     def loss(self, family: Responder, batch: Batch, draw: Draw, conditions: Sequence[Condition]) -> LossSum:
         losses = family.token_losses(batch, chunk=self.chunk, label_smoothing=self.label_smoothing)
-        return LossSum({"tokens": (losses * batch["row_weight"]).sum()})
+        return LossSum({"tokens": (losses * batch["row_weight"]).sum()}, {"tokens": losses})
+
+    def for_evaluation(self) -> Self:
+        """Without smoothing, so that runs with and without compare."""
+        return replace(self, label_smoothing=0.0)

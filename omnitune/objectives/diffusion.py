@@ -4,9 +4,9 @@ Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,14 @@ from torch import Tensor
 from ..batch import Batch, LossSum, Streams
 from ..conditions.base import Condition
 from ..errors import UserError
-from ..families.base import Denoiser, Noisy
+from ..families.base import Denoiser, Noisy, StreamLevel
 from ..options import option
 from ..random import Draw
 
 if TYPE_CHECKING:
     from ..families.base import Family
 
-Level = TypeVar("Level", float, Tensor)
+Amount = TypeVar("Amount", float, Tensor)
 Loss = Literal["mse", "huber", "smooth_l1"]
 
 
@@ -37,7 +37,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return expand(a, wider) * expand(b, wider)
 
 
-def shifted(u: Level, shift: float) -> Level:
+def shifted(u: Amount, shift: float) -> Amount:
     """s u / (1 + (s - 1) u), of which a shift by 1 / s is the inverse."""
     return shift * u / (1 + (shift - 1) * u)
 
@@ -72,11 +72,16 @@ class DynamicShift:
         return math.exp(self.base + slope * (tokens - self.base_tokens))
 
 
+@option
 class Diffusion:
     """Noise the latents, let the model predict, compare. Subclasses state levels, path, target and weight."""
 
-    loss_type: Loss
-    huber_delta: float
+    held_out_levels: ClassVar[int] = 8
+
+    name: str
+    loss_type: Loss = "mse"
+    huber_delta: float = 1.0
+    """Error at which huber and smooth_l1 turn linear."""
 
     def prepare(self, family: "Family") -> None:
         if not isinstance(family, Denoiser):
@@ -89,9 +94,9 @@ class Diffusion:
     def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         return {"samples": 1}
 
-    def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
+    def levels(self, family: Denoiser, x0: Streams, draw: Draw, purpose: str = "timestep") -> Tensor:
         """Draw u, (B,)."""
-        return draw.uniform("timestep")
+        return draw.uniform(purpose)
 
     def expert_levels(self, family: Denoiser, x0: Streams, draw: Draw) -> tuple[Tensor, str]:
         """Draw u, (B,), in the range of one of the family's experts, to which the whole global batch goes."""
@@ -109,22 +114,41 @@ class Diffusion:
 
     def noised(self, family: Denoiser, noisy: Noisy) -> Noisy:
         """Fill in x, fed and target from x0, noise and u; in fp32 whatever the model's dtype."""
-        alpha, sigma, noisy.fed = self.path(family, noisy.u, noisy.x0)
-        weight = self.weight(alpha, sigma)
-        for name, x0 in noisy.x0.items():
+        for name, level in noisy.own.items():
+            stream = {name: noisy.x0[name]}
+            level.fed, level.weight = self._mix(family, noisy, stream, level.u, level.weight)
+        if others := {name: x0 for name, x0 in noisy.x0.items() if name not in noisy.own}:
+            noisy.fed, noisy.weight = self._mix(family, noisy, others, noisy.u, noisy.weight)
+        return noisy
+
+    def _mix(
+        self, family: Denoiser, noisy: Noisy, streams: Streams, u: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Fill in x and target of streams of one level; returns the timestep fed and the errors' factor."""
+        alpha, sigma, fed = self.path(family, u, streams)
+        for name, x0 in streams.items():
             a, s = expand(alpha, x0), expand(sigma, x0)
             noisy.x[name] = a * x0 + s * noisy.noise[name]
             noisy.target[name] = self.target(x0, noisy.noise[name], a, s)
-        noisy.weight = weight if noisy.weight is None else product(noisy.weight, weight)
-        return noisy
+        factor = self.weight(alpha, sigma)
+        return fed, factor if weight is None else product(weight, factor)
 
     def start(self, family: Denoiser, batch: Batch, draw: Draw) -> Noisy:
         x0: Streams = {name: value.float() for name, value in batch["x0"].items()}
         noise = {name: draw.normal(_purpose("noise", name), value.shape[1:]) for name, value in x0.items()}
         mask = batch.get("mask")
+        own = {name: x0[name] for name in family.streams_with_own_level if name in x0}
+        others = {name: value for name, value in x0.items() if name not in own}
+        expert: str | None = None
         if family.experts:
-            return Noisy(x0, noise, *self.expert_levels(family, x0, draw), mask=mask)
-        return Noisy(x0, noise, self.levels(family, x0, draw), mask=mask)
+            u, expert = self.expert_levels(family, others, draw)
+        else:
+            u = self.levels(family, others, draw)
+        levels = {
+            name: StreamLevel(self.levels(family, {name: value}, draw, _purpose("timestep", name)))
+            for name, value in own.items()
+        }
+        return Noisy(x0, noise, u, expert, mask=mask, own=levels)
 
     def loss(
         self, family: Denoiser, batch: Batch, draw: Draw, conditions: Sequence[Condition] = ()
@@ -134,27 +158,30 @@ class Diffusion:
             noisy = condition.before(family, noisy, batch, draw)
         noisy = self.noised(family, noisy)
 
-        def predict() -> Streams:
-            return family.denoise(noisy, batch)
-
+        predict: Callable[[], Streams] = partial(family.denoise, noisy, batch)
         for condition in conditions:
-            predict = _wrapped(condition, predict, family, noisy, batch, draw)
+            predict = partial(condition.around, predict, family, noisy, batch, draw)
         rows = self.row_losses(noisy, predict())
-        row_weight = batch["row_weight"]
-        u = noisy.u.flatten(1).amax(1) if noisy.u.ndim > 1 else noisy.u  # clean parts have none
-        return LossSum({"samples": rows @ row_weight}, {"u": u @ row_weight})
+        row_weight, u = batch["row_weight"], _of_rows(noisy.u)
+        metrics = {"u": u @ row_weight}
+        metrics |= {f"u.{name}": _of_rows(level.u) @ row_weight for name, level in noisy.own.items()}
+        return LossSum({"samples": rows @ row_weight}, {"samples": rows}, u, metrics)
+
+    def for_evaluation(self) -> Self:
+        return self
 
     def row_losses(self, noisy: Noisy, prediction: Streams) -> Tensor:
         """(B,): each row's mean error over its unmasked elements, summed over streams."""
         rows: Tensor | None = None
         for name, target in noisy.target.items():
             error = self.error(prediction[name].float(), target)
-            if noisy.weight is not None:
-                error = error * expand(noisy.weight, error)
-            if noisy.mask is None:
+            weight, counted = noisy.at(name).weight, noisy.at(name).mask
+            if weight is not None:
+                error = error * expand(weight, error)
+            if counted is None:
                 mean = error.flatten(1).mean(1)
             else:
-                mask = expand(noisy.mask.to(error), error).expand_as(error)
+                mask = expand(counted.to(error), error).expand_as(error)
                 mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
             rows = mean if rows is None else rows + mean
         assert rows is not None, "the batch holds no stream"
@@ -185,9 +212,6 @@ class FlowMatching(Diffusion):
     """Of `mode`, -1 to 2 / (pi - 2): positive favours the middle."""
     shift: float | DynamicShift = 1.0
     """s u / (1 + (s - 1) u): above 1 moves levels towards noise, as large pictures need. Or {base, max}."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
-    """Error at which huber and smooth_l1 turn linear."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, DynamicShift) and self.shift <= 0:
@@ -205,8 +229,8 @@ class FlowMatching(Diffusion):
                 "use epsilon or v_prediction"
             )
 
-    def levels(self, family: Denoiser, x0: Streams, draw: Draw) -> Tensor:
-        return shifted(self.unshifted(draw), self.shift_of(family, x0))
+    def levels(self, family: Denoiser, x0: Streams, draw: Draw, purpose: str = "timestep") -> Tensor:
+        return shifted(self.unshifted(draw, purpose), self.shift_of(family, x0))
 
     def shift_of(self, family: Denoiser, x0: Streams) -> float:
         return self.shift.value(family.num_tokens(x0)) if isinstance(self.shift, DynamicShift) else self.shift
@@ -222,10 +246,10 @@ class FlowMatching(Diffusion):
         share = (q - edges[cell]) / (edges[cell + 1] - edges[cell])
         return shifted(self.quantile(low + share * (high - low)), shift), names[cell]
 
-    def unshifted(self, draw: Draw) -> Tensor:
+    def unshifted(self, draw: Draw, purpose: str) -> Tensor:
         if self.timesteps == "logit_normal":
-            return torch.sigmoid(self.logit_mean + self.logit_std * draw.normal("timestep"))
-        return self.quantile(draw.uniform("timestep"))
+            return torch.sigmoid(self.logit_mean + self.logit_std * draw.normal(purpose))
+        return self.quantile(draw.uniform(purpose))
 
     def quantile(self, p: Tensor) -> Tensor:
         """The level, before the shift, below which a share p of all lies; of `mode` above which."""
@@ -255,11 +279,12 @@ class FlowMatching(Diffusion):
         return noise - x0
 
 
+@option
 class VariancePreserving(Diffusion):
     """The discrete schedule that a family was pretrained on, with optional min-SNR weights."""
 
     name: str
-    min_snr_gamma: float | None
+    min_snr_gamma: float | None = None
     zero_terminal_snr: bool = False
 
     def prepare(self, family: "Family") -> None:
@@ -276,18 +301,23 @@ class VariancePreserving(Diffusion):
 
     def schedule(self, family: Denoiser) -> Tensor:
         assert family.alphas_cumprod is not None
-        a = family.alphas_cumprod
-        return zero_terminal(a) if self.zero_terminal_snr else a
+        return family.alphas_cumprod
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         a = self.schedule(family).to(u.device)
         step = (u * len(a)).long().clamp(max=len(a) - 1)
         return a[step].sqrt().float(), (1 - a[step]).sqrt().float(), step
 
-    def clipped_snr(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """SNR and min(SNR, gamma), Hang et al. 2023."""
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Weigh errors of x_0 by min(SNR, gamma), Hang et al. 2023, whatever is predicted."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(alpha)
         snr = (alpha / sigma) ** 2
-        return snr, snr if self.min_snr_gamma is None else snr.clamp(max=self.min_snr_gamma)
+        return snr.clamp(max=self.min_snr_gamma) / self.error_of_x0(snr)
+
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        """By how much the squared error of the prediction exceeds that of x_0."""
+        raise NotImplementedError
 
 
 @option
@@ -297,8 +327,6 @@ class Epsilon(VariancePreserving):
     name: Literal["epsilon"] = "epsilon"
     min_snr_gamma: float | None = None
     """Weigh by min(SNR, gamma) / SNR; 5 is usual."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
 
     def prepare(self, family: "Family") -> None:
         VariancePreserving.prepare(self, family)
@@ -313,9 +341,8 @@ class Epsilon(VariancePreserving):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return noise
 
-    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        snr, clipped = self.clipped_snr(alpha, sigma)
-        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / snr
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        return snr
 
 
 @option
@@ -327,8 +354,10 @@ class VPrediction(VariancePreserving):
     """Weigh by min(SNR, gamma) / (SNR + 1); 5 is usual. At zero SNR the weight is 0: refused there."""
     zero_terminal_snr: bool = False
     """Rescale the schedule to end at pure noise (Lin et al. 2023, algorithm 1)."""
-    loss_type: Loss = "mse"
-    huber_delta: float = 1.0
+
+    def schedule(self, family: Denoiser) -> Tensor:
+        a = VariancePreserving.schedule(self, family)
+        return zero_terminal(a) if self.zero_terminal_snr else a
 
     def prepare(self, family: "Family") -> None:
         VariancePreserving.prepare(self, family)
@@ -343,9 +372,8 @@ class VPrediction(VariancePreserving):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * noise - sigma * x0
 
-    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        snr, clipped = self.clipped_snr(alpha, sigma)
-        return torch.ones_like(alpha) if self.min_snr_gamma is None else clipped / (snr + 1)
+    def error_of_x0(self, snr: Tensor) -> Tensor:
+        return snr + 1
 
 
 def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
@@ -355,11 +383,10 @@ def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
     return root**2
 
 
+def _of_rows(u: Tensor) -> Tensor:
+    """(B,): the noisiest level of each row, for parts that are given clean have none."""
+    return u.flatten(1).amax(1) if u.ndim > 1 else u
+
+
 def _purpose(kind: str, stream: str) -> str:
     return kind if stream == "x" else f"{kind}.{stream}"
-
-
-def _wrapped(
-    condition: Condition, predict: Any, family: Denoiser, noisy: Noisy, batch: Batch, draw: Draw
-) -> Any:
-    return lambda: condition.around(predict, family, noisy, batch, draw)

@@ -1,7 +1,7 @@
 """The loss on held-out items at fixed noise levels with fixed noise: what tells over-fitting first."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..families.base import Family
     from .base import Objective
 
-QUANTILES = 8
-
 
 class QuantileDraw(Draw):
     """A draw whose noise level is not random: row i has quantile `quantiles[i]` of the run's distribution."""
@@ -31,12 +29,12 @@ class QuantileDraw(Draw):
         self.quantiles = quantiles
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        if purpose != "timestep":
+        if not is_level(purpose):
             return super().uniform(purpose, shape)
         return self._levels(shape)
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        if purpose != "timestep":
+        if not is_level(purpose):
             return super().normal(purpose, shape)
         found: Tensor = torch.special.ndtri(self._levels(shape))
         return found
@@ -51,28 +49,38 @@ class QuantileDraw(Draw):
         return levels.to(self.device)
 
 
+def is_level(purpose: str) -> bool:
+    """Whether a draw is of a noise level: `timestep`, or `timestep.STREAM` of a stream with its own."""
+    return purpose.partition(".")[0] == "timestep"
+
+
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """A mean over items, each the mean over quantiles."""
+    """A mean over items, which weigh by how many units (samples, tokens) each has."""
 
-    mean: float
-    standard_error: float
-    """Over items; nan for one item."""
     items: Sequence[float]
     """Of each item, in the order of the index: runs on the same items compare item by item."""
-    quantiles: Sequence["Level"]
-    """The same by noise level, averaged over items."""
+    units: Sequence[int]
+    """How many units each item has: 1, or its learned tokens."""
+    u: float = math.nan
+    """The noise level, 0 data and 1 noise, where it is one; sizes may differ in it: the mean."""
+    levels: Sequence["HeldOutLoss"] = ()
+    """The same by noise level; one for an objective without levels, whose u is nan."""
 
+    @property
+    def mean(self) -> float:
+        pairs = zip(self.items, self.units, strict=True)
+        return sum(value * number for value, number in pairs) / sum(self.units)
 
-@dataclass(frozen=True)
-class Level:
-    """The loss at one quantile of the run's timestep distribution, averaged over items."""
-
-    u: float
-    """The noise level, 0 data and 1 noise; nan for an objective without. Sizes may differ in it: the mean."""
-    mean: float
-    standard_error: float
-    """Over items; nan for one item."""
+    @property
+    def standard_error(self) -> float:
+        """Over items, of a ratio of two sums (Cochran 1977); nan for one item."""
+        count, mean = len(self.items), self.mean
+        if count < 2:
+            return math.nan
+        pairs = zip(self.items, self.units, strict=True)
+        square = sum(((value - mean) * number) ** 2 for value, number in pairs) / (count - 1)
+        return math.sqrt(square / count) / (sum(self.units) / count)
 
 
 @dataclass(frozen=True)
@@ -89,67 +97,67 @@ class Step:
 
 
 def held_out_loss(
-    step: Step, *, quantiles: int = QUANTILES, batch_size: int = QUANTILES, seed: int = 0
+    step: Step, *, levels: int | None = None, batch_size: int = 8, seed: int = 0
 ) -> HeldOutLoss:
-    """Average the objective's loss at the quantiles (k + 0.5) / K of the run's own timestep distribution.
+    """Average the objective's loss over all items, at fixed noise levels with fixed noise.
 
-    Noise is keyed by (seed, item, k), so that two calls, two checkpoints and two runs see the same; the batch
-    size changes speed alone.
+    An item is measured at the quantiles (k + 0.5) / K of the run's own timestep distribution, K being
+    `levels`, the objective's own number by default. Noise is keyed by (seed, item, k), so that two calls, two
+    checkpoints and two runs see the same; the batch size changes speed alone. It may be called in
+    mid-training, by all ranks, each of which measures all items.
     """
-    levels = torch.tensor([(k + 0.5) / quantiles for k in range(quantiles)])
+    number = step.objective.held_out_levels if levels is None else levels
+    quantiles = torch.tensor([(k + 0.5) / number for k in range(number)])
+    samples = step.batches.samples
+    counts = [step.objective.units(samples.counts(i)) for i in range(len(samples.index.items))]
+    # Items differ in size, so a batch holds levels of one item; without levels, rows are padded to one size.
+    # Of two experts each takes whole batches, so levels are measured one by one.
+    size = 1 if number > 1 and len(step.family.cores) > 1 else batch_size
+    pairs = [[(i, k) for k in range(number)] for i in range(len(counts))]
+    groups = pairs if step.objective.held_out_levels > 1 else [[pair for (pair,) in pairs]]
     with evaluating(step.family.components):
         found = [
-            torch.cat(
-                [_rows(step, i, some, levels, seed) for some in batched(range(quantiles), batch_size)], 1
-            )
-            for i in range(len(step.batches.samples.index.items))
+            _measure(step, some, quantiles, counts, seed) for group in groups for some in batched(group, size)
         ]
-    losses, u = torch.stack(found, 1)  # (items, quantiles) each
-    items = losses.mean(1)
+    losses, u = torch.cat(found, 1).view(2, len(counts), number)
+    units = [sum(count.values()) for count in counts]
     by_level = [
-        Level(float(u[:, k].mean()), float(losses[:, k].mean()), standard_error(losses[:, k]))
-        for k in range(quantiles)
-    ]
-    return HeldOutLoss(float(items.mean()), standard_error(items), items.tolist(), by_level)
+        HeldOutLoss(losses[:, k].tolist(), units, float(u[:, k].mean())) for k in range(number)
+    ]  # fmt: skip
+    return HeldOutLoss(losses.mean(1).tolist(), units, levels=by_level)
 
 
-def standard_error(values: Tensor) -> float:
-    """Of the mean; nan for one value."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _rows(step: Step, item: int, chosen: Sequence[int], levels: Tensor, seed: int) -> Tensor:
-    """(2, B): the loss of one item, and its u, at some of the levels."""
-    name = step.batches.samples.index.items[item].id
-    batch = step.batches.batch([Row(item, item, 0)] * len(chosen))
-    draw = QuantileDraw(seed, [f"{name}#{k}" for k in chosen], levels[list(chosen)], step.device)
-    with torch.no_grad():
-        encoded = encode(batch, draw, step.stages, step.device)
-    # An objective gives sums, linear in the rows' weights: their gradient is what each row adds.
-    weight = torch.ones(len(chosen), device=step.device, requires_grad=True)
-    counts = step.objective.units(step.batches.samples.counts(item))
-    with torch.enable_grad():
-        loss = step.objective.loss(step.family, {**encoded, "row_weight": weight}, draw, step.conditions)
-        total = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()
-    u = _by_row(loss.metrics["u"], weight) if "u" in loss.metrics else torch.full_like(weight, math.nan)
-    return torch.stack([_by_row(total, weight), u]).detach().double().cpu()
-
-
-def _by_row(total: Tensor, weight: Tensor) -> Tensor:
-    return torch.autograd.grad(total, weight)[0]
+def _measure(
+    step: Step,
+    chosen: Sequence[tuple[int, int]],
+    quantiles: Tensor,
+    counts: Sequence[Mapping[str, int]],
+    seed: int,
+) -> Tensor:
+    """(2, B): the losses of some items at some levels, and their u."""
+    items = step.batches.samples.index.items
+    batch = step.batches.batch([Row(i, i, 0) for i, _ in chosen])
+    keys = [f"{items[i].id}#{k}" for i, k in chosen]
+    draw = QuantileDraw(seed, keys, quantiles[[k for _, k in chosen]], step.device)
+    encoded = encode(batch, draw, step.stages, step.device)
+    loss = step.objective.for_evaluation().loss(step.family, encoded, draw, step.conditions)
+    rows = loss.row_losses([counts[i] for i, _ in chosen])
+    u = torch.full_like(rows, math.nan) if loss.level is None else loss.level[: len(chosen)].double()
+    return torch.stack([rows, u]).cpu()
 
 
 @contextmanager
 def evaluating(components: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, in which no parameter has a gradient."""
+    """Put a model in evaluation mode without gradients for a while; training goes on as if it had not been.
+
+    `requires_grad` stays as it is: sharding reads it when it first gathers a parameter.
+    """
     modes = {module: module.training for module in components.modules()}
-    trained = [p for p in components.parameters() if p.requires_grad]
-    components.eval().requires_grad_(False)
+    components.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
-        for p in trained:
-            p.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
 

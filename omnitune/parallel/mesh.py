@@ -79,7 +79,7 @@ class Mesh:
         self.dp_rank, self.dp_size = self.rank, self.world  # ranks that share a batch would share dp_rank
         self.placed: list[Any] = []
         self.replicated: list[nn.Parameter] = []
-        self._stop_vote: tuple[Any, Tensor] | None = None
+        self._pending_vote: tuple[Any, Tensor] | None = None
 
     @staticmethod
     def _pick_device() -> torch.device:
@@ -211,20 +211,20 @@ class Mesh:
         dist.all_gather_object(found, value)
         return found
 
-    def agree_to_stop(self, wish: bool) -> bool:
-        """Whether any rank wished to stop by the call before: one step late, so that no step waits for it."""
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Whether any rank had each wish by the call before: one step late, so that no step waits for it."""
         if self.world == 1:
-            return wish
+            return wishes
         import torch.distributed as dist
 
-        stop = False
-        if self._stop_vote is not None:
-            work, votes = self._stop_vote
+        agreed = (False,) * len(wishes)
+        if self._pending_vote is not None:
+            work, votes = self._pending_vote
             work.wait()
-            stop = bool(votes.item())
-        vote = torch.tensor(float(wish))
-        self._stop_vote = (dist.all_reduce(vote, async_op=True), vote)
-        return stop
+            agreed = tuple(bool(vote) for vote in votes.tolist())
+        vote = torch.tensor([float(wish) for wish in wishes])
+        self._pending_vote = (dist.all_reduce(vote, async_op=True), vote)
+        return agreed
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on the main rank and give its result, or its error, to all."""

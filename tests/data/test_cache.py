@@ -413,8 +413,8 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
             raise KeyboardInterrupt
         encode(*arguments)
 
-    closed: list[precompute._Progress] = []
-    monkeypatch.setattr(precompute._Progress, "close", lambda self: closed.append(self))
+    closed: list[precompute.Progress] = []
+    monkeypatch.setattr(precompute.Progress, "close", lambda self: closed.append(self))
     monkeypatch.setattr(precompute, "_encode_group", killed)
     with pytest.raises(KeyboardInterrupt):
         encoded(workplace, mesh)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,17 @@ from omnitune import cli
 from omnitune.data.conversations.conversation import Conversation, Message
 from omnitune.data.conversations.rows import LengthBucket, Talk, TalkIndex
 from omnitune.evaluate import (
-    AnswerEvaluation,
-    Asked,
-    TokenLoss,
-    answers,
-    evaluation,
+    ConversationEvaluator,
+    EvaluateRequest,
+    HeldOutLoss,
+    before_the_answer,
+    evaluator,
     exact_match,
+    held_out_loss,
     majority,
     rouge_l,
 )
 from omnitune.evaluate.data import first_items
-from omnitune.objectives.token_loss import token_loss
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 
@@ -75,9 +74,11 @@ def evaluate(home: Path, *words: str) -> int:
         return cli.main(["evaluate", "runs/run", *words])
 
 
-def of_base(home: Path, metrics: str) -> AnswerEvaluation:
-    found = evaluation(Asked(folder=home / "runs/run", data=home / "held.json", metrics=metrics, base=True))
-    assert isinstance(found, AnswerEvaluation)
+def of_base(home: Path, metrics: str) -> ConversationEvaluator:
+    found = evaluator(
+        EvaluateRequest(folder=home / "runs/run", data=home / "held.json", metrics=metrics, base=True)
+    )
+    assert isinstance(found, ConversationEvaluator)
     return found
 
 
@@ -87,7 +88,7 @@ def of_base(home: Path, metrics: str) -> AnswerEvaluation:
 def test_case_and_space_around_do_not_count() -> None:
     found = exact_match([" Rocket\n", "frog", "no"], ["rocket", "cactus", "no"])
     assert (found.value, found.count) == (pytest.approx(2 / 3), 3)
-    assert found.standard_error == pytest.approx(1 / 3)
+    assert found.spread == pytest.approx(1 / 3)
     assert exact_match(["two  boats"], ["two boats"]).value == 0
 
 
@@ -113,13 +114,6 @@ def test_rouge_is_the_f1_of_the_longest_common_subsequence(answer: str, expected
     assert (found.value, found.count) == (pytest.approx((value + 1) / 2, abs=1e-6), 2)
 
 
-class Parrot:
-    """Answers with what was said last, and in how many messages."""
-
-    def answers(self, chat: Any, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-        return [f"{chat} {len(c.messages)} {c.messages[-1].text} {max_tokens}" for c in conversations]
-
-
 def talk(*texts: str) -> Conversation:
     roles = ("user", "assistant") * len(texts)
     messages = [Message(role, (text,)) for role, text in zip(roles, texts, strict=False)]  # type: ignore[arg-type]
@@ -128,18 +122,19 @@ def talk(*texts: str) -> Conversation:
 
 def test_a_model_sees_all_before_the_last_answer() -> None:
     several = [talk("one?", "1"), talk("one?", "1", "two?", "2")]
-    assert answers(Parrot(), "chat", several, 5) == ["chat 1 one? 5", "chat 3 two? 5"]
+    seen = [before_the_answer(one).messages for one in several]
+    assert [[message.text for message in messages] for messages in seen] == [["one?"], ["one?", "1", "two?"]]
 
 
 def test_tokens_weigh_alike_whatever_item_they_are_of() -> None:
-    found = TokenLoss([2.0, 9.0], [1, 3])
+    found = HeldOutLoss([2.0, 3.0], [1, 3])
     assert found.mean == 2.75
     assert found.standard_error == pytest.approx(0.375)
-    assert math.isnan(TokenLoss([2.0], [1]).standard_error)
+    assert math.isnan(HeldOutLoss([2.0], [1]).standard_error)
 
 
 def test_with_equal_lengths_the_error_is_that_of_a_mean() -> None:
-    found, means = TokenLoss([2.0, 4.0, 9.0], [2, 2, 2]), torch.tensor([1.0, 2.0, 4.5])
+    found, means = HeldOutLoss([1.0, 2.0, 4.5], [2, 2, 2]), torch.tensor([1.0, 2.0, 4.5])
     assert found.standard_error == pytest.approx(float(means.std() / 3**0.5))
 
 
@@ -178,9 +173,9 @@ def test_the_loss_is_that_of_transformers_weighted_by_tokens(home: Path) -> None
 def test_the_batch_size_changes_speed_alone(home: Path) -> None:
     """Alone, an item without a picture is given one that counts nothing."""
     step = of_base(home, "loss").step
-    one, all_ = (token_loss(step, batch_size=size) for size in (1, 4))
+    one, all_ = (held_out_loss(step, batch_size=size) for size in (1, 4))
     assert one.items == pytest.approx(all_.items, rel=1e-5)
-    assert one.tokens == all_.tokens
+    assert one.units == all_.units
     assert len(set(one.items)) == 4
 
 
@@ -248,12 +243,12 @@ def test_items_that_were_trained_on_are_counted(home: Path, capsys: pytest.Captu
         (["--data", "gone.json"], "--data: gone.json is not there; name a file of conversations\n"),
         (
             ["--data", "held.json", "--metrics", "psnr"],
-            "--metrics: psnr is of pictures and clips, and family vlm answers in text; choose of loss, "
-            "exact_match, rouge\n",
+            "--metrics: psnr needs autoencoder, which family vlm does not give; choose of loss, exact_match, "
+            "rouge\n",
         ),
         (
             ["--data", "held.json", "--steps", "2", "--size", "32x32"],
-            "--size, --steps: no effect, the model answers in text; leave out\n",
+            "--size, --steps: no effect on what is measured, loss, exact_match, rouge; leave out\n",
         ),
         (
             ["--data", "held.json", "--samples", "9"],

@@ -17,11 +17,11 @@ def blurred(picture):
 def test_kid_of_two_halves_is_near_zero_and_of_blurred_pictures_above(network, emoji):
     half, other = emoji.pictures[::2], emoji.pictures[1::2]
     same = kid(half, other, network)
-    assert abs(same.mean) < 0.01
-    assert (same.num_real, same.num_fake, same.subset_size) == (16, 16, 8)
+    assert abs(same.value) < 0.01
+    assert (same.num_real, same.count, same.spread_of) == (16, 16, "deviation over subsets of 8")
     found = kid(half, [blurred(p) for p in other], network)
-    assert found.mean > same.mean + 0.1
-    assert found.mean > 3 * found.std
+    assert found.value > same.value + 0.1
+    assert found.value > 3 * found.spread
 
 
 def test_kid_is_repeatable_and_leaves_the_random_state():
@@ -49,7 +49,7 @@ def test_kid_is_the_mean_of_the_unbiased_estimate():
         off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake)) - 2 * kernel(real, fake).mean()
     )
     found = kid_of_features(real, fake)
-    assert abs(found.mean - whole) < 4 * found.std / 10  # of 100 subsets
+    assert abs(found.value - whole) < 4 * found.spread / 10  # of 100 subsets
 
 
 def test_kid_of_pairs_is_not_biased_by_what_pairs_share():
@@ -59,14 +59,15 @@ def test_kid_of_pairs_is_not_biased_by_what_pairs_share():
     for seed in range(10):
         real = torch.randn(40, 8, generator=chance)
         made = real + 1e-3 * torch.randn(40, 8, generator=chance)
-        found.append(kid_of_pairs(real, made, seed).mean)
-        naive.append(kid_of_features(real, made, seed).mean)
+        found.append(kid_of_pairs(real, made, seed).value)
+        naive.append(kid_of_features(real, made, seed).value)
     error = np.std(found) / 10**0.5
     assert abs(np.mean(found)) < 3 * error
     assert np.mean(naive) < -3 * error
     moved = kid_of_pairs(real, made + 1)
-    assert moved.mean > 2 * moved.std
-    assert (moved.num_real, moved.num_fake, moved.subset_size) == (40, 40, 10)
+    assert moved.value > 2 * moved.spread
+    assert (moved.num_real, moved.count) == (40, 40)
+    assert moved.spread_of == "deviation over subsets of 10"
 
 
 def test_kid_of_too_few_pictures_is_an_error():

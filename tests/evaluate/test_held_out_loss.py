@@ -17,12 +17,12 @@ from omnitune.commands.train import train_on
 from omnitune.conditions.base import Condition
 from omnitune.evaluate import HeldOutLoss, Step, held_out_loss
 from omnitune.evaluate.data import deterministic, held_out
-from omnitune.model import load_with_adapters, set_up
+from omnitune.model import load_with_adapters, place, set_up
 from omnitune.objectives.diffusion import Epsilon, FlowMatching
 from omnitune.objectives.held_out import QuantileDraw
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
-from omnitune.resolve import place, resolve_run
+from omnitune.resolve import resolve_run
 from omnitune.run_folder import find_checkpoint, run_folder
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
@@ -97,18 +97,18 @@ def test_the_loss_is_the_objective_s_at_each_level_with_its_noise(step):
         object.__setattr__(objective, "levels", lambda *_, k=k: u[k : k + 1])
         with torch.no_grad():
             expected += float(objective.loss(step.family, batch, draw, ()).totals["samples"]) / 2
-    assert held_out_loss(step, quantiles=2).items[2] == pytest.approx(expected, abs=1e-5)
+    assert held_out_loss(step, levels=2).items[2] == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_level_has_its_own_mean(step):
     found = held_out_loss(step)
     shifted = [3 * u / (1 + 2 * u) for u in torch.sigmoid(torch.special.ndtri((torch.arange(8) + 0.5) / 8))]
-    assert [level.u for level in found.quantiles] == pytest.approx([float(u) for u in shifted], abs=1e-6)
-    assert np.mean([level.mean for level in found.quantiles]) == pytest.approx(found.mean)
-    assert len({level.mean for level in found.quantiles}) == 8
-    one = held_out_loss(step, quantiles=1)
-    assert one.quantiles[0].mean == one.mean
-    assert one.quantiles[0].standard_error == one.standard_error
+    assert [level.u for level in found.levels] == pytest.approx([float(u) for u in shifted], abs=1e-6)
+    assert np.mean([level.mean for level in found.levels]) == pytest.approx(found.mean)
+    assert len({level.mean for level in found.levels}) == 8
+    one = held_out_loss(step, levels=1)
+    assert one.levels[0].mean == one.mean
+    assert one.levels[0].standard_error == one.standard_error
 
 
 def test_a_condition_says_what_of_it_is_not_random(workplace: Workplace) -> None:

@@ -21,7 +21,7 @@ def test_scorer_tells_true_captions_that_it_never_saw(fitted, network, silhouett
     found = auc(scores, held_out.captions)
     assert found.count == len(held_out.captions)
     assert found.value > 0.62
-    assert found.value - 0.5 > 2.5 * found.standard_error
+    assert found.value - 0.5 > 2.5 * found.spread
 
 
 def test_scorer_is_not_fitted_on_evaluated_captions(fitted, network, encoder, silhouettes):

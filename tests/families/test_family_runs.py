@@ -32,12 +32,11 @@ def learn(case: Case, model: Path, folder: Path, **keys: Any) -> tuple[list[floa
     ready = start_training(run, folder)
     trainer, family = ready.trainer, ready.family
     step = Step(family, run.objective, run.conditions, trainer.stages, trainer.batches, ready.mesh.device)
-    size = 1 if getattr(family, "experts", None) else 8
-    losses = [held_out_loss(step, batch_size=size).mean]
+    losses = [held_out_loss(step).mean]
     for batches in trainer.read():
         trainer.train_step(batches)
         trainer.step += 1
-    losses.append(held_out_loss(step, batch_size=size).mean)
+    losses.append(held_out_loss(step).mean)
     with pytest.MonkeyPatch.context() as patch:
         for core in family.cores:
             forward = family.components[core].forward
@@ -46,7 +45,7 @@ def learn(case: Case, model: Path, folder: Path, **keys: Any) -> tuple[list[floa
                 "forward",
                 lambda *a, f=forward, **k: (torch.zeros_like(f(*a, **k)[0]),),
             )
-        losses.append(held_out_loss(step, batch_size=size).mean)
+        losses.append(held_out_loss(step).mean)
     return losses, trainer
 
 

@@ -57,10 +57,10 @@ def loss_of(trainer: Trainer) -> float:
     step = trainer.step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.mesh, "step", lambda optimizer, norm: torch.zeros(()))
-        metrics = trainer.train_step(next(trainer.read()))
+        measured = trainer.train_step(next(trainer.read()))
     trainer.optimizer.zero_grad()
     trainer.step = step
-    return float(metrics["loss"])
+    return measured.read().loss
 
 
 @EVERY

@@ -15,7 +15,7 @@ from test_training import loss_of, seen, trainer_of
 from omnitune import config
 from omnitune.commands.train import train
 from omnitune.errors import UserError
-from omnitune.evaluate import Asked, Evaluation
+from omnitune.evaluate import EvaluateRequest, evaluator
 from omnitune.families.wan import Wan, WanOptions
 from omnitune.report import write_report
 from omnitune.resolve import resolve_run
@@ -144,10 +144,10 @@ def test_an_image_to_video_run_is_evaluated_at_a_size_and_with_pictures(model, t
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         folder = train(run).folder
-        asked = Asked(
+        request = EvaluateRequest(
             folder=folder, data=tmp_path / "clips", fit=[pictures], size="9x32x32", steps=1,
             metrics="loss,text_image,motion", base=True,
         )  # fmt: skip
-        rows = {row.name: row.value for row in Evaluation(asked).measures()}
+        rows = {row.name: row.value for row in evaluator(request).measures()}
     assert np.isfinite(rows["held-out loss"])
     assert any(name.startswith("AUC") for name in rows)

@@ -1,9 +1,12 @@
 """The rows of a result, and how they are printed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Measure:
     value: float
     spread: float | None
     spread_of: str
-    """What the spread is: a standard error, or a deviation."""
+    """A standard error, or a deviation over what."""
     count: int
     """Of what was measured: samples, or items."""
     num_real: int | None = None
@@ -25,9 +28,27 @@ class Measure:
     """The same number of a model that knows nothing of captions."""
     network: str = ""
 
+    @classmethod
+    def mean_of(cls, name: str, values: Sequence[float]) -> "Measure":
+        """Average what was measured of each picture, clip or answer."""
+        rows = torch.tensor(values, dtype=torch.float64)
+        error = float(rows.std() / len(rows) ** 0.5) if len(rows) > 1 else math.nan
+        return cls(name, float(rows.mean()), error, "standard error", len(rows))
+
     def as_json(self) -> dict[str, Any]:
         """The fields by name; JSON knows no nan."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found, and how."""
+
+    measures: Sequence[Measure]
+    settings: Mapping[str, Any]
+    """How the numbers came about: run, weights, data, sizes, seeds."""
+    file: Path
+    """The same as JSON."""
 
 
 def table(measures: Sequence[Measure]) -> list[str]:

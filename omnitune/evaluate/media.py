@@ -1,58 +1,57 @@
-"""What a model of pictures and clips is measured by: data, and what is generated of its captions."""
+"""What measures a model of pictures and clips: data, and what is generated of their captions."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ..data.captions.kind import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
-from ..objectives.held_out import QUANTILES
 from ..progress import say
 from ..random import permuted
 from ..resolve import ResolvedRun, resolve_run
 from ..sampling import Sampling, load_media
-from .asked import Asked
-from .data import held_out, num_trained, shown, to_8bit
-from .subject import Subject
-from .text_image import candidates_of
+from .data import candidates_of, held_out, middle, num_trained, shown, to_8bit
+from .evaluator import Evaluator
+from .features import FeatureNetwork, load_features
+from .results import Measure
 
 if TYPE_CHECKING:
     from ..data.dataset import Index
     from ..data.media import Pixels
 
 
-class Generated(Subject):
-    """A run's weights, the data, and what is generated of its captions."""
+class MediaEvaluator(Evaluator):
+    """A run's weights, the data, what is generated of their captions, and features of both."""
 
-    def __init__(self, asked: Asked):
-        super().__init__(asked)
-        if not isinstance(self.run.data, Data):
-            raise UserError(
-                f"{asked.folder}: its model answers in text, and pictures and clips are measured here; "
-                "measure it by `omnitune evaluate`, or evaluate.evaluation"
-            )
-        if asked.size is not None:
-            self.job.read_size(asked.size, "--size")
-        self.index: Index | None = None
-        if asked.data is not None:
-            self.job, self.index = self.read([asked.data], "--data")
-            if seen := num_trained(self.index, asked.folder):
-                say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
+    gives = ("data", "samples", "clips", "features", "autoencoder")
+    reads = ("size", "steps", "guidance", "seed", "features")
+
+    def _read_data(self) -> None:
+        if self.request.size is not None:
+            self.job.read_size(self.request.size, "--size")
+        if self.request.data is None:
+            return
+        self.job, self.index = self.read([self.request.data], "--data")
+        if seen := num_trained(self.index, self.request.folder):
+            say(f"--data: {seen} of {len(self.index.items)} items were trained on, not held out")
 
     def read(
         self, folders: Sequence[Path], where: str, pictures: bool = False
     ) -> "tuple[ResolvedRun, Index]":
-        """The run's model on other data, shown as the run shows its own."""
+        """Resolve the run on other data, shown as the run shows its own."""
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
-        assert isinstance(self.run.data, Data)
-        data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = resolve_run(replace(self.job.run, data=data), self.job.earlier)
+        stated = self.run.run.data
+        assert isinstance(stated, Data), stated.name
+        data = held_out(stated, folders, self.request.size, self.job.shape.limits)
+        job = resolve_run(replace(self.run.run, data=data), self.run.earlier)
         if pictures:  # which are looked at, whether the model takes them or not
             job.bound.sizes = sorted({replace(b, frames=1) for b in job.bound.sizes or ()})
         index = job.index()
@@ -60,17 +59,45 @@ class Generated(Subject):
             say(note)
         return job, index
 
+    def lack(self, need: str) -> str | None:
+        if need == "data" and self.index is None:
+            return "needs data that was not trained on: --data FOLDER"
+        family = self.job.family_class
+        if need == "autoencoder" and family.autoencoder is None:
+            return f"needs an autoencoder, and family {family.name} has none"
+        if need == "clips" and all(one.bucket.frames == 1 for one in self.wanted):
+            return "needs clips, and only pictures are generated: --size FRAMESxHEIGHTxWIDTH"
+        return None
+
+    def measures(self) -> list[Measure]:
+        if any("features" in metric.needs for metric in self.metrics.values()):
+            _ = self.network
+        return super().measures()
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        return load_features(self.request.features, str(self.mesh.device)).cached(self.job.memo_folder)
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        assert self.index is not None
+        return self.network.features(middle(self.real(i)) for i in range(len(self.index.items)))
+
+    @cached_property
+    def sample_features(self) -> Tensor:
+        return self.network.features(middle(frames) for frames in self.samples)
+
     def described(self) -> dict[str, Any]:
         """How the numbers came about."""
         return {
             **super().described(),
-            "fit": list(self.asked.fit),
+            "fit": list(self.request.fit or ()),
             "samples": len(self.samples) if "samples" in vars(self) else 0,
             "sizes": sorted({str(one.bucket) for one in self.wanted}),
             "steps": self.options.steps,
             "guidance": self.options.guidance,
             "seed": self.options.seed,
-            "quantiles": QUANTILES,
+            "quantiles": self.job.run.objective.held_out_levels,
         }
 
     @cached_property
@@ -78,7 +105,7 @@ class Generated(Subject):
         """Which item's caption each sample has: each once in a fixed random order, then again."""
         assert self.index is not None
         items = len(self.index.items)
-        number = items if self.asked.samples is None else self.asked.samples
+        number = items if self.request.samples is None else self.request.samples
         return [permuted(i % items, items, "evaluate", self.options.seed) for i in range(number)]
 
     @cached_property
@@ -87,10 +114,9 @@ class Generated(Subject):
         if index is not None:
             stated = [(index.items[i].caption, index.buckets[i]) for i in self.chosen]
         elif options.prompts:
-            size = self.asked.size or options.size
-            bucket = self.job.trained_bucket(self.asked.folder, size)
+            bucket = self.run.trained_bucket(self.request.folder, self.request.size or options.size)
             assert bucket is not None
-            number = self.asked.samples or len(options.prompts)
+            number = self.request.samples or len(options.prompts)
             stated = [(options.prompts[i % len(options.prompts)], bucket) for i in range(number)]
         else:
             raise UserError("--data: none is given, and the run's validation.prompts is empty; name a folder")
@@ -129,9 +155,3 @@ class Generated(Subject):
         """An item as the run sees it, (T, H, W, 3)."""
         assert self.index is not None
         return shown(self.job, self.index, i)
-
-    def real_clips(self) -> "Iterator[Pixels]":
-        assert self.index is not None
-        for i, bucket in enumerate(self.index.buckets):
-            if bucket.frames > 1:
-                yield self.real(i)

@@ -1,0 +1,123 @@
+"""What steps measure: kept on the device, read in bunches, given to callbacks in order."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch, LossSum
+from ..data.loader import FILLER, MicroBatches
+from ..errors import UserError, shared
+from ..objectives.base import Objective
+from .base import Record, Rows
+
+HOST_READ_SECONDS = 1.0
+"""Device scalars are read in bunches this far apart, so that steps do not wait for the host."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step's record whose numbers are on the device still: `values` has its loss, grad_norm and means."""
+
+    record: Record
+    values: Tensor
+    rows: Tensor | None = None
+    """(2, B): losses and levels of the global batch, whose ids the record has."""
+
+    def read(self) -> Record:
+        """Wait for the device."""
+        loss, grad_norm, *means = self.values.tolist()
+        named = MappingProxyType(dict(zip(self.record.means, means, strict=True)))
+        rows = self.record.rows
+        if rows is not None and self.rows is not None:
+            losses, levels = self.rows.tolist()
+            rows = replace(rows, losses=losses, levels=None if rows.levels is None else levels)
+        return replace(self.record, loss=loss, grad_norm=grad_norm, means=named, rows=rows)
+
+
+class Recorder:
+    """Holds what steps measured until it is read.
+
+    Every rank reads, for loss and gradient norm are equal on all of them: each finds by itself that training
+    diverged, and no rank waits for another.
+    """
+
+    def __init__(self, give: Callable[[Record], None]):
+        self.give = give
+        self.pending: list[Measured] = []
+        self.last_read = 0.0
+        self.diverged: Record | None = None
+
+    def add(self, measured: Measured, last: bool) -> None:
+        self.pending.append(measured)
+        if last or time.monotonic() - self.last_read > HOST_READ_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self.last_read = time.monotonic()
+        pending, self.pending = self.pending, []
+        for measured in pending:
+            record = measured.read()
+            if self.diverged is None and not (isfinite(record.loss) and isfinite(record.grad_norm)):
+                self.diverged = record
+            self.give(record)
+
+    def check(self, saved_step: int) -> None:
+        """Raise UserError on all ranks if a step diverged, whose weights must not be saved."""
+        self.flush()
+        if (record := self.diverged) is None:
+            return
+        kept = f"the checkpoint of step {saved_step} is intact" if saved_step else "none is saved"
+        raise shared(
+            UserError(
+                f"optimizer.lr: training diverged: step {record.step} has loss {record.loss:g} and gradient "
+                f"norm {record.grad_norm:g}; lower optimizer.lr or raise schedule.warmup, in another run "
+                f"with name= ({kept})"
+            )
+        )
+
+
+class RowTable:
+    """Collects what each sample of a global batch lost, whichever rank and micro-batch it is in."""
+
+    def __init__(self, batches: MicroBatches, step: int, objective: Objective, device: torch.device):
+        rows, samples = batches.order.batch(step), batches.samples
+        self.first = rows[0].position
+        self.ids = [samples.index.items[row.index].id for row in rows]
+        self.counts = [objective.units(samples.counts(row.index)) for row in rows]
+        self.table = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
+        self.has_levels = False
+
+    @property
+    def unread(self) -> Rows:
+        """The rows without what is on the device still."""
+        return Rows(self.ids, [], [] if self.has_levels else None)
+
+    def add(self, batch: Batch, loss: LossSum) -> None:
+        """Take up a micro-batch, as the loader gave it; rows that fill up stand behind those that count."""
+        pairs = zip(batch["position"], batch["row_weight"].tolist(), strict=True)
+        places = [position - self.first for position, weight in pairs if weight and position != FILLER]
+        if not places:
+            return
+        at = torch.tensor(places, device=self.table.device)
+        self.table[0, at] = loss.row_losses([self.counts[place] for place in places])
+        if loss.level is not None:
+            self.has_levels = True
+            self.table[1, at] = loss.level[: len(places)].detach().double()
+
+
+def merged_draws(ranks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """Order the sample ids and draw hashes of a step as the global batch, whoever drew them."""
+    rows: dict[int, dict[str, str]] = {}
+    for micro in (m for rank in ranks for m in rank):
+        for i, (position, name) in enumerate(zip(micro["position"], micro["id"], strict=True)):
+            if position == FILLER:
+                continue
+            rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
+    ordered = [rows[position] for position in sorted(rows)]
+    return {key: [row[key] for row in ordered] for key in ordered[0]}

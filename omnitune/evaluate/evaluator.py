@@ -1,0 +1,147 @@
+"""What measures a run: its weights, what they are held against, and the metrics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+from ..errors import UserError
+from ..model import set_up
+from ..objectives.held_out import Step
+from ..options import import_class
+from ..parallel.mesh import Mesh, Parallel
+from ..progress import say
+from ..resolve import ResolvedRun
+from ..run_folder import find_checkpoint
+from ..sampling import overridden
+from .request import EvaluateRequest
+from .results import Measure
+
+
+class Evaluator(ABC):
+    """A run's weights, and what metrics need of them."""
+
+    gives: ClassVar[Sequence[str]]
+    """What metrics of such models may need."""
+    reads: ClassVar[Sequence[str]] = ()
+    """Options of the request that it reads itself."""
+    index: Any = None
+    """Of the data that were not trained on; None where none are given."""
+    job: ResolvedRun
+    """The run on these data, or on its own."""
+
+    def __init__(self, request: EvaluateRequest, run: ResolvedRun, known: "Mapping[str, type[Metric[Any]]]"):
+        self.request, self.run, self.job, self.known = request, run, run, known
+        given = {name: getattr(request, name) for name in ("steps", "guidance", "seed")}
+        self.options = overridden(run.run.validation, given)
+        self.saved = None if request.base else find_checkpoint(request.folder, request.checkpoint)
+        self.mesh = Mesh(Parallel())
+        self._read_data()
+        self.metrics = self._measurable()
+
+    @abstractmethod
+    def _read_data(self) -> None:
+        """Set `index`, and `job` to the run on it."""
+
+    @property
+    def label(self) -> str:
+        name = "base" if self.saved is None else f"step-{self.saved.step:08d}"
+        return f"{name}-raw" if self.saved and self.request.raw else name
+
+    @cached_property
+    def family(self) -> Any:
+        return set_up(self.run, self.mesh, self.saved, average=not self.request.raw)
+
+    @cached_property
+    def step(self) -> Step:
+        """What a training step computes its loss with, on these data."""
+        cache = self.job.open_cache()
+        filled = self.job.fill_cache(self.index, cache, self.mesh)
+        if filled.encoded:
+            say(str(filled))
+        run, stages = self.job.run, self.job.live_stages(self.family)
+        batches = self.job.batches(self.index, cache, self.mesh)
+        return Step(self.family, run.objective, run.conditions, stages, batches, self.mesh.device)
+
+    def described(self) -> dict[str, Any]:
+        """How the numbers came about."""
+        return {"run": self.run.run.name, "weights": self.label, "data": self.request.data}
+
+    def measures(self) -> list[Measure]:
+        """The rows of every metric; mistakes in files are met before anything is generated."""
+        for metric in self.metrics.values():
+            metric.load()
+        return [row for metric in self.metrics.values() for row in metric.measure()]
+
+    @abstractmethod
+    def lack(self, need: str) -> str | None:
+        """Say what one of `gives` needs and does not have."""
+
+    def _measurable(self) -> "dict[str, Metric[Any]]":
+        """Metrics asked for, or all that have what they need; raises UserError for one that lacks it."""
+        stated = self.request.metrics
+        applicable = [name for name, metric in self.known.items() if set(metric.needs) <= set(self.gives)]
+        names = applicable if stated is None else stated.split(",")
+        metrics = {name: self._metric(name, applicable) for name in names}
+        lacks = {name: self._lack(metric) for name, metric in metrics.items()}
+        found = {name: metric for name, metric in metrics.items() if lacks[name] is None}
+        for name, lack in lacks.items():
+            if lack is not None and stated is not None:
+                raise UserError(f"--metrics: {name} {lack}")
+        if not found:
+            raise UserError("--data: none is given, and nothing can be measured without; name a folder")
+        read = {*self.reads, *(option for metric in found.values() for option in metric.reads)}
+        self.request.check_used(read, found)
+        for name, lack in lacks.items():
+            if lack is not None:
+                say(f"{name}: left out, it {lack}")
+        return found
+
+    def _metric(self, name: str, applicable: Sequence[str]) -> "Metric[Any]":
+        if name not in self.known and ":" not in name:
+            raise UserError(f"--metrics: {name!r} is not one of {', '.join(self.known)}")
+        try:
+            metric: type[Metric[Any]] = self.known.get(name) or import_class(name)
+        except ValueError as error:
+            raise UserError(f"--metrics: {error}") from None
+        if foreign := [need for need in metric.needs if need not in self.gives]:
+            family = self.job.family_class.name
+            raise UserError(
+                f"--metrics: {name} needs {foreign[0]}, which family {family} does not give; choose of "
+                f"{', '.join(applicable)}"
+            )
+        return metric(self)
+
+    def _lack(self, metric: "Metric[Any]") -> str | None:
+        lacks = [*(self.lack(need) for need in metric.needs)]
+        return next((lack for lack in lacks if lack is not None), None) or metric.lack()
+
+
+E = TypeVar("E", bound=Evaluator)
+
+
+class Metric(ABC, Generic[E]):
+    """A number of a run, or a few; E is what it measures by.
+
+    A class of another package is one too: `omnitune evaluate --metrics package.module:Class`.
+    """
+
+    reads: ClassVar[Sequence[str]] = ()
+    """Options of the request that it reads itself."""
+    needs: ClassVar[Sequence[str]] = ()
+    """Of `data` and, for pictures and clips, `samples`, `clips`, `features`, `autoencoder`; for text,
+    `answers`."""
+
+    def __init__(self, evaluator: E):
+        self.evaluator = evaluator
+
+    def lack(self) -> str | None:
+        """Say what it lacks beside its needs, as the end of a sentence: `needs ...`."""
+        return None
+
+    def load(self) -> None:
+        """Read what networks and files it has, before anything is generated."""
+
+    @abstractmethod
+    def measure(self) -> list[Measure]:
+        """Give the rows of the result."""

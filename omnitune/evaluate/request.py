@@ -1,0 +1,58 @@
+"""What an evaluation measures."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..errors import UserError
+from ..words import Word
+
+FEATURES = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to measure of a run; sampling options that are absent are the run's own."""
+
+    folder: Annotated[Path, Word("runs/NAME")]
+    data: Annotated[
+        Path | None, Word("what was not trained on: a folder, or a file of conversations; else its prompts")
+    ] = None
+    metrics: Annotated[
+        str | None,
+        Word("of loss,psnr,kid,text_image,motion,exact_match,rouge,module:Class; all that apply by default"),
+    ] = None
+    fit: Annotated[
+        Sequence[Path] | None, Word("folder of captioned pictures that the text-image score learns; again")
+    ] = None
+    samples: Annotated[int | None, Word("how many to generate, or to read; one a caption by default")] = None
+    size: Annotated[str | None, Word("480x832 or 49x480x832; the run's buckets by default")] = None
+    steps: Annotated[int | None, Word("denoising steps")] = None
+    guidance: Annotated[float | None, Word("guidance scale")] = None
+    seed: Annotated[int | None, Word("of the first sample's starting noise")] = None
+    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
+    base: Annotated[bool, Word("the model before training")] = False
+    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
+    features: Annotated[str, Word("or inception:FILE or clip:FOLDER that you have")] = FEATURES
+    lpips: Annotated[Path | None, Word("torchvision's AlexNet, VGG16 or SqueezeNet weights")] = None
+    out: Annotated[Path | None, Word("JSON to write; evaluation/STEP.json of the run by default")] = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise UserError(f"--samples: {self.samples} is not 1 or more")
+        if self.base and self.checkpoint is not None:
+            raise UserError(f"--base: is not of checkpoint {self.checkpoint}; give one of both")
+
+    @property
+    def has_clip(self) -> bool:
+        return self.features.startswith("clip:")
+
+    def check_used(self, read: Collection[str], measured: Collection[str]) -> None:
+        """Raise UserError for options that nothing which is measured reads."""
+        given = {name: getattr(self, name) for name in ("fit", "size", "steps", "guidance", "seed", "lpips")}
+        given["features"] = None if self.features == FEATURES else self.features
+        if unused := [f"--{name}" for name, value in given.items() if value is not None and name not in read]:
+            raise UserError(
+                f"{', '.join(unused)}: no effect on what is measured, {', '.join(measured)}; leave out"
+            )
