@@ -24,7 +24,7 @@ from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
 from .model import load_family
 from .sampling import check_samples, parse_bucket, read_size
-from .stages import MEDIA, Stage, split_stages
+from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
 from .trainable.freezing import expand
 from .trainable.parameters import Outline
@@ -32,7 +32,7 @@ from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
     from .config.run import Part, Run
-    from .data.dataset import BoundData, Index
+    from .data.dataset import Index, RunData, Scanned
     from .data.sizes import Bucket
     from .parallel.mesh import Mesh
 
@@ -59,7 +59,7 @@ class ResolvedRun:
         self.part, self.run, self.mistakes, self.earlier = part, run, Mistakes(), earlier
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
-        self.data: BoundData | None = None
+        self.data: RunData | None = None
         noted = self.mistakes.noted
         with noted():
             self.family_class = find_family(run.model.family)
@@ -80,7 +80,9 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
-        cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
+        cacheable, live = split_stages(
+            self.shape.stages, self.claims.ever.names, self.bound.media
+        )
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()
@@ -191,7 +193,7 @@ class ResolvedRun:
     # Data
 
     @property
-    def bound(self) -> "BoundData":
+    def bound(self) -> "RunData":
         """The data, held against the model; mistakes in the model were raised before this is asked for."""
         assert self.data is not None
         return self.data
@@ -204,10 +206,9 @@ class ResolvedRun:
     def index(self, verify: bool = False) -> "Index":
         """Find and hash the data; raises UserError with every mistake in them and in the run."""
         memo = Hashes(self.memo_folder, verify)
-        found: Index = self.scan(memo).index(memo)
-        return found
+        return self.scan(memo).index(memo)
 
-    def scan(self, memo: Hashes) -> Any:
+    def scan(self, memo: Hashes) -> "Scanned":
         """Find the data; raises UserError with every mistake in them and in the run."""
         if self.data is None:  # nothing is known of the model
             with self.mistakes.noted():
@@ -226,7 +227,7 @@ class ResolvedRun:
     def num_workers(self) -> int:
         """Processes that read ahead; none where all is cached, which costs less than sending it."""
         given = self.run.data.num_workers
-        decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
+        decodes = any(not set(stage.needs).isdisjoint(self.bound.media) for stage in self.live)
         return (min(READERS, usable_cores()) if decodes else 0) if given is None else given
 
     # Fingerprints

@@ -14,7 +14,7 @@ from . import checkpoint
 from .batch import Batch
 from .callbacks.base import Callback, Metrics
 from .conditions.base import Condition
-from .data.loader import FILLER, MicroBatches, read_steps
+from .data.loader import PADDING, MicroBatches, read_steps
 from .errors import Stopped, UserError, shared
 from .export.weights import CARRIED
 from .families.base import Family
@@ -102,8 +102,8 @@ class Trainer:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:
-        samples = self.batches.samples
-        counts = self.batches.order.units(self.step, lambda i: self.objective.units(samples.counts(i)))
+        dataset = self.batches.dataset
+        counts = self.batches.order.units(self.step, lambda i: self.objective.units(dataset.units(i)))
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):
@@ -223,7 +223,7 @@ def merged_draws(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     rows: dict[int, dict[str, Any]] = {}
     for micro in (m for rank in ranks for m in rank):
         for i, (position, name) in enumerate(zip(micro["position"], micro["id"], strict=True)):
-            if position == FILLER:
+            if position == PADDING:
                 continue
             rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
     ordered = [rows[position] for position in sorted(rows)]

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from ..batch import Batch, Streams
+from ..data.dataset import Inputs
 from ..random import Draw
 
 if TYPE_CHECKING:
     from ..families.base import Family, Noisy
-
-Inputs = dict[str, Any]
-"""What a sample brings before any stage runs: `caption`, and what else its family needs."""
-
 
 class Condition:
     """Places where a condition acts; each does nothing unless overridden."""

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Literal, Self
 
+from ..data.dataset import Inputs
 from ..options import option
 from ..random import Draw
-from .base import Condition, Inputs
+from .base import Condition
 
 if TYPE_CHECKING:
     pass

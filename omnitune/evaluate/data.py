@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.buckets import Buckets
-from ..data.captions.sources import Folder, Source
+from ..data.captions.index import CaptionDataset
+from ..data.captions.kind import Source
+from ..data.captions.sources import Folder
 from ..data.conversations import dataset_info
 from ..data.conversations.sources import ConversationSource
 from ..files import read_jsonl
@@ -91,8 +93,15 @@ def num_trained(index: "Index | TalkIndex", folder: Path) -> int:
 
 def shown(job: ResolvedRun, index: "Index", i: int) -> "Pixels":
     """An item in its bucket's size, (T, H, W, 3)."""
-    samples = job.bound.dataset(index)
-    return to_8bit(samples.load("pixels", samples.inputs(i)))
+    dataset = captioned(job, index)
+    return to_8bit(dataset.load("pixels", dataset.inputs(i)))
+
+
+def captioned(job: ResolvedRun, index: "Index") -> CaptionDataset:
+    """The samples of a run on captioned pictures and clips."""
+    dataset = job.bound.dataset(index)
+    assert isinstance(dataset, CaptionDataset), type(dataset)
+    return dataset
 
 
 def middle(frames: "Pixels") -> "Pixels":

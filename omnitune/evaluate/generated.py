@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.captions.index import CaptionIndex
 from ..data.captions.kind import Data
 from ..data.sizes import Bucket
 from ..errors import UserError
@@ -17,12 +18,11 @@ from ..random import permuted
 from ..resolve import ResolvedRun, resolve
 from ..sampling import given_frames
 from .asked import Asked
-from .data import held_out, num_trained, shown, to_8bit
+from .data import captioned, held_out, num_trained, shown, to_8bit
 from .subject import Subject
 from .text_image import candidates_of
 
 if TYPE_CHECKING:
-    from ..data.dataset import Index
     from ..data.media import Pixels
 
 
@@ -38,7 +38,7 @@ class Generated(Subject):
             )
         if asked.size is not None:
             self.job.read_size(asked.size, "--size")
-        self.index: Index | None = None
+        self.index: CaptionIndex | None = None
         if asked.data is not None:
             self.job, self.index = self.read([asked.data], "--data")
             if seen := num_trained(self.index, asked.folder):
@@ -46,7 +46,7 @@ class Generated(Subject):
 
     def read(
         self, folders: Sequence[Path], where: str, pictures: bool = False
-    ) -> "tuple[ResolvedRun, Index]":
+    ) -> "tuple[ResolvedRun, CaptionIndex]":
         """The run's model on other data, shown as the run shows its own."""
         for folder in folders:
             if not folder.is_dir():
@@ -57,6 +57,7 @@ class Generated(Subject):
         if pictures:  # which are looked at, whether the model takes them or not
             job.bound.sizes = sorted({replace(b, frames=1) for b in job.bound.sizes or ()})
         index = job.index()
+        assert isinstance(index, CaptionIndex), type(index)
         for note in index.notes:
             say(note)
         return job, index
@@ -115,9 +116,9 @@ class Generated(Subject):
             return given_frames(self.options, i % len(self.options.prompts), bucket)
         if bucket.frames == 1:
             return {}
-        samples = self.job.bound.dataset(self.index)
-        inputs = samples.inputs(self.chosen[i])
-        return {name: to_8bit(samples.load(name, inputs))[0] for name in self.job.shape.pictures}
+        dataset = captioned(self.job, self.index)
+        inputs = dataset.inputs(self.chosen[i])
+        return {name: to_8bit(dataset.load(name, inputs))[0] for name in self.job.shape.pictures}
 
     @cached_property
     def samples(self) -> "list[Pixels]":

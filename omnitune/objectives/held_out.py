@@ -102,7 +102,7 @@ def held_out_loss(
             torch.cat(
                 [_rows(step, i, some, levels, seed) for some in batched(range(quantiles), batch_size)], 1
             )
-            for i in range(len(step.batches.samples.index.items))
+            for i in range(len(step.batches.dataset.index.items))
         ]
     losses, u = torch.stack(found, 1)  # (items, quantiles) each
     items = losses.mean(1)
@@ -120,14 +120,14 @@ def standard_error(values: Tensor) -> float:
 
 def _rows(step: Step, item: int, chosen: Sequence[int], levels: Tensor, seed: int) -> Tensor:
     """(2, B): the loss of one item, and its u, at some of the levels."""
-    name = step.batches.samples.index.items[item].id
+    name = step.batches.dataset.index.items[item].id
     batch = step.batches.batch([Row(item, item, 0)] * len(chosen))
     draw = QuantileDraw(seed, [f"{name}#{k}" for k in chosen], levels[list(chosen)], step.device)
     with torch.no_grad():
         encoded = encode(batch, draw, step.stages, step.device)
     # An objective gives sums, linear in the rows' weights: their gradient is what each row adds.
     weight = torch.ones(len(chosen), device=step.device, requires_grad=True)
-    counts = step.objective.units(step.batches.samples.counts(item))
+    counts = step.objective.units(step.batches.dataset.units(item))
     with torch.enable_grad():
         loss = step.objective.loss(step.family, {**encoded, "row_weight": weight}, draw, step.conditions)
         total = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()

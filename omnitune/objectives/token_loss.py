@@ -44,11 +44,11 @@ def token_loss(step: Step, *, batch_size: int = 1) -> TokenLoss:
 
     It has no label smoothing, so that runs with and without compare.
     """
-    samples = step.batches.samples
-    number = len(samples.index.items)
+    dataset = step.batches.dataset
+    number = len(dataset.index.items)
     with evaluating(step.family.components), torch.no_grad():
         sums = torch.cat([_sums(step, some) for some in batched(range(number), batch_size)])
-    return TokenLoss(sums.tolist(), [samples.counts(i)["tokens"] for i in range(number)])
+    return TokenLoss(sums.tolist(), [dataset.units(i)["tokens"] for i in range(number)])
 
 
 def _sums(step: Step, chosen: Sequence[int]) -> Tensor:

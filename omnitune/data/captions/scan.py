@@ -1,0 +1,107 @@
+"""Read sources of captioned pictures and clips into columns: probed, checked, nothing decoded."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...errors import UserError
+from ...files import Hashes
+from ..media import Probe
+from ..sources import Findings, chunked, listed, probe_all, readable
+from .item import CaptionSource, Item, Items
+
+GIVEN_FRAMES = ("first_frame", "last_frame")
+"""Media that are one picture, whatever the length of their clip."""
+PROPER = ("pixels", "last_frame", "caption", "media")
+"""Names that a medium of a source cannot have: these are the sample's own."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What sources hold, and what the user should see about it."""
+
+    items: Items
+    notes: list[str]
+
+
+def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan:
+    """Read all sources in order; every mistake in any of them is in the one error.
+
+    `memo` remembers what files hold: one that did not change is not opened again.
+    """
+    findings = Findings()
+    for source in sources:
+        findings.mistakes += [
+            f"data.sources: {name!r} cannot name a medium, every sample has one of its own; rename it"
+            for name in sorted(set(source.brings).intersection(PROPER))
+        ]
+    items = Items(sources, base)
+    for number, source in enumerate(sources):
+        for chunk in chunked(source.items(base, findings)):
+            for item in _probed(source, base, chunk, findings, memo):
+                items.append(number, item)
+    findings.mistakes += _shared_ids(items)
+    if findings.mistakes:
+        raise UserError("\n".join(findings.mistakes))
+    return Scan(items, findings.notes)
+
+
+def _probed(
+    source: CaptionSource, base: Path, items: Sequence[Item], findings: Findings, memo: Hashes
+) -> Iterator[Item]:
+    """Probe items and their media; results and mistakes keep the order of the items."""
+    wanted = [item.file for item in items if not item.num_frames]
+    wanted += [file for item in items for file in item.media.values()]
+    files = list(dict.fromkeys(wanted))
+    found = dict(zip(files, probe_all([source.open(base, file) for file in files], memo), strict=True))
+    for item in items:
+        mistakes = []
+        if not item.num_frames:
+            probe = found[item.file]
+            if isinstance(probe, UserError):
+                mistakes.append(str(probe))
+            else:
+                item = replace(item, **asdict(probe))
+        for name, file in item.media.items():
+            assert name in source.brings, (str(source), name)
+            if problem := _wrong_medium(item, name, file, found[file]):
+                mistakes.append(f"{name} {problem}")
+        findings.mistakes += [f"{item.where}: {mistake}" for mistake in mistakes]
+        if not mistakes:
+            yield item
+
+
+def _wrong_medium(item: Item, name: str, file: str, found: Probe | UserError) -> str | None:
+    """What is wrong with a medium of an item, which is shown through the item's own window and crop."""
+    if isinstance(found, UserError):
+        return str(found)
+    if name in GIVEN_FRAMES:
+        return f"{file!r} is a clip; name a picture" if found.kind == "video" else None
+    if not item.num_frames:
+        return None  # the item itself cannot be read
+    if found.num_frames != item.num_frames:
+        return f"{file!r} has {found.num_frames} frames, and {item.id} has {item.num_frames}; make them equal"
+    # Sizes may differ, shapes may not by more than the rounding of one pixel.
+    if abs(found.width * item.height - found.height * item.width) > max(item.width, item.height):
+        shapes = f"{found.width}x{found.height}, and {item.id} {item.width}x{item.height}"
+        return f"{file!r} is {shapes}; bring both to one shape"
+    return None
+
+
+def _shared_ids(items: Items) -> list[str]:
+    """Name the sources that give the same ids: the cache could not tell their items apart."""
+    counts = Counter(items.ids)
+    holders: dict[str, set[int]] = {name: set() for name, count in counts.items() if count > 1}
+    for i, name in enumerate(items.ids if holders else ()):
+        if name in holders:
+            holders[name].add(items.source_numbers[i])
+    by_sources: dict[tuple[int, ...], list[str]] = {}
+    for name, numbers in holders.items():
+        by_sources.setdefault(tuple(sorted(numbers)), []).append(name)
+    mistakes = []
+    for numbers, ids in by_sources.items():
+        named = readable(" and ".join(str(items.sources[number]) for number in numbers))
+        held, way = ("both hold", "rename one folder, or list it once") if numbers[1:] else ("holds twice", "")
+        mistakes.append(f"data.sources: {named} {held} {listed(ids)}; {way or 'give ids that differ'}")
+    return mistakes

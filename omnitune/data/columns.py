@@ -1,0 +1,89 @@
+"""Columns of an index: a million rows in little memory, each made again when it is asked for."""
+
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar, overload
+
+T = TypeVar("T")
+H = TypeVar("H")
+
+
+class Rows(Sequence[T]):
+    """A sequence whose rows are made again by `row` each time."""
+
+    @abstractmethod
+    def row(self, i: int) -> T:
+        """Make row i, which is from 0 to below the length."""
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        found = range(len(self))[i]
+        return self.row(found) if isinstance(found, int) else [self.row(k) for k in found]
+
+
+class Texts(Rows[str]):
+    """Strings, one behind the other in one buffer: 4 bytes each beside their own."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self.buffer, self.ends = bytearray(), array("I", [0])
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        self.buffer += text.encode(errors="surrogatepass")  # names of files may hold bytes that are no text
+        if len(self.buffer) >> 32 and self.ends.typecode == "I":
+            self.ends = array("Q", self.ends)
+        self.ends.append(len(self.buffer))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def row(self, i: int) -> str:
+        return self.buffer[self.ends[i] : self.ends[i + 1]].decode(errors="surrogatepass")
+
+
+class Digests(Rows[str]):
+    """Hashes of 128 bits, as `files.digest` spells them; an empty one where there is nothing to hash."""
+
+    def __init__(self, digests: Iterable[str] = ()):
+        self.buffer = b"".join(bytes.fromhex(digest).ljust(16, b"\0") for digest in digests)
+
+    def __len__(self) -> int:
+        return len(self.buffer) // 16
+
+    def row(self, i: int) -> str:
+        return self.buffer[16 * i : 16 * i + 16].hex()
+
+
+class Repeated(Rows[H], Generic[H]):
+    """Values of which few differ: 4 bytes each, and every value once."""
+
+    def __init__(self, values: Iterable[H] = ()):
+        self.numbers, self.places = array("I"), dict[H, int]()
+        for value in values:
+            self.append(value)
+
+    def append(self, value: H) -> None:
+        self.numbers.append(self.places.setdefault(value, len(self.places)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, i: int) -> H:
+        return self.values[self.numbers[i]]
+
+    @property
+    def values(self) -> list[H]:
+        """Each value once, in the order of first appearance."""
+        return list(self.places)
+
+    def by_value(self) -> dict[H, Sequence[int]]:
+        """Value -> the rows that have it, in order."""
+        found = [array("I") for _ in self.places]
+        for i, number in enumerate(self.numbers):
+            found[number].append(i)
+        return dict(zip(self.places, found, strict=True))

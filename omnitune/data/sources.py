@@ -1,0 +1,136 @@
+"""Where data lies: what every source is asked for, and what sources of all kinds share.
+
+A source is an option, of this package or of another one (`name: my_package.my_module:MySource`).
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+
+from ..errors import UserError
+from ..files import File, Hashes, Openable
+from . import media
+
+T = TypeVar("T")
+ItemT = TypeVar("ItemT", covariant=True)
+
+PROBE = "probe 1"
+"""The name by which probes are remembered; another number when probing comes to find something else."""
+CHUNK = 1024
+"""Items that are held in memory at once, to be probed together."""
+
+
+@dataclass
+class Findings:
+    """Fills up while sources are read, so that all their mistakes are told at once."""
+
+    mistakes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(Protocol[ItemT]):
+    """Yields captioned items, or conversations; what they call a file, the source can open."""
+
+    def __str__(self) -> str:
+        """How messages name it."""
+
+    def missing(self, base: Path) -> str | None:
+        """Name what is not here yet; None if all is. `plan` goes on without it."""
+
+    def items(self, base: Path, findings: Findings) -> Iterator[ItemT]:
+        """Yield items one by one; what is wrong with others is added to `findings`.
+
+        `base` is where relative paths start.
+        """
+
+    def open(self, base: Path, file: str) -> Openable:
+        """Give the bytes that an item calls `file`. Raises UserError if they are known not to be there."""
+
+
+def probe_all(files: Sequence[Openable], memo: Hashes) -> list[media.Probe | UserError]:
+    """Probe in parallel what is not remembered; what cannot be probed is not remembered either."""
+
+    def probe(file: Openable) -> media.Probe | UserError:
+        try:
+            _check_name(file)
+            return media.probe(file)
+        except UserError as error:
+            return error
+
+    versions = [file.version() for file in files]
+    known = [memo.recall(PROBE, v) if v is not None and is_text(v.path) else None for v in versions]
+    with ThreadPoolExecutor() as pool:
+        opened = pool.map(probe, [file for file, text in zip(files, known, strict=True) if text is None])
+        found: list[media.Probe | UserError] = []
+        for version, text in zip(versions, known, strict=True):
+            one = next(opened) if text is None else media.Probe.parse(text)
+            if text is None and isinstance(one, media.Probe):
+                memo.remember(PROBE, version, one.text())
+            found.append(one)
+    return found
+
+
+def _check_name(file: Openable) -> None:
+    """Refuse a file whose own name, or that of a folder above it, is not UTF-8: ids and the memo are text."""
+    names = [file.name, str(file.path.resolve())] if isinstance(file, File) else [file.name]
+    for name in names:
+        if not is_text(name):
+            raise UserError(
+                f"{os.fsencode(name)!r} is a name that is not UTF-8; rename it, say with "
+                "`convmv -f latin1 -t utf8 --notest`"
+            )
+
+
+def chunked(values: Iterable[T]) -> Iterator[list[T]]:
+    values = iter(values)
+    while chunk := list(islice(values, CHUNK)):
+        yield chunk
+
+
+# Files that users name
+
+
+def broken_link(path: Path) -> str | None:
+    """What is wrong with a link that leads nowhere."""
+    if path.exists() or not path.is_symlink():
+        return None
+    return f"is a link to {os.readlink(path)!r}, which is not there; mend the link or remove it"
+
+
+def wrong_file(root: Path, file: str) -> str | None:
+    """What is wrong with the name of a media file, relative to its folder or absolute."""
+    path = root / file
+    if os.path.islink(path) and (problem := broken_link(path)):
+        return problem
+    if not os.path.isfile(path):  # unlike Path.is_file, takes names of any length
+        place = "" if os.path.isabs(file) else f" in {root}"
+        return f"does not exist{place}; correct the name or remove the line"
+    return None if is_media(file) else f"is not one of {kinds()}; convert it"
+
+
+def is_media(file: str) -> bool:
+    return PurePosixPath(file).suffix.lower() in media.EXTENSIONS
+
+
+def kinds() -> str:
+    return " ".join(sorted(extension[1:] for extension in media.EXTENSIONS))
+
+
+def is_text(text: str) -> bool:
+    """Whether text can be written: a surrogate stands for half a character, or a byte that is none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def readable(path: Path | str) -> str:
+    """A path with its bytes that are no text spelt out."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Up to three names and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return readable(", ".join(names[:3])) + more
