@@ -80,9 +80,7 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
-        cacheable, live = split_stages(
-            self.shape.stages, self.claims.ever.names, self.bound.media
-        )
+        cacheable, live = split_stages(self.shape.stages, self.claims.ever.names, self.bound.media)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()

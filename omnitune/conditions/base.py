@@ -10,6 +10,7 @@ from ..random import Draw
 if TYPE_CHECKING:
     from ..families.base import Family, Noisy
 
+
 class Condition:
     """Places where a condition acts; each does nothing unless overridden."""
 

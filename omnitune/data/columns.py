@@ -1,8 +1,9 @@
 """Columns of an index: a million rows in little memory, each made again when it is asked for."""
 
+import pickle
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar, overload
 
 T = TypeVar("T")
@@ -25,25 +26,46 @@ class Rows(Sequence[T]):
         return self.row(found) if isinstance(found, int) else [self.row(k) for k in found]
 
 
-class Texts(Rows[str]):
-    """Strings, one behind the other in one buffer: 4 bytes each beside their own."""
+class _Packed:
+    """Pieces of bytes, one behind the other in one buffer: 4 bytes each beside their own."""
 
-    def __init__(self, texts: Iterable[str] = ()):
+    def __init__(self) -> None:
         self.buffer, self.ends = bytearray(), array("I", [0])
-        for text in texts:
-            self.append(text)
 
-    def append(self, text: str) -> None:
-        self.buffer += text.encode(errors="surrogatepass")  # names of files may hold bytes that are no text
+    def add(self, piece: bytes) -> None:
+        self.buffer += piece
         if len(self.buffer) >> 32 and self.ends.typecode == "I":
             self.ends = array("Q", self.ends)
         self.ends.append(len(self.buffer))
 
+    def piece(self, i: int) -> bytearray:
+        return self.buffer[self.ends[i] : self.ends[i + 1]]
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+
+class Texts(_Packed, Rows[str]):
+    """Strings."""
+
+    def append(self, text: str) -> None:
+        self.add(text.encode(errors="surrogatepass"))  # names of files may hold bytes that are no text
+
     def row(self, i: int) -> str:
-        return self.buffer[self.ends[i] : self.ends[i + 1]].decode(errors="surrogatepass")
+        return self.piece(i).decode(errors="surrogatepass")
+
+
+class Objects(_Packed, Rows[T]):
+    """Values of any class that can be pickled, each for itself."""
+
+    def __init__(self, values: Iterable[T]):
+        super().__init__()
+        for value in values:
+            self.add(pickle.dumps(value))
+
+    def row(self, i: int) -> T:
+        value: T = pickle.loads(self.piece(i))
+        return value
 
 
 class Digests(Rows[str]):
@@ -81,9 +103,9 @@ class Repeated(Rows[H], Generic[H]):
         """Each value once, in the order of first appearance."""
         return list(self.places)
 
-    def by_value(self) -> dict[H, Sequence[int]]:
-        """Value -> the rows that have it, in order."""
+    def by_value(self) -> Iterator[tuple[H, Sequence[int]]]:
+        """Pairs of a value and the rows that have it, in order."""
         found = [array("I") for _ in self.places]
         for i, number in enumerate(self.numbers):
             found[number].append(i)
-        return dict(zip(self.places, found, strict=True))
+        return zip(self.places, found, strict=True)

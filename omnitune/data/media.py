@@ -144,7 +144,9 @@ def _opened_picture(file: Openable) -> Iterator[Any]:
     except UserError:
         raise
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{file.name}: cannot be read as a picture ({error}); replace it or remove it") from error
+        raise UserError(
+            f"{file.name}: cannot be read as a picture ({error}); replace it or remove it"
+        ) from error
 
 
 def _probe_picture(file: Openable) -> Probe:
@@ -269,7 +271,10 @@ def _probe_film(file: Openable) -> Probe:
         if first is None:
             raise UserError(f"{file.name}: holds no frame that can be decoded; replace it or remove it")
     if not rate:
-        raise UserError(f"{file.name}: states no frame rate; write it anew: ffmpeg -i {PurePosixPath(file.name).name} -r 24 new.mp4")
+        raise UserError(
+            f"{file.name}: states no frame rate; "
+            f"write it anew: ffmpeg -i {PurePosixPath(file.name).name} -r 24 new.mp4"
+        )
     width, height = first.width, first.height
     if _quarter_turns(first) % 2:
         width, height = height, width
@@ -358,7 +363,8 @@ def _run_frames(
         cause = str(error.strerror)
     if left:
         raise UserError(
-            f"{file.name}: frame {min(left.values())} cannot be decoded ({cause}); replace the file or remove it"
+            f"{file.name}: frame {min(left.values())} cannot be decoded ({cause}); "
+            "replace the file or remove it"
         )
 
 

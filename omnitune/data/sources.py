@@ -134,3 +134,33 @@ def listed(names: Sequence[str]) -> str:
     """Up to three names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return readable(", ".join(names[:3])) + more
+
+
+def shared_ids(
+    sources: Sequence[Source[T]], ids: Sequence[str], numbers: Sequence[int], wheres: Sequence[str]
+) -> list[str]:
+    """Name the sources that give equal ids: the cache could not tell their items apart.
+
+    `numbers` has the source of each item, `wheres` where it is stated.
+    """
+    seen, places = set[str](), dict[str, list[int]]()
+    for name in ids:
+        if name in seen:
+            places[name] = []
+        seen.add(name)
+    for i, name in enumerate(ids if places else ()):
+        if name in places:
+            places[name].append(i)
+    by_sources: dict[tuple[int, ...], list[str]] = {}
+    for name, found in places.items():
+        by_sources.setdefault(tuple(sorted({numbers[i] for i in found})), []).append(name)
+    mistakes = []
+    for holders, names in by_sources.items():
+        told = " and ".join(str(sources[number]) for number in holders)
+        if len(holders) > 1:
+            told += f" both hold {listed(names)}; rename one, or list it once"
+        else:
+            where = " and ".join(wheres[i] for i in places[names[0]])
+            told += f": {where} both give the id {names[0]}; give ids that differ"
+        mistakes.append(readable(f"data.sources: {told}"))
+    return mistakes

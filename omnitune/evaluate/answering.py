@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.conversations.conversation import Conversation
 from ..data.conversations.kind import Conversations
-from ..data.conversations.rows import TalkIndex
+from ..data.conversations.rows import ConversationIndex
 from ..errors import UserError
 from ..objectives.held_out import Step
 from ..objectives.token_loss import token_loss
@@ -35,7 +35,7 @@ class AnswerEvaluation(Subject):
         self.index = self._read()
         self.metrics = self.measurable()
 
-    def _read(self) -> TalkIndex:
+    def _read(self) -> ConversationIndex:
         """The conversations, as the run shows its own."""
         path, stated = self.asked.data, self.run.data
         assert isinstance(stated, Conversations), stated.name
@@ -47,9 +47,8 @@ class AnswerEvaluation(Subject):
             raise UserError(f"--data: {path} is not there; name a file of conversations")
         data = conversations(stated, path)
         self.job = resolve(replace(self.job.run, data=data), self.job.earlier)
-        dealt: Any = self.job.index()
-        assert isinstance(dealt, TalkIndex), type(dealt)
-        index: TalkIndex = dealt
+        index = self.job.index()
+        assert isinstance(index, ConversationIndex), type(index)
         for note in index.notes:
             say(note)
         if self.asked.samples is not None:
@@ -58,13 +57,13 @@ class AnswerEvaluation(Subject):
         return index
 
     @staticmethod
-    def _first(index: TalkIndex, number: int) -> TalkIndex:
+    def _first(index: ConversationIndex, number: int) -> ConversationIndex:
         there = len(index.items)
         if number > there:
             raise UserError(f"--samples: {number}, and --data has {there} conversations; lower it")
         return first_items(index, number)
 
-    def _tell_trained(self, index: TalkIndex, stated: Conversations) -> None:
+    def _tell_trained(self, index: ConversationIndex, stated: Conversations) -> None:
         if stated.packing:  # a row that was trained on is several of them
             say("--data: the run shares rows, so it is not known whether items were trained on")
         elif seen := num_trained(index, self.asked.folder):
@@ -90,7 +89,7 @@ class AnswerEvaluation(Subject):
     def questions(self) -> list[Conversation]:
         """The conversations that end in an answer in text."""
         return [
-            one for talk in self.index.items for one in talk.conversations if not one.messages[-1].tool_calls
+            one for row in self.index.items for one in row.conversations if not one.messages[-1].tool_calls
         ]
 
     @property

@@ -20,6 +20,7 @@ from .item import Item
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 @option
 class Clips:
     """Which frames of a clip are shown, and which part of a frame."""

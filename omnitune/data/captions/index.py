@@ -13,7 +13,7 @@ from ...files import Hashes, digest
 from ...random import Draw
 from ..columns import Digests, Repeated
 from ..dataset import Inputs
-from ..sizes import Bucket
+from ..sizes import AnyBucket, Bucket
 from ..sources import listed
 from ..view import View
 from . import crops
@@ -38,12 +38,12 @@ class CaptionIndex:
     notes: Sequence[str]
 
     @cached_property
-    def by_bucket(self) -> Mapping[Bucket, Sequence[int]]:
-        return self.buckets.by_value()
+    def by_bucket(self) -> Mapping[AnyBucket, Sequence[int]]:
+        return dict(self.buckets.by_value())
 
     @property
     def largest(self) -> Bucket:
-        return max(self.by_bucket, key=lambda bucket: bucket.size)
+        return max(self.buckets.values, key=lambda bucket: bucket.size)
 
     def fingerprints(self) -> dict[str, str]:
         """Item id -> hash of its files, caption and bucket: what a run is trained on."""

@@ -49,11 +49,11 @@ class LineLists(FolderSource):
         wanted: dict[str, Path | None] = {**self.lists}
         if self.images and (self.images != IMAGES or (root / IMAGES).exists()):
             wanted["first_frame"] = self.images
-        further = {
-            key: found
-            for key, name in wanted.items()
-            if (found := _read(self, root, name, "images" if key == "first_frame" else f"lists.{key}", findings))
-        }
+        further: dict[str, _Lines] = {}
+        for key, name in wanted.items():
+            option = "images" if key == "first_frame" else f"lists.{key}"
+            if found := _read(self, root, name, option, findings):
+                further[key] = found
         brought = {key: _files(named, root, findings) for key, named in further.items()}
         if media is None:
             return

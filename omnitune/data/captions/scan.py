@@ -1,6 +1,5 @@
 """Read sources of captioned pictures and clips into columns: probed, checked, nothing decoded."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...files import Hashes
 from ..media import Probe
-from ..sources import Findings, chunked, listed, probe_all, readable
+from ..sources import Findings, chunked, probe_all, shared_ids
 from .item import CaptionSource, Item, Items
 
 GIVEN_FRAMES = ("first_frame", "last_frame")
@@ -41,7 +40,7 @@ def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan:
         for chunk in chunked(source.items(base, findings)):
             for item in _probed(source, base, chunk, findings, memo):
                 items.append(number, item)
-    findings.mistakes += _shared_ids(items)
+    findings.mistakes += shared_ids(sources, items.ids, items.source_numbers, items.wheres)
     if findings.mistakes:
         raise UserError("\n".join(findings.mistakes))
     return Scan(items, findings.notes)
@@ -87,21 +86,3 @@ def _wrong_medium(item: Item, name: str, file: str, found: Probe | UserError) ->
         shapes = f"{found.width}x{found.height}, and {item.id} {item.width}x{item.height}"
         return f"{file!r} is {shapes}; bring both to one shape"
     return None
-
-
-def _shared_ids(items: Items) -> list[str]:
-    """Name the sources that give the same ids: the cache could not tell their items apart."""
-    counts = Counter(items.ids)
-    holders: dict[str, set[int]] = {name: set() for name, count in counts.items() if count > 1}
-    for i, name in enumerate(items.ids if holders else ()):
-        if name in holders:
-            holders[name].add(items.source_numbers[i])
-    by_sources: dict[tuple[int, ...], list[str]] = {}
-    for name, numbers in holders.items():
-        by_sources.setdefault(tuple(sorted(numbers)), []).append(name)
-    mistakes = []
-    for numbers, ids in by_sources.items():
-        named = readable(" and ".join(str(items.sources[number]) for number in numbers))
-        held, way = ("both hold", "rename one folder, or list it once") if numbers[1:] else ("holds twice", "")
-        mistakes.append(f"data.sources: {named} {held} {listed(ids)}; {way or 'give ids that differ'}")
-    return mistakes

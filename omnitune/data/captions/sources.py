@@ -115,7 +115,9 @@ class _Reader:
                 self.findings.mistakes += [f"{shown}:{number}: {mistake}" for mistake in mistakes]
                 if not mistakes:
                     named[file] = number
-                    media = {key: str(row[column]) for key, column in self.source.media.items() if row[column]}
+                    media = {
+                        key: str(row[column]) for key, column in self.source.media.items() if row[column]
+                    }
                     used.update(media.values())
                     yield self.item(file, _caption(row).strip(), f"{shown.as_posix()}:{number}", media)
         except UnicodeDecodeError as error:
@@ -136,7 +138,9 @@ class _Reader:
         for column in columns:
             if column not in ("file_name", *CAPTIONS, *media):
                 near = get_close_matches(column, ("file_name", *CAPTIONS, *media), 1)
-                hint = f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
+                hint = (
+                    f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
+                )
                 mistakes.append(f"{column!r} is not a column; {hint}")
         if "file_name" not in columns:
             mistakes.append("file_name is missing; add it, relative to the folder")

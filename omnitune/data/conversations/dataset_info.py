@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from ..captions.sources import listed
+from ..sources import listed
 from .formats import Format, Names
 from .json_items import brief, half_character, parsed, read_text
 

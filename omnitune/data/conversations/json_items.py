@@ -12,7 +12,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class JsonItem:
     """An item of a file."""
 
     number: int
@@ -56,7 +56,7 @@ def read_text(shown: Path, path: Path, mistakes: list[str]) -> str | None:
         return None
 
 
-def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[Stated]:
+def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[JsonItem]:
     """All items of a file that are objects, in order."""
     text = read_text(shown, path, mistakes)
     if text is None:
@@ -69,7 +69,7 @@ def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[Stated]:
     return found
 
 
-def _of_lines(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
+def _of_lines(shown: Path, text: str, mistakes: list[str]) -> Iterator[JsonItem]:
     # Not splitlines: texts may hold U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -83,12 +83,12 @@ def _of_lines(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
             )
             continue
         if isinstance(value, dict):
-            yield Stated(number, where, value)
+            yield JsonItem(number, where, value)
         else:
             mistakes.append(f"{where}: is {brief(value)}, not an object; write one object on each line")
 
 
-def _of_list(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
+def _of_list(shown: Path, text: str, mistakes: list[str]) -> Iterator[JsonItem]:
     if not text.strip():
         mistakes.append(f"{shown}: is empty; write a list of items")
         return
@@ -105,6 +105,6 @@ def _of_list(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
     for number, value in enumerate(values, start=1):
         where = f"{shown.as_posix()}: item {number}"
         if isinstance(value, dict):
-            yield Stated(number, where, value)
+            yield JsonItem(number, where, value)
         else:
             mistakes.append(f"{where}: is {brief(value)}, not an object; write one or remove it")

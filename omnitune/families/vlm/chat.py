@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -16,13 +16,14 @@ from torch import Tensor
 from ...batch import Batch
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
+from ...data.conversations.tokens import Encoded, LeftOut
 from ...errors import UserError
 from .collate import PADS, collate
 from .labels import Places, expanded, kept, learned
-from .media import Shown, Size, shown
+from .media import Shown, shown
 from .processor import PROMPT_SEEN_WHOLE, ChatProcessor, Inputs
 
-__all__ = ["Chat", "ChatOptions", "Dropped", "Encoded", "collate"]
+__all__ = ["Chat", "ChatOptions", "collate"]
 
 VERSION = 1
 """To be raised when the same item comes to give something else."""
@@ -34,29 +35,6 @@ NOT_KEPT = ("attention_mask", "labels", "input_ids", "text_replacement_offsets")
 """What the processor may give that is found in another way, or not at all."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation as the model reads it."""
-
-    tokens: dict[str, Tensor]
-    """`input_ids` and `labels` (L,), whatever else has an entry a token, and what describes the media (grids,
-    sizes), as the processor gives it for this item alone."""
-    media: dict[str, Tensor]
-    """Pixels, as the processor gives them for this item alone."""
-    shrunk: dict[str, tuple[Size, Size]] = field(default_factory=dict)
-    """Pictures and clips that were made smaller to fit: (width, height) without that and with it."""
-
-    def __len__(self) -> int:
-        return len(self.tokens["input_ids"])
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """An item that is left out, and why."""
-
-    reason: str
-
-
 class Chat:
     """Encodes conversations for one model. `template` takes the place of the processor's own."""
 
@@ -65,7 +43,7 @@ class Chat:
         self._through = ChatProcessor(processor, model_type, options, template)
         self._left_to_check = NUM_CHECKED
 
-    def encode(self, conversation: Conversation) -> Encoded | Dropped:
+    def encode(self, conversation: Conversation) -> Encoded | LeftOut:
         """Encode one item, whose media alone are in memory."""
         with _named(conversation.where):
             self._through.check(conversation)
@@ -75,7 +53,7 @@ class Chat:
                 return encoded
             if media and self.options.too_long == "shrink":
                 return self._shrunk(conversation, media, len(encoded))
-            return Dropped(f"{conversation.where}: {self._too_long(len(encoded))}")
+            return LeftOut(f"{conversation.where}: {self._too_long(len(encoded))}")
 
     def ask(self, conversation: Conversation) -> Batch:
         """A batch of one that ends where the model is to answer."""
@@ -106,14 +84,14 @@ class Chat:
     def _too_long(self, length: int) -> str:
         return f"{length} tokens, and max_length is {self.options.max_length}"
 
-    def _shrunk(self, conversation: Conversation, media: Sequence[Shown], length: int) -> Encoded | Dropped:
+    def _shrunk(self, conversation: Conversation, media: Sequence[Shown], length: int) -> Encoded | LeftOut:
         """Search the largest pictures that fit, all shrunk alike."""
         area = max(each.size[0] * each.size[1] for each in media)
         low, high = 1 / area, 1.0
         best = self._encoded(conversation, media, low)
         if len(best) > self.options.max_length:
             fewest = f"{len(best)} with the smallest pictures" if len(best) < length else "at any size"
-            return Dropped(f"{conversation.where}: {self._too_long(length)}; {fewest}")
+            return LeftOut(f"{conversation.where}: {self._too_long(length)}; {fewest}")
         for _ in range(NUM_TRIES):
             middle = (low * high) ** 0.5
             found = self._encoded(conversation, media, middle)

@@ -13,6 +13,7 @@ from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
 from ...data.media import probe
 from ...errors import UserError
+from ...files import File
 from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...stages import Stage
@@ -342,5 +343,5 @@ def asked(question: Question) -> Conversation:
     parts: list[str | Media] = []
     if question.image is not None:
         seen = probe(question.image)
-        parts.append(Media("image", (question.image,), seen.width, seen.height))
+        parts.append(Media("image", (File(question.image),), seen.width, seen.height))
     return Conversation("question", (Message("user", (*parts, question.prompt)),), question.prompt)
