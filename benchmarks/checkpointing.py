@@ -19,10 +19,12 @@ from typing import Any
 
 from tiny_run import machine, verdict, wan
 
-from omnitune.testing.kept import kept, trainer_of
+from omnitune import config
+from omnitune.testing.kept import kept
 from omnitune.testing.runs import small_chat_run, small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm
+from omnitune.testing.training import start_training
 from omnitune.trainer import Trainer
 
 MOST_KEPT = {"projector through a frozen language model": 0.15, "LoRA on Wan": 0.1}
@@ -88,7 +90,8 @@ def seconds(trainer: Trainer, batches: Any) -> float:
 
 def measure(folder: Path, described: Mapping[str, Any], rounds: int) -> Measured:
     file = write_run(folder / "run.yaml", described)
-    trainers = [trainer_of(file, f"memory.checkpointing={word}") for word in ("none", "full")]
+    runs = [config.load(file, [f"memory.checkpointing={word}"])[0] for word in ("none", "full")]
+    trainers = [start_training(run, folder).trainer for run in runs]
     steps = list(trainers[0].read())
     sizes = [kept(trainer, steps[0][0]) for trainer in trainers]
     pairs = []

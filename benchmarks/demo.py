@@ -11,10 +11,11 @@ import os
 import sys
 import tempfile
 import time
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from omnitune.commands import demo
+from omnitune.commands.bundled import bundled_run
+from omnitune.commands.train import train
 
 LEAST = {"held-out loss": 0.15, "KID-EffLite0": 0.30}
 
@@ -24,12 +25,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)
     falls: dict[str, list[float]] = {name: [] for name in LEAST}
-    with as_file(files("omnitune") / "assets") as assets, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for seed in seeds:
             started = time.monotonic()
-            demo.train(assets, [f"seed={seed}", f"name=demo-{seed}"])
-            rows = demo.compare(Path("runs") / f"demo-{seed}", assets)
+            train(bundled_run(f"seed={seed}", f"name=demo-{seed}"))
+            rows = demo.compare(Path("runs") / f"demo-{seed}")
             seconds = time.monotonic() - started
             for row in rows:
                 falls[row["name"]].append(-demo.change(row))

@@ -55,16 +55,17 @@ PREPARE = """\
 import sys
 from pathlib import Path
 import torch
-from omnitune import config, session
+from omnitune import config
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
+from omnitune.resolve import resolve_run
 
 run, _ = config.load(Path(sys.argv[1]))
-job = session.make_job(run)
+job = resolve_run(run)
 batch = job.batches(job.index(), Mesh(run.parallel))[(0, 0)]
-for stage in job.live:
+for stage in resolved.live:
     batch = {**batch, **stage.run(batch, Draw(run.seed, batch["position"]))}
-length = job.options.text_length
+length = resolved.options.text_length
 embeds = [torch.cat([e, e.new_zeros(length - len(e), e.shape[1])]) for e in batch["prompt_embeds"]]
 torch.save({"x_0": batch["x0"]["x"], "prompt_embeds": torch.stack(embeds)}, sys.argv[2])
 """

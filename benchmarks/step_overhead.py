@@ -27,10 +27,10 @@ from torch import Tensor
 
 from omnitune import config
 from omnitune.batch import Batch
-from omnitune.commands import train as session
-from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
+from omnitune.run_folder import run_folder
 from omnitune.stages import encode
+from omnitune.testing.training import start_training
 from omnitune.trainer import Trainer
 
 BOUND = 1.03
@@ -141,12 +141,8 @@ def alternate(run: TinyRun, warm_up: int) -> Pairs:
     """Train a run, a bare step before each of its own; all pairs but the first `warm_up` and the last."""
     with chdir(run.folder):  # where the run folder goes
         chosen, _ = config.load(run.file)
-        mesh = Mesh(chosen.parallel)
-        job = session.make_job(chosen)
-        index = job.index()
-        bucket = session.sample_bucket(job, index)
-        trainer, _ = session.build_trainer(job, index, mesh, session.run_folder(chosen), bucket, {})
-        session.run_folder(chosen).mkdir(parents=True)
+        trainer = start_training(chosen, run_folder(chosen)).trainer
+        run_folder(chosen).mkdir(parents=True)
         alternation = Alternation(trainer, BareStep(run, trainer, next(trainer.read())[0]))
         trainer.read = alternation.read
         trainer.fit()

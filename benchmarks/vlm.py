@@ -1,5 +1,6 @@
 """What a stored vision tower saves, and how much longer a step takes than the same step in plain PyTorch.
 
+
     OMP_NUM_THREADS=2 python benchmarks/vlm.py
 
 Projector-only training of a small random LLaVA in fp32, whose tower's forward pass costs as much as its
@@ -22,11 +23,9 @@ import torch
 from tiny_run import machine, verdict
 
 from omnitune import config
-from omnitune.commands import train as session
-from omnitune.data.encode import fill
 from omnitune.families.vlm.chat import collate
-from omnitune.parallel.mesh import Mesh
 from omnitune.testing.tiny_vlm import build_tiny_vlm
+from omnitune.testing.training import start_training
 
 LEAST_GAIN, MOST_OVERHEAD, BALANCE = 1.8, 1.05, (0.9, 1.1)
 WIDTH, IMAGE, PATCH, TEXT_LAYERS = 256, 140, 14, 4
@@ -89,11 +88,7 @@ def trained(folder: Path, model: Path, cache: Path | None, steps: int) -> tuple[
         )
     )  # fmt: skip
     run, _ = config.load(run_file)
-    mesh = Mesh(run.parallel)
-    ((_, job),), index = session.prepare(run, mesh)
-    job.share_weights(mesh)
-    fill(job, index, mesh)
-    trainer, _ = session.build_trainer(job, index, mesh, folder / name, None, {})
+    trainer = start_training(run, folder / name).trainer
     return trainer, list(trainer.read())
 
 

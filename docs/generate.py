@@ -1,5 +1,6 @@
 """Write docs/options.md, docs/run.schema.json and the tables of docs/models/*.md from the code.
 
+
 `make docs` runs it; a test checks all of them.
 """
 
@@ -8,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omnitune.commands.init import sizes
+from omnitune.commands.models import sizes
 from omnitune.config import schema
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Checkpoint, Denoiser, Family

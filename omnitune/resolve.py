@@ -271,7 +271,7 @@ class ResolvedRun:
         return fill(cache, self.bound.dataset(index), self.run.conditions, load, mesh)
 
 
-def resolve(run: "Run", earlier: Claims | None = None) -> ResolvedRun:
+def resolve_run(run: "Run", earlier: Claims | None = None) -> ResolvedRun:
     """Resolve a run, as its last phase; one error tells every mistake, except those of its data."""
     return resolve_phases(run, earlier)[-1]
 

@@ -102,8 +102,7 @@ class Trainer:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Metrics:
-        dataset = self.batches.dataset
-        counts = self.batches.order.units(self.step, lambda i: self.objective.units(dataset.units(i)))
+        counts = self.batches.units(self.step, self.objective.units)
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []
         for i, batch in enumerate(micro_batches):

@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.data import media
 from omnitune.parallel.mesh import Mesh, Parallel
-from omnitune.resolve import Job
+from omnitune.resolve import ResolvedRun, resolve_run
 
 
 class Workplace:
@@ -73,8 +72,8 @@ class Workplace:
     def run(self, *overrides: str) -> config.Run:
         return config.load(self.file, overrides)[0]
 
-    def job(self, *overrides: str) -> Job:
-        return session.make_job(self.run(*overrides))
+    def job(self, *overrides: str) -> ResolvedRun:
+        return resolve_run(self.run(*overrides))
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from omnitune.callbacks import log
 from omnitune.checkpoint import newest
 from omnitune.cli import machine_message
-from omnitune.commands import train as session
+from omnitune.commands.train import train_on
 from omnitune.errors import UserError
 from omnitune.parallel.mesh import Mesh, Parallel
+from omnitune.run_folder import locked
 from omnitune.testing.runs import Forked, ended, run, start
 
 if TYPE_CHECKING:
@@ -571,7 +572,7 @@ def test_base_weights_that_changed_since_the_checkpoint_are_named(trained: "Work
 
 
 def test_a_run_folder_that_another_process_holds_is_refused(trained: "Workplace") -> None:
-    with session.locked(Path("runs/run")):
+    with locked(Path("runs/run")):
         assert refused(trained) == (
             "runs/run: another process trains here; wait for it, or choose another name=\n"
         )
@@ -661,7 +662,7 @@ def test_training_that_diverges_ends_long_before_its_next_checkpoint(
     monkeypatch.setattr(log, "HOST_READ_SECONDS", 0.0)
     place.write(RUN.replace("steps: 2", "steps: 1000") + "optimizer: {lr: 1e30}\n")
     with pytest.raises(UserError, match=r"training diverged: step \d has .* \(none is saved\)"):
-        session.train(place.run(), Mesh(Parallel()))
+        train_on(place.run(), Mesh(Parallel()))
     assert len(Path("runs/run/metrics.jsonl").read_text().splitlines()) < 10
     assert not Path("runs/run/checkpoints").exists()
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from omnitune import config
-from omnitune.commands.plan import lines
+from omnitune.commands.plan import plan
 from omnitune.errors import UserError
 from omnitune.families import REGISTRY
 
@@ -47,7 +47,7 @@ def test_every_option_of_a_run_has_a_line_in_the_options_page():
 def test_every_example_loads_and_plans_without_weights(path):
     assert len(path.read_text().splitlines()) <= 40
     run, _ = config.load(path)
-    text = "\n".join(lines(run))
+    text = "\n".join(plan(run))
     assert re.search("stage (moments|vision): cached", text)
     assert "shipped configuration" in text
 
@@ -55,7 +55,7 @@ def test_every_example_loads_and_plans_without_weights(path):
 def test_a_plan_refuses_a_sample_size_that_training_would_refuse():
     run, _ = config.load(ROOT / "examples" / "wan_lora.yaml", ["validation.size=49x480x833"])
     with pytest.raises(UserError, match=r"^validation\.size: 49x480x833 is not a size that wan takes"):
-        next(lines(run))
+        next(plan(run))
 
 
 def test_the_runs_in_readme_and_docs_are_valid(tmp_path):

@@ -3,8 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from omnitune.commands import train as session
-from omnitune.data.encode import fill
+from omnitune.commands.train import train_on
 from omnitune.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ DROPOUT = "conditions=[{name: caption_dropout, probability: 0.5}]"
 def drawn(place: "Workplace", mesh: Mesh, *overrides: str) -> list[dict[str, Any]]:
     """draws.jsonl of a run over several epochs."""
     run = place.run("schedule.steps=12", "tracking.draws=true", DROPOUT, *overrides)
-    return [json.loads(line) for line in (session.train(run, mesh) / "draws.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (train_on(run, mesh) / "draws.jsonl").read_text().splitlines()]
 
 
 def test_each_draw_after_the_cache_differs_whenever_a_sample_is_seen(
@@ -49,8 +48,8 @@ def test_another_seed_changes_every_draw(workplace: "Workplace", mesh: Mesh) -> 
 def test_the_coin_of_caption_dropout_is_tossed_anew_in_each_epoch(workplace: "Workplace", mesh: Mesh) -> None:
     job = workplace.job(DROPOUT)
     index = job.index()
-    fill(job, index, mesh)
-    batches = job.batches(index, mesh)
+    job.fill_cache(index, job.open_cache(), mesh)
+    batches = job.batches(index, job.open_cache(), mesh)
     epochs: dict[tuple[int, str], bool] = {}
     for step in range(100):
         for row in batches.order.batch(step):
@@ -70,8 +69,8 @@ def test_captions_are_kept_or_dropped_always_at_the_ends_of_probability(
     for probability, kept in ((0, True), (1, False)):
         job = workplace.job(f"conditions=[{{name: caption_dropout, probability: {probability}}}]")
         index = job.index()
-        fill(job, index, mesh)
-        batches = job.batches(index, mesh)
+        job.fill_cache(index, job.open_cache(), mesh)
+        batches = job.batches(index, job.open_cache(), mesh)
         rows = [row for step in range(10) for row in batches.order.batch(step)]
         captions = [batches.row(batches.inputs(row))["caption"] for row in rows]
         assert {caption != "" for caption in captions} == {kept}
@@ -80,7 +79,7 @@ def test_captions_are_kept_or_dropped_always_at_the_ends_of_probability(
 def test_windows_and_crops_stay_with_their_sample_and_variant(workplace: "Workplace") -> None:
     workplace.add("long.mp4", frames=30, size=40)
     index = workplace.job().index()
-    samples = workplace.job("data.window=random", "data.crop=random", "data.variants=4").samples(index)
+    samples = workplace.job("data.window=random", "data.crop=random", "data.variants=4").bound.dataset(index)
     views = {(i, v): samples.inputs(i, v)["view"] for i in range(len(index.items)) for v in range(4)}
     assert views == {(i, v): samples.inputs(i, v)["view"] for i, v in views}
     (long,) = [i for i, item in enumerate(index.items) if item.id == "clips/long.mp4"]
@@ -89,7 +88,7 @@ def test_windows_and_crops_stay_with_their_sample_and_variant(workplace: "Workpl
 
 def test_a_sample_shows_each_of_its_variants_in_time(workplace: "Workplace") -> None:
     job = workplace.job("data.variants=3", "data.window=random")
-    samples = job.samples(job.index())
+    samples = job.bound.dataset(job.index())
     counts = [0, 0, 0]
     for position in range(600):
         counts[samples.variant(position)] += 1

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnitune import cli, config
-from omnitune.commands import sample as after
-from omnitune.commands import train as session
+from omnitune.commands import train as commands
 from omnitune.export.weights import LORA_FILE
+from omnitune.model import load_with_adapters, set_up
 from omnitune.parallel.mesh import Mesh, Parallel
+from omnitune.resolve import resolve_run
+from omnitune.run_folder import find_checkpoint, read_run
 from omnitune.testing.runs import small_run, write_run
+from omnitune.trainer import Trainer
 
 ATTENTION: Any = {"params": "transformer.blocks.*.attn*", "lr": 3e-2, "lora": {"rank": 4, "alpha": 10}}
 PATCHES: Any = {"params": "transformer.patch_embedding", "lr": 3e-2}
@@ -82,16 +85,18 @@ class Trained:
     def restored(self, average: bool = True) -> Tensor:
         """The output of the model that `after` builds from the checkpoint."""
         with chdir(self.home):
-            job = session.make_job(session.read_run(self.folder))
-            saved = after.find_checkpoint(self.folder, None)
-            return self.output(after.trained(job, Mesh(Parallel()), saved, average).components["transformer"])
+            job = resolve_run(read_run(self.folder))
+            saved = find_checkpoint(self.folder, None)
+            return self.output(
+                set_up(job, Mesh(Parallel()), saved, average=average).components["transformer"]
+            )
 
 
 def train(home: Path, model: Path, cache: Path, keys: Any) -> Trained:
     write_run(home / "run.yaml", small_run(model, cache, **keys))
     caught, raw = list[Tensor](), list[dict[str, Tensor]]()
-    finish, fit = session.finish, session.Trainer.fit
-    step = session.Trainer.train_step
+    finish, fit = commands.finish, Trainer.fit
+    step = Trainer.train_step
 
     def weights(trainer: Any) -> dict[str, Tensor]:
         return {name: w.detach().clone() for name, w in trainer.weights().items()}
@@ -110,9 +115,9 @@ def train(home: Path, model: Path, cache: Path, keys: Any) -> Trained:
         finish(job, trainer, family, folder)
 
     with chdir(home), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "finish", finish_watched)
-        patch.setattr(session.Trainer, "fit", fit_watched)
-        patch.setattr(session.Trainer, "train_step", step_watched)
+        patch.setattr(commands, "finish", finish_watched)
+        patch.setattr(Trainer, "fit", fit_watched)
+        patch.setattr(Trainer, "train_step", step_watched)
         assert cli.main(["train", "run.yaml"]) == 0
     return Trained(home, model, caught[0], raw)
 
@@ -193,7 +198,7 @@ def first_output(run: Trained, init_from: Path, rules: Sequence[Any]) -> Tensor:
     """The output before the first step of a run that starts from exported weights."""
     described = small_run(run.model, run.home, trainable=rules, init_from=str(init_from))
     described = config.validate(config.read(write_run(run.home / "next.yaml", described)))
-    family, _ = session.make_job(described).trained_family("cpu")
+    family, _ = load_with_adapters(resolve_run(described), "cpu")
     return run.output(family.components["transformer"])
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from omnitune import config
-from omnitune.commands import train as session
+from omnitune.resolve import resolve_run
 from omnitune.testing.runs import run, small_run, write_run
 
 
 def job_of(path, *overrides):
-    return session.make_job(config.load(path, overrides)[0])
+    return resolve_run(config.load(path, overrides)[0])
 
 
 def test_the_order_in_which_sources_are_listed_decides_nothing(tiny_wan, cache, tmp_path):
@@ -58,13 +58,13 @@ def test_pixels_that_are_read_anew_are_windowed_anew_each_time(tiny_wan, cache, 
     job = job_of(write_run(tmp_path / "a.yaml", described))
     index = job.index()
     clip = next(i for i, item in enumerate(index.items) if item.kind == "video")
-    samples = job.samples(index)
+    samples = job.bound.dataset(index)
     views = {samples.inputs(clip, f"position {p}")["view"].indices[0] for p in range(40)}
     assert len(views) > 5
 
 
 def test_a_stage_whose_code_changed_is_cached_anew(tiny_wan, cache, tmp_path):
     job = job_of(write_run(tmp_path / "a.yaml", small_run(tiny_wan, cache)))
-    before = job.stage_fingerprints()
+    before = job.open_cache().fingerprints
     job.cached = [replace(stage, version=1) for stage in job.cached]
-    assert all(before[name] != value for name, value in job.stage_fingerprints().items())
+    assert all(before[name] != value for name, value in job.open_cache().fingerprints.items())

@@ -93,3 +93,59 @@ def test_importing_omnitune_imports_nothing_heavy() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of omnitune that it imports, for type checkers too."""
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in SOURCES}
+    modules = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
+            parent = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join([*parent, *([node.module] if node.module else [])])
+            for alias in node.names:
+                imported.add(f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in modules else origin)
+        found[name] = {one for one in imported if one in modules and one != name}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    edges = graph()
+    order: list[str] = []
+    state: dict[str, int] = {}
+
+    def visit(name: str, above: list[str]) -> None:
+        if state.get(name) == 2:
+            return
+        assert state.get(name) != 1, " -> ".join([*above[above.index(name) :], name])
+        state[name] = 1
+        for other in sorted(edges[name]):
+            visit(other, [*above, name])
+        state[name] = 2
+        order.append(name)
+
+    for name in sorted(edges):
+        visit(name, [])
+    assert len(order) == len(edges)
+
+
+def test_no_module_imports_what_another_room_keeps_to_itself() -> None:
+    offenders = []
+    for path in SOURCES:
+        package = ["omnitune", *path.relative_to(PACKAGE).parent.parts]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("omnitune")
+            ):
+                parent = package[: len(package) + 1 - node.level] if node.level else []
+                origin = [*parent, *(node.module or "").split(".")]
+                names = [*origin, *(alias.name for alias in node.names)]
+                private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+                if private and origin[: len(package)] != package:
+                    offenders.append(f"{path.relative_to(PACKAGE)}: {', '.join(private)}")
+    assert not offenders

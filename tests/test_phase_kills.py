@@ -17,9 +17,9 @@ from test_resume import wait_for, workers
 
 from omnitune import checkpoint
 from omnitune.checkpoint import Saved
-from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
+from omnitune.run_folder import locked
 from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_chat_run, start, write_run
 
 PHASES: list[dict[str, Any]] = [
@@ -221,13 +221,13 @@ def test_a_stop_around_the_end_of_a_phase_is_heeded(
 
 def test_a_killed_run_lets_go_of_its_folder_while_its_readers_live(tmp_path: Path) -> None:
     if (killed := os.fork()) == 0:
-        with session.locked(tmp_path / "run"):
+        with locked(tmp_path / "run"):
             if os.fork() == 0:
                 time.sleep(3)
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(killed, 0)
-    with session.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from omnitune import checkpoint, config
 from omnitune.cli import main
-from omnitune.commands import train as session
 from omnitune.errors import Stopped
 from omnitune.parallel.mesh import Mesh
+from omnitune.resolve import resolve_phases
 from omnitune.testing.runs import small_run, write_run
 
 LORA = {"params": "transformer.blocks.*.attn*", "lr": 1e-2, "lora": {"rank": 4}}
@@ -51,7 +51,7 @@ def whole(home: Path) -> Path:
 
 def train(path: Path, *overrides: str) -> Path:
     run, _ = config.load(path, overrides)
-    return session.train(run, Mesh(run.parallel))
+    return train(run).folder
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -130,10 +130,10 @@ def test_a_stage_that_an_earlier_phase_trained_is_not_cached_later(run_file: Pat
         {"trainable": [FULL], "schedule": {"steps": 1}},
     ]
     run, _ = config.load(run_file, [f"phases={json.dumps(phases)}"])
-    (_, first), (_, second) = session.worked_out(run)
-    assert first.cached_names == second.cached_names == ["moments"]
-    assert "text" in first.live_names
-    assert "text" in second.live_names
+    first, second = resolve_phases(run)
+    assert [s.name for s in first.cached] == [s.name for s in second.cached] == ["moments"]
+    assert "text" in [s.name for s in first.live]
+    assert "text" in [s.name for s in second.live]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 
 from omnitune.commands import demo
+from omnitune.commands.bundled import bundled_run
+from omnitune.commands.train import train
 
 ASSETS = Path(__file__).parents[1] / "omnitune" / "assets"
 POCKET = ASSETS / "pocket-wan"
@@ -60,7 +62,7 @@ def test_weights_are_in_half_precision_and_nothing_tells_of_a_machine() -> None:
 def test_the_demo_trains_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["schedule.steps=2", "schedule.warmup=0", "validation.prompts=[]", "validation.images=[]"]
-    demo.train(ASSETS, words)
+    train(bundled_run(*words))
     assert (demo.FOLDER / "weights" / "pytorch_lora_weights.safetensors").is_file()
     losses = [json.loads(line)["loss"] for line in (demo.FOLDER / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2
@@ -71,7 +73,7 @@ def test_the_demo_trains_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_it_knows_emoji_that_it_never_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["schedule.steps=1", "schedule.warmup=0", "validation.prompts=[]", "validation.images=[]"]
-    demo.train(ASSETS, [*words, f"data.sources.0.path={HELD_OUT}"])
+    train(bundled_run(*words, f"data.sources.0.path={HELD_OUT}"))
     (line,) = (demo.FOLDER / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["loss"] < 0.6  # with weights at random: near 1.3
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from omnitune import checkpoint, config
-from omnitune.commands import train as session
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.random import Draw
+from omnitune.resolve import resolve_run
 from omnitune.testing.runs import ended, metrics, run, small_run, start, write_run
 
 LORA: Any = [{"params": "transformer.blocks.*.attn*", "lr": 1e-3, "lora": {"rank": 4, "alpha": 10}}]
@@ -78,7 +78,7 @@ def assert_equal_losses(one: Path, other: Path, tolerance: float) -> None:
 
 
 def test_both_buckets_and_both_kinds_of_caption_occur_in_the_five_steps(runs: Path) -> None:
-    job = session.make_job(config.validate(config.read(runs / "lora.yaml")))
+    job = resolve_run(config.validate(config.read(runs / "lora.yaml")))
     order = job.order(job.index())
     assert {order.bucket(step).frames for step in range(5)} == {1, 9}
     positions = [row.position for step in range(5) for row in order.batch(step)]

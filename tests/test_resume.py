@@ -24,7 +24,7 @@ from omnitune.callbacks import log
 from omnitune.callbacks.base import Metrics
 from omnitune.checkpoint import Saved
 from omnitune.cli import main
-from omnitune.commands import train as session
+from omnitune.commands.train import train_on
 from omnitune.parallel import launch
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
@@ -207,7 +207,7 @@ def test_a_run_that_fails_closes_the_bar_and_writes_what_it_measured(
     monkeypatch.setattr(log, "HOST_READ_SECONDS", 1000.0)
     monkeypatch.setattr(log.Progress, "close", lambda self: closed.append(self))
     with pytest.raises(RuntimeError, match="the third step"):
-        session.train(config.load(home / "run.yaml", ["name=fails", "schedule.steps=5"])[0], Mesh(Parallel()))
+        train_on(config.load(home / "run.yaml", ["name=fails", "schedule.steps=5"])[0], Mesh(Parallel()))
     assert len(closed) == 1
     assert [record["step"] for record in metrics(home / "runs/fails")] == [1, 2, 3]
 

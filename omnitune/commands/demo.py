@@ -1,18 +1,16 @@
 """The whole way on a laptop: a small base model that is really trained learns a new style by LoRA."""
 
 import time
-from collections.abc import Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from .. import config
 from ..evaluate import Asked, Evaluation, is_installed
 from ..files import write_json
 from ..progress import say
 from ..report import write_report
 from ..run_folder import RUNS
-from .train import train as train_run
+from .bundled import ASSETS, bundled_run
+from .train import train
 
 FOLDER = RUNS / "demo"
 METRICS = "loss,kid"
@@ -22,9 +20,8 @@ SHOWN = {"weights": "weights", "samples": "samples", "report": "report.html"}
 def demo() -> list[str]:
     """Train, compare with the base, show; the same command again goes on or shows the result."""
     started = time.monotonic()
-    with as_file(files("omnitune") / "assets") as assets:
-        train(assets)
-        rows = compare(FOLDER, assets) if is_installed() else []
+    train(bundled_run())
+    rows = compare(FOLDER) if is_installed() else []
     if not rows:
         say("install omnitune[eval] to compare with the model before training")
     write_json(FOLDER / "results.json", rows)
@@ -39,16 +36,9 @@ def demo() -> list[str]:
     ]
 
 
-def train(assets: Path, overrides: Sequence[str] = ()) -> None:
-    """Fine-tune the bundled base on the bundled style."""
-    words = [f"model.path={assets / 'pocket-wan'}", f"data.sources.0.path={assets / 'style' / 'train'}"]
-    run, _ = config.load(assets / "demo.yaml", [*words, *overrides])
-    train_run(run)
-
-
-def compare(folder: Path, assets: Path) -> list[dict[str, Any]]:
+def compare(folder: Path) -> list[dict[str, Any]]:
     """Measure a run and its base on drawings of things that were not trained on; lower is better."""
-    held_out = assets / "style" / "validation"
+    held_out = ASSETS / "style" / "validation"
     found = []
     for base in (True, False):
         asked = Asked(folder=folder, data=held_out, metrics=METRICS, base=base)

@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..export.weights import export as write_weights
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
-from ..resolve import resolve
+from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from .words import Word
 
@@ -28,7 +28,7 @@ def export(request: ExportRequest) -> Path:
     """Write a checkpoint's weights in the published layout; returns their folder."""
     run = read_run(request.folder)
     saved = find_checkpoint(request.folder, request.checkpoint)
-    resolved, mesh = resolve(run), Mesh(Parallel())
+    resolved, mesh = resolve_run(run), Mesh(Parallel())
     name = "weights-raw" if request.raw and run.ema else "weights"
     out = request.out or request.folder / (f"{name}-merged" if request.merged else name)
     if request.out is not None and out.exists() and any(out.iterdir()):

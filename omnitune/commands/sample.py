@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import Mistakes, UserError
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
-from ..resolve import resolve
+from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from ..sampling import check_samples, overridden, wanted, write_samples
 from .words import Word
@@ -59,7 +59,7 @@ def sample(request: SampleRequest) -> SampleResult:
         raise UserError(
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
-    resolved, mistakes = resolve(run), Mistakes()
+    resolved, mistakes = resolve_run(run), Mistakes()
     check_samples(options, resolved.shape, mistakes, LISTS)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..data.captions.crops import Clips
 from ..errors import UserError
 from ..options import plain
 from .run import Run
-from .yaml import Document, read
+from .yaml import Document, parse, read
 
 NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
     ("objective.logit_mean", {"timesteps": ("logit_normal",)}),
@@ -36,6 +36,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Run, Document]:
     """Read and validate a run; every mistake is reported at once, with its line."""
     document = read(path, overrides)
     return validate(document), document
+
+
+def load_run(source: Path | str | Mapping[str, Any], *overrides: str) -> Run:
+    """Make a run of a YAML file, or of its values; overrides are `a.b.c=1` words. Raises UserError."""
+    if not isinstance(source, Mapping):
+        return load(Path(source), overrides)[0]
+    return validate(parse(Path("run"), yaml.safe_dump(dict(source), allow_unicode=True), overrides))
 
 
 @cache

@@ -63,13 +63,18 @@ Loader.add_implicit_resolver(
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Parse YAML and apply `a.b.c=1` overrides. Raises UserError with file and line."""
+    """Read a YAML file and apply `a.b.c=1` overrides. Raises UserError with file and line."""
     try:
         text = path.read_text()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `omnitune init FAMILY > {path}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    return parse(path, text, overrides)
+
+
+def parse(path: Path, text: str, overrides: Sequence[str] = ()) -> Document:
+    """Parse the text of a YAML file, which messages call `path`, and apply overrides."""
     try:
         tree = yaml.compose(text, Loader=Loader)
         _check_aliases(path, tree)

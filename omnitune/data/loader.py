@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,10 @@ class MicroBatches(TorchDataset[Batch | UserError]):
     def rows(self, step: int) -> list[list[Row]]:
         rank, ranks, size = self.cut
         return slices(self.order.batch(step), rank, ranks, size)
+
+    def units(self, step: int, units_of: Callable[[Mapping[str, int]], Mapping[str, int]]) -> dict[str, int]:
+        """Count the units that an objective averages over in the global batch of a step."""
+        return self.order.units(step, lambda i: units_of(self.dataset.units(i)))
 
     def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         step, number = key

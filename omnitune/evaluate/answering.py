@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..objectives.held_out import Step
 from ..objectives.token_loss import token_loss
 from ..progress import say
-from ..resolve import resolve
+from ..resolve import resolve_run
 from . import rows
 from .asked import ANSWERED, Asked
 from .data import conversations, first_items, num_trained
@@ -46,7 +46,7 @@ class AnswerEvaluation(Subject):
         if not path.exists():
             raise UserError(f"--data: {path} is not there; name a file of conversations")
         data = conversations(stated, path)
-        self.job = resolve(replace(self.job.run, data=data), self.job.earlier)
+        self.job = resolve_run(replace(self.job.run, data=data), self.job.earlier)
         index = self.job.index()
         assert isinstance(index, ConversationIndex), type(index)
         for note in index.notes:

@@ -15,7 +15,7 @@ from ..families.base import Sampling
 from ..objectives.held_out import QUANTILES
 from ..progress import say
 from ..random import permuted
-from ..resolve import ResolvedRun, resolve
+from ..resolve import ResolvedRun, resolve_run
 from ..sampling import given_frames
 from .asked import Asked
 from .data import captioned, held_out, num_trained, shown, to_8bit
@@ -53,7 +53,7 @@ class Generated(Subject):
                 raise UserError(f"{where}: {folder} is not a folder; give one of captioned pictures or clips")
         assert isinstance(self.run.data, Data)
         data = held_out(self.run.data, folders, self.asked.size, self.job.shape.limits)
-        job = resolve(replace(self.job.run, data=data), self.job.earlier)
+        job = resolve_run(replace(self.job.run, data=data), self.job.earlier)
         if pictures:  # which are looked at, whether the model takes them or not
             job.bound.sizes = sorted({replace(b, frames=1) for b in job.bound.sizes or ()})
         index = job.index()

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..progress import say
-from ..resolve import resolve
+from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from ..sampling import overridden
 from .asked import Asked
@@ -34,7 +34,7 @@ class Subject(ABC):
         self.options = overridden(self.run.validation, given)
         self.saved = None if asked.base else find_checkpoint(asked.folder, asked.checkpoint)
         self.mesh = Mesh(Parallel())
-        self.job = resolve(deterministic(self.run))
+        self.job = resolve_run(deterministic(self.run))
 
     @property
     def label(self) -> str:

@@ -1,11 +1,11 @@
 """The report of a run: one page that needs nothing but itself."""
 
+from importlib.resources import files
 from pathlib import Path
 
 from ..files import write_text
 from . import curves, gallery, sections
 from .contents import Contents, read_contents
-from .look import SCRIPT, STYLE
 from .markup import note, section, text
 
 INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -44,7 +44,8 @@ def page(run: Contents) -> str:
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{text(run.name)}</title>
-<style>{STYLE}</style>
+<style>
+{_asset("page.css")}</style>
 </head>
 <body>
 <header><p class="kind">{text(_kind(run))}</p><h1>{text(run.name)}</h1>
@@ -55,7 +56,8 @@ def page(run: Contents) -> str:
 {"".join(section(*parts) for parts in found)}
 </main>
 <footer>Written by omnitune {text(version)}</footer>
-<script>{SCRIPT}</script>
+<script>
+{_asset("page.js")}</script>
 </body>
 </html>
 """
@@ -70,3 +72,7 @@ def _kind(run: Contents) -> str:
 def _curves(run: Contents) -> str:
     drawn = curves.figures(run.metrics)
     return f'<div class="curves">{drawn}</div>' if drawn else note("No steps are logged yet.")
+
+
+def _asset(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")

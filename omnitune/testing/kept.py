@@ -1,7 +1,6 @@
 """Count what a piece of code, or a run's forward pass, leaves in memory."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, UntypedStorage
@@ -9,13 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import config
 from ..batch import Batch
-from ..commands.train import build_trainer
-from ..model import set_up
-from ..parallel.mesh import Mesh
 from ..random import Draw
-from ..resolve import prepare
 from ..stages import encode
 from ..trainer import Trainer
 
@@ -59,18 +53,6 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, Tensor):
             yield value.untyped_storage()
-
-
-def trainer_of(file: Path, *overrides: str) -> Trainer:
-    """The trainer of a run as `train` makes it, with its cache filled."""
-    run, _ = config.load(file, overrides)
-    mesh = Mesh(run.parallel)
-    prepared = prepare(run, mesh)
-    first = prepared.first
-    cache = first.open_cache()
-    first.fill_cache(prepared.index, cache, mesh)
-    family = set_up(first, mesh, training=True)
-    return build_trainer(first, family, prepared.index, cache, mesh, file.parent, {})
 
 
 def kept(trainer: Trainer, batch: Batch) -> int:

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from omnitune import files
 from omnitune.cli import STOPS, _work, main
-from omnitune.commands import train as session
+from omnitune.commands.train import train_on
 from omnitune.data import cache
 from omnitune.data import encode as precompute
 from omnitune.data.cache import Store, split_rows, stack_rows
-from omnitune.data.encode import fill
 from omnitune.errors import UserError
 from omnitune.families.diffusion.pipeline import DiffusersFamily
+from omnitune.model import load_family
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
-from omnitune.resolve import Job
+from omnitune.resolve import ResolvedRun
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace
@@ -288,16 +288,17 @@ def test_rows_are_split_and_stacked_again() -> None:
 def encoded(place: "Workplace", mesh: Mesh, *overrides: str) -> dict[str, int]:
     """How many entries of each stage filling the cache encodes."""
     job = place.job(*overrides)
-    return fill(job, job.index(), mesh).encoded
+    return job.fill_cache(job.index(), job.open_cache(), mesh).encoded
 
 
 def test_everything_is_encoded_once_and_the_empty_prompt_with_it(workplace: "Workplace", mesh: Mesh) -> None:
     assert encoded(workplace, mesh) == {"moments": 5, "text": 6}
     assert encoded(workplace, mesh) == {"moments": 0, "text": 0}
     job = workplace.job()
-    samples = job.samples(job.index())
-    keys = job.keys.of(samples.roots({**samples.inputs(0), "caption": ""}))
-    assert job.stores["text"].read(keys["text"])["prompt_embeds"].shape == (1, 32)  # the end token alone
+    samples = job.bound.dataset(job.index())
+    cache = job.open_cache()
+    keys = cache.keys(samples.roots({**samples.inputs(0), "caption": ""}))
+    assert cache.stores["text"].read(keys["text"])["prompt_embeds"].shape == (1, 32)  # the end token alone
 
 
 def test_equal_captions_are_encoded_once(workplace: "Workplace", mesh: Mesh) -> None:
@@ -339,9 +340,9 @@ def test_variants_are_cached_side_by_side(workplace: "Workplace", mesh: Mesh) ->
     workplace.captions = {"long.mp4": "one long clip"}
     workplace.write_captions()
     job = workplace.job("data.variants=40", "data.window=random")
-    filled = fill(job, job.index(), mesh)
+    filled = job.fill_cache(job.index(), job.open_cache(), mesh)
     assert filled.encoded == {"moments": 8, "text": 2}  # 12 - 5 + 1 windows
-    samples = job.samples(job.index())
+    samples = job.bound.dataset(job.index())
     seen = {samples.inputs(0, samples.variant(position))["view"] for position in range(100)}
     assert len(seen) == 8
 
@@ -359,7 +360,10 @@ def test_variants_are_cached_side_by_side(workplace: "Workplace", mesh: Mesh) ->
 def test_what_changes_the_output_of_a_stage_changes_its_fingerprint(
     workplace: "Workplace", override: str, changed: set[str]
 ) -> None:
-    before, after = workplace.job().stage_fingerprints(), workplace.job(override).stage_fingerprints()
+    before, after = (
+        workplace.job().open_cache().fingerprints,
+        workplace.job(override).open_cache().fingerprints,
+    )
     assert {name for name in before if before[name] != after[name]} == changed
 
 
@@ -371,19 +375,19 @@ def test_other_weights_change_the_fingerprint_of_the_stages_that_use_them(
     workplace: "Workplace", tmp_path: Path, component: str, changed: set[str]
 ) -> None:
     shutil.copytree(workplace.model, tmp_path / "model")
-    before = workplace.job().stage_fingerprints()
-    copied = workplace.job("model.path=./model").stage_fingerprints()
+    before = workplace.job().open_cache().fingerprints
+    copied = workplace.job("model.path=./model").open_cache().fingerprints
     assert copied == before
     file = next(p for p in sorted((tmp_path / "model" / component).iterdir()) if p.name != "config.json")
     file.write_bytes(file.read_bytes() + b" ")
-    after = workplace.job("model.path=./model").stage_fingerprints()
+    after = workplace.job("model.path=./model").open_cache().fingerprints
     assert {name for name in before if before[name] != after[name]} == changed
 
 
 def test_a_stage_whose_weights_train_is_not_cached(workplace: "Workplace") -> None:
-    assert workplace.job().cached_names == ["moments", "text"]
+    assert [s.name for s in workplace.job().cached] == ["moments", "text"]
     job = workplace.job("trainable=[{params: [transformer, text_encoder]}]")
-    assert (job.cached_names, job.live_names) == (["moments"], ["latents", "text"])
+    assert ([s.name for s in job.cached], job.live_names) == (["moments"], ["latents", "text"])
 
 
 def test_lost_indices_and_shards_cost_only_what_they_held(workplace: "Workplace", mesh: Mesh) -> None:
@@ -487,7 +491,7 @@ def test_commands_go_on_with_a_cache_that_cannot_be_written_to(
         assert main(["check", "run.yaml"]) == 0
         assert main(["plan", "run.yaml"]) == 0
         assert encoded(workplace, mesh) == dict.fromkeys(before, 0)
-        session.train(workplace.run("schedule.steps=1", "data.num_workers=1"), mesh)
+        train_on(workplace.run("schedule.steps=1", "data.num_workers=1"), mesh)
         capsys.readouterr()
         workplace.add("apple.png", seed=77)
         assert main(["check", "run.yaml"]) == 0
@@ -527,20 +531,20 @@ def test_encoders_are_not_loaded_when_all_is_cached(
     workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = recorded_loads(monkeypatch)
-    session.train(workplace.run("schedule.steps=1", "name=first"), mesh)
+    train_on(workplace.run("schedule.steps=1", "name=first"), mesh)
     assert loaded == ["vae", "text_encoder", "transformer"]
     loaded.clear()
-    session.train(workplace.run("schedule.steps=1", "name=second"), mesh)
+    train_on(workplace.run("schedule.steps=1", "name=second"), mesh)
     assert loaded == ["transformer"]
 
 
-def ready(job: Job, mesh: Mesh) -> Callable[[int], dict[str, Any]]:
+def ready(job: ResolvedRun, mesh: Mesh) -> Callable[[int], dict[str, Any]]:
     """Gives the batch of a step as the objective gets it."""
     index = job.index()
-    fill(job, index, mesh)
-    batches = job.batches(index, mesh)
-    family = job.load_family("cpu", job.train_components)
-    stages = job.stages(family, job.live_names)
+    job.fill_cache(index, job.open_cache(), mesh)
+    batches = job.batches(index, job.open_cache(), mesh)
+    family = load_family(job, "cpu", job.train_components)
+    stages = job.live_stages(family)
 
     def batch(step: int) -> dict[str, Any]:
         found = batches.batch(batches.order.batch(step))
@@ -572,7 +576,7 @@ def test_a_cached_batch_is_the_live_batch(workplace: "Workplace", mesh: Mesh) ->
 def losses(run: Any, mesh: Mesh) -> list[float]:
     import json
 
-    lines = (session.train(run, mesh) / "metrics.jsonl").read_text().splitlines()
+    lines = (train_on(run, mesh) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 

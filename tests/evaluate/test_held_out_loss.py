@@ -13,17 +13,17 @@ from core_fixtures import Workplace
 from diffusers import AutoencoderKLWan
 
 from omnitune import config
-from omnitune.commands import sample as after
-from omnitune.commands import train as session
+from omnitune.commands.train import train_on
 from omnitune.conditions.base import Condition
-from omnitune.data.encode import fill
 from omnitune.evaluate import HeldOutLoss, Step, held_out_loss
 from omnitune.evaluate.data import deterministic, held_out
+from omnitune.model import load_with_adapters, set_up
 from omnitune.objectives.diffusion import Epsilon, FlowMatching
 from omnitune.objectives.held_out import QuantileDraw
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
-from omnitune.resolve import place
+from omnitune.resolve import place, resolve_run
+from omnitune.run_folder import find_checkpoint, run_folder
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 
@@ -38,17 +38,24 @@ def step(tiny_wan, cache, tmp_path_factory, assets):
         stated = small_run(tiny_wan, cache, conditions=[{"name": "caption_dropout", "probability": 0.9}])
         run = deterministic(config.load(write_run(root / "run.yaml", stated))[0])
         run = replace(run, data=held_out(run.data, [assets / "clips" / "validation"], None))
-        job, mesh = session.make_job(run), Mesh(Parallel())
+        job, mesh = resolve_run(run), Mesh(Parallel())
         index = job.index()
-        fill(job, index, mesh)
-        family, compute = job.trained_family("cpu")
+        job.fill_cache(index, job.open_cache(), mesh)
+        family, compute = load_with_adapters(job, "cpu")
         place(family, compute, mesh)
         with torch.no_grad():
             for name, p in family.components.named_parameters():
                 if "lora_B" in name:
                     p.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
-        stages = job.stages(family, job.live_names)
-        return Step(family, run.objective, run.conditions, stages, job.batches(index, mesh), mesh.device)
+        stages = job.live_stages(family)
+        return Step(
+            family,
+            run.objective,
+            run.conditions,
+            stages,
+            job.batches(index, job.open_cache(), mesh),
+            mesh.device,
+        )
 
 
 def test_two_calls_give_the_same_bits_and_leave_no_trace(step):
@@ -193,11 +200,11 @@ def measured(
 ) -> HeldOutLoss:
     """The loss of a run (trained, or its base) on a folder."""
     run = deterministic(place.run("data.cache=null", *overrides))
-    job = session.make_job(replace(run, data=held_out(run.data, [Path(folder)], None)))
-    saved = None if base else after.find_checkpoint(session.run_folder(run), None)
-    family = after.trained(job, mesh, saved, True)
-    stages = job.stages(family, job.live_names)
-    batches = job.batches(job.index(), mesh)
+    job = resolve_run(replace(run, data=held_out(run.data, [Path(folder)], None)))
+    saved = None if base else find_checkpoint(run_folder(run), None)
+    family = set_up(job, mesh, saved, average=True)
+    stages = job.live_stages(family)
+    batches = job.batches(job.index(), job.open_cache(), mesh)
     return held_out_loss(Step(family, run.objective, run.conditions, stages, batches, mesh.device))
 
 
@@ -218,7 +225,7 @@ def test_random_windows_and_crops_change_nothing(workplace: Workplace, mesh: Mes
 
 def test_a_run_that_overfits_shows_it(halves: Workplace, mesh: Mesh) -> None:
     overrides = ["trainable=[{params: transformer, lr: 0.01}]", "schedule.steps=160", "data.batch_size=2"]
-    session.train(halves.run("data.cache=null", *overrides), mesh)
+    train_on(halves.run("data.cache=null", *overrides), mesh)
     untrained, trained = (
         [measured(halves, mesh, folder, overrides, base=base).mean for folder in ("clips", "other")]
         for base in (True, False)

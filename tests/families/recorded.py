@@ -16,16 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from omnitune import config
-from omnitune.commands import train as session
-from omnitune.data.encode import fill
 from omnitune.data.sizes import Bucket
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Denoiser, Noisy
 from omnitune.objectives.diffusion import Diffusion, expand
-from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
+from omnitune.testing.training import start_training
 
 SIDES, LATENT_FRAMES, FPS = 64, 3, 12
 CAPTIONS = ("rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool")
@@ -223,14 +221,12 @@ def record(case: Case, folder: Path) -> list[Both]:
     """
     model = build_tiny(folder / "model", case.family, case.variant)
     run = config.validate(config.read(run_of(case, model, folder)))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    index = job.index()
     with certain_posteriors():
-        fill(job, index, mesh)
-        trainer, family = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
+        ready = start_training(run, folder)
+        job, index, trainer, family = ready.resolved, ready.index, ready.trainer, ready.family
         batch = next(trainer.read())
         captions = [str(caption) for caption in batch[0]["caption"]]
-        samples = job.samples(index)
+        samples = job.bound.dataset(index)
         pictures = {
             keyword: _picture(samples.load(name, samples.inputs(0)))
             for name, keyword in KEYWORDS.items()

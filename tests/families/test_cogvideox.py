@@ -13,20 +13,20 @@ from recorded import Case, certain_posteriors, run_of
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.data import buckets
 from omnitune.data.buckets import Buckets
-from omnitune.data.encode import fill
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
 from omnitune.families.base import Noisy, Sampling
 from omnitune.families.cogvideox import CogVideoX, CogVideoXOptions
+from omnitune.model import load_with_adapters
 from omnitune.objectives.diffusion import VPrediction
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
-from omnitune.resolve import Job
+from omnitune.resolve import ResolvedRun, resolve_run
 from omnitune.testing.tiny import build_tiny
+from omnitune.testing.training import start_training
 
 Load = Callable[..., CogVideoX]
 
@@ -218,9 +218,9 @@ def test_the_levels_of_a_given_frame_are_cached_and_its_noise_is_live(
     model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = run_of(Case("cogvideox", "1.5-5b-i2v", "first"), model("1.5-5b-i2v"), tmp_path)
-    job = session.make_job(config.validate(config.read(run)))
-    assert job.cached_names == ["moments", "text", "picture"]
-    assert job.live_names == ["latents", "image"]
+    job = resolve_run(config.validate(config.read(run)))
+    assert [s.name for s in job.cached] == ["moments", "text", "picture"]
+    assert [s.name for s in job.live] == ["latents", "image"]
     assert not {"pixels", "first_frame"} & {need for stage in job.live for need in stage.needs}
     assert job.train_components == ["transformer", "vae"]
 
@@ -279,7 +279,7 @@ def test_sizes_of_1_5_end_where_its_positions_end(load: Load) -> None:
 
 @dataclass
 class Resized:
-    job: Job
+    job: ResolvedRun
     family: Any
     weights: Path
     notes: list[str]
@@ -291,10 +291,8 @@ def resized(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("resized")
     path = run_of(Case("cogvideox", "5b-i2v", "first"), model("5b-i2v"), folder)
     described = config.read(path, ["data.buckets.frames=[9]", "data.buckets.sizes=[48x80]", "trainable=full"])
-    job = session.make_job(config.validate(described))
-    mesh, index = Mesh(config.validate(described).parallel), job.index()
-    fill(job, index, mesh)
-    trainer, family = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
+    ready = start_training(config.validate(described), folder)
+    job, mesh, index, trainer, family = ready.resolved, ready.mesh, ready.index, ready.trainer, ready.family
     trainer.train_step(next(trainer.read()))
     export(family, job.claims, mesh, folder / "weights")
     return Resized(job, family, folder / "weights", list(index.notes))
@@ -346,7 +344,7 @@ def test_learned_positions_are_of_one_size_alone(model: Callable[[str], Path], t
 
     def mistake(*words: str) -> str:
         with pytest.raises(UserError) as caught:
-            session.make_job(config.validate(config.read(path, words)))
+            resolve_run(config.validate(config.read(path, words)))
         return str(caught.value)
 
     assert mistake("data.buckets.frames=[9, 17]") == (
@@ -363,8 +361,8 @@ def test_a_lora_keeps_its_alpha_in_the_published_pipeline(
 ) -> None:
     path = run_of(Case("cogvideox", "2b", None), model("2b"), tmp_path)
     run = config.validate(config.read(path, ["trainable.lora={rank: 4, alpha: 10}"]))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    family, _ = job.trained_family("cpu")
+    job, mesh = resolve_run(run), Mesh(run.parallel)
+    family, _ = load_with_adapters(job, "cpu")
     for name, parameter in family.components.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)

@@ -10,8 +10,7 @@ from recorded import Calls, Case, cases, run_of
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
-from omnitune.parallel.mesh import Mesh
+from omnitune.commands.train import train
 from omnitune.trainer import Trainer
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -38,7 +37,7 @@ def trained(case: Case, model: Path, folder: Path, trainable: Any) -> tuple[Any,
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(Trainer, "fit", watched)
-        out = folder / session.train(run, Mesh(run.parallel))
+        out = folder / train(run).folder
     return kept[0].family, calls, out
 
 

@@ -10,11 +10,11 @@ from recorded import Case, cases, certain_posteriors, run_of
 from safetensors.torch import load_file
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.evaluate import Step, held_out_loss
 from omnitune.export.weights import export
-from omnitune.parallel.mesh import Mesh
+from omnitune.resolve import resolve_run
 from omnitune.testing import runs
+from omnitune.testing.training import start_training
 from omnitune.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -26,15 +26,12 @@ THREE = ("rocket", "a cat plays with a ball of wool", "two boats on a lake")
 
 def learn(case: Case, model: Path, folder: Path, **keys: Any) -> tuple[list[float], Trainer]:
     """Train on three clips; their loss at fixed noise before and after, and where every answer is 0."""
-    from omnitune.data.encode import fill
 
     keys = {"schedule": {"steps": STEPS}, "optimizer": {"name": "adamw", "lr": 5e-3}, **keys}
     run = config.validate(config.read(run_of(case, model, folder, captions=THREE, **keys)))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    index = job.index()
-    fill(job, index, mesh)
-    trainer, family = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
-    step = Step(family, run.objective, run.conditions, trainer.stages, trainer.batches, mesh.device)
+    ready = start_training(run, folder)
+    trainer, family = ready.trainer, ready.family
+    step = Step(family, run.objective, run.conditions, trainer.stages, trainer.batches, ready.mesh.device)
     size = 1 if getattr(family, "experts", None) else 8
     losses = [held_out_loss(step, batch_size=size).mean]
     for batches in trainer.read():
@@ -67,7 +64,7 @@ def test_full_fine_tuning_and_then_an_adapter_learn_three_clips(
         assert after < 0.8 * min(before, zero)
         _, trainer = learn(case, model(case), tmp_path / "base", trainable="full", seed=20, top=64)
         run = config.validate(config.read(tmp_path / "base" / "run.yaml"))
-        export(trainer.family, session.make_job(run).claims, trainer.mesh, tmp_path / "weights")
+        export(trainer.family, resolve_run(run).claims, trainer.mesh, tmp_path / "weights")
         started = {
             "init_from": str(tmp_path / "weights"),
             "trainable": [{"params": [f"{core}.*" for core in trainer.family.cores], "lora": {"rank": 16}}],

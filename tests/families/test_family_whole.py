@@ -13,13 +13,13 @@ from recorded import CAPTIONS, SIDES, Case, cases, run_of, write_clips
 
 from omnitune import config
 from omnitune.cli import main
-from omnitune.commands import train as session
-from omnitune.commands.init import table, text
-from omnitune.commands.plan import lines
+from omnitune.commands.init import InitRequest, init
+from omnitune.commands.models import models
+from omnitune.commands.plan import plan
+from omnitune.commands.train import train
 from omnitune.errors import UserError
 from omnitune.families import REGISTRY, resolve
 from omnitune.families.base import Denoiser
-from omnitune.parallel.mesh import Mesh
 from omnitune.testing import runs
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -36,16 +36,16 @@ TALL = 96
 @pytest.mark.parametrize(("family", "variant"), VARIANTS)
 def test_what_init_writes_is_planned_without_weights(family: str, variant: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(text(resolve(family), variant))
+    file.write_text(init(InitRequest(family, variant)))
     run, _ = config.load(file)
-    plan = "\n".join(lines(run))
-    assert f"model: {resolve(family).variants[variant]}, from shipped configuration" in plan
-    assert "verified" in plan
+    told = "\n".join(plan(run))
+    assert f"model: {resolve(family).variants[variant]}, from shipped configuration" in told
+    assert "shipped configuration" in told
     assert run.model.options == {"text_length": resolve(family).Options().text_length}
 
 
 def test_models_lists_every_checkpoint_with_its_smallest_size() -> None:
-    listed = table()
+    listed = models()
     for family, variant in VARIANTS:
         assert f"  {variant}: {resolve(family).variants[variant]}; height and width multiples of " in listed
 
@@ -58,16 +58,16 @@ def test_a_size_it_does_not_take_is_refused_before_anything_loads(
     shape = cls.load(cls.variants[variant], "meta", torch.float32, only=[])
     side = 9 * shape.limits.spatial
     file = tmp_path / "run.yaml"
-    file.write_text(text(cls, variant))
+    file.write_text(init(InitRequest(family, variant)))
     words = [
         "data.buckets.area=null", f"data.buckets.sizes=[{side + 1}x{side}]", "validation.size=null"
     ]  # fmt: skip
     with pytest.raises(UserError, match=f"{side + 1}x{side} is not.*{side}x{side}"):
-        list(lines(config.load(file, words)[0]))
+        list(plan(config.load(file, words)[0]))
     if shape.limits.most_frames != 1:
         least = shape.limits.temporal + 1
         with pytest.raises(UserError, match=rf"frames: {least + 1} is not .*the nearest is {least}"):
-            list(lines(config.load(file, [f"data.buckets.frames=[{least + 1}]"])[0]))
+            list(plan(config.load(file, [f"data.buckets.frames=[{least + 1}]"])[0]))
 
 
 @EVERY
@@ -80,7 +80,7 @@ def test_samples_are_made_while_training(case: Case, model: Model, tmp_path: Pat
     run = config.validate(config.read(file))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        folder = tmp_path / session.train(run, Mesh(run.parallel))
+        folder = tmp_path / train(run).folder
     for step in ("step-00000000", "step-00000001"):
         (sample,) = [p for p in (folder / "samples" / step).iterdir() if p.suffix in (".png", ".mp4")]
         assert sample.stat().st_size > 0
@@ -108,7 +108,7 @@ def test_several_sizes_and_pictures_beside_clips_train_in_one_run(
     run = config.validate(config.read(runs.write_run(file, data)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        folder = tmp_path / session.train(run, Mesh(run.parallel))
+        folder = tmp_path / train(run).folder
     seen = {json.loads(line)["bucket"] for line in (folder / "data.jsonl").read_text().splitlines()}
     assert len(seen) == (2 if 1 not in mixed or frames == [1] else 3)
     assert all(np.isfinite(record["loss"]) for record in runs.metrics(folder))
@@ -124,7 +124,7 @@ def test_samples_of_a_trained_run_are_given_pictures_on_the_command_line(
     Image.fromarray(np.full((SIDES, SIDES, 3), 120, np.uint8)).save(picture)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        session.train(run, Mesh(run.parallel))
+        train(run)
         words = ["sample", "runs/run", "--prompt", "rocket", "--steps", "1", "--image", str(picture)]
         assert main(words) == 2
         assert "--last-image: image-to-video samples need one for each prompt" in capsys.readouterr().err

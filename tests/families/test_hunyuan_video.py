@@ -14,8 +14,6 @@ from recorded import Case, run_of
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
-from omnitune.data.encode import fill
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.families.base import Noisy, Sampling
@@ -23,6 +21,7 @@ from omnitune.families.hunyuan_video import HunyuanVideo, HunyuanVideoOptions
 from omnitune.objectives.diffusion import FlowMatching
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
+from omnitune.resolve import resolve_run
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny import build_tiny
 
@@ -247,10 +246,10 @@ def test_the_cache_keeps_an_empty_prompt_for_each_picture(
         {"name": "frame_conditioning", "dropout": 0.5}, {"name": "caption_dropout", "probability": 0.5},
     ]  # fmt: skip
     run = config.validate(config.read(write_run(file, described)))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    filled = fill(job, job.index(), mesh)
+    job, mesh = resolve_run(run), Mesh(run.parallel)
+    filled = job.fill_cache(job.index(), job.open_cache(), mesh)
     assert filled.encoded == {"moments": 2, "text": 4, "pooled": 2, "text_black": 2, "condition": 2}
-    assert fill(job, job.index(), mesh).complete
+    assert job.fill_cache(job.index(), job.open_cache(), mesh).complete
 
 
 def test_text_that_one_checkpoint_cached_is_not_the_other_s(load: Load) -> None:

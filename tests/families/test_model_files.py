@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnitune.commands.check import check_run
+from omnitune.commands.check import check
 from omnitune.errors import UserError
 from omnitune.families.diffusion.files import ModelFiles
 from omnitune.families.wan import Wan
@@ -173,7 +173,7 @@ def test_weights_that_are_not_fetched_yet_are_listed_and_not_fetched(partly, mon
 
 
 def test_check_says_which_weights_it_did_not_see(partly, workplace, capsys):
-    check_run(workplace.run("model.path=org/tiny"))
+    check(workplace.run("model.path=org/tiny"))
     line = "transformer, vae, text_encoder: not on this machine; `train` fetches them from the hub\n"
     assert line in capsys.readouterr().out
 

@@ -11,11 +11,9 @@ from recorded import Case, cases, run_of
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
-from omnitune.data.encode import fill
 from omnitune.families.base import Denoiser, Noisy
 from omnitune.objectives.diffusion import Diffusion
-from omnitune.parallel.mesh import Mesh
+from omnitune.testing.training import start_training
 from omnitune.trainer import Trainer
 
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -25,11 +23,7 @@ Model = Callable[[Case], Path]
 def trainer_of(case: Case, model: Path, folder: Path, **keys: Any) -> Trainer:
     """The trainer of a run on two clips or pictures, before its first step."""
     run = config.validate(config.read(run_of(case, model, folder, **keys)))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    index = job.index()
-    fill(job, index, mesh)
-    trainer, _ = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
-    return trainer
+    return start_training(run, folder).trainer
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from test_family_export import STEPS, trained
 from test_training import loss_of, seen, trainer_of
 
 from omnitune import config
-from omnitune.commands import train as session
+from omnitune.commands.train import train
 from omnitune.errors import UserError
 from omnitune.evaluate import Asked, Evaluation
 from omnitune.families.wan import Wan, WanOptions
-from omnitune.parallel.mesh import Mesh
 from omnitune.report import write_report
+from omnitune.resolve import resolve_run
 from omnitune.testing.runs import write_run
 
 I2V, EXPERTS, PER_TOKEN = (
@@ -111,9 +111,9 @@ def run_on(case: Case, model: Path, folder: Path, **data: Any) -> Path:
 
 def test_a_picture_of_images_txt_takes_the_place_of_the_first_frame(model, tmp_path: Path) -> None:
     run = config.validate(config.read(run_on(I2V, model(I2V), tmp_path)))
-    job = session.make_job(run)
+    job = resolve_run(run)
     index = job.index()
-    samples = job.samples(index)
+    samples = job.bound.dataset(index)
     first = samples.load("first_frame", samples.inputs(0))
     red = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1, 1)
     assert torch.equal(first, red.expand_as(first))
@@ -134,7 +134,7 @@ def test_a_picture_that_would_not_be_what_the_clip_goes_on_from_is_refused(
 ) -> None:
     run = config.validate(config.read(run_on(case, model(case), tmp_path, **data)))
     with pytest.raises(UserError, match=message):
-        session.make_job(run).index()
+        resolve_run(run).index()
 
 
 def test_an_image_to_video_run_is_evaluated_at_a_size_and_with_pictures(model, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_image_to_video_run_is_evaluated_at_a_size_and_with_pictures(model, t
     pictures = write_clips(tmp_path / "pictures", 1, [f"picture {i}" for i in range(9)], seed=50)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        folder = session.train(run, Mesh(run.parallel))
+        folder = train(run).folder
         asked = Asked(
             folder=folder, data=tmp_path / "clips", fit=[pictures], size="9x32x32", steps=1,
             metrics="loss,text_image,motion", base=True,

@@ -11,14 +11,12 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.data import media
-from omnitune.data.encode import fill
 from omnitune.objectives.diffusion import FlowMatching
-from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
+from omnitune.testing.training import start_training
 
 pytest_plugins = ["core_fixtures"]
 
@@ -98,10 +96,8 @@ def take_step(model: Path, folder: Path, scheduler: Any = None) -> Step:
         ),
     )  # fmt: skip
     run = config.validate(config.read(file))
-    job, mesh = session.make_job(run), Mesh(run.parallel)
-    index = job.index()
-    fill(job, index, mesh)
-    trainer, family = session.build_trainer(job, index, mesh, folder, index.buckets[0], {})
+    ready = start_training(run, folder)
+    job, index, trainer, family = ready.resolved, ready.index, ready.trainer, ready.family
     rows = trainer.batches.order.batch(0)
     assert not any(stage.name in ("moments", "text") for stage in trainer.stages), (
         "cached inputs are what is tested"
@@ -125,7 +121,7 @@ def take_step(model: Path, folder: Path, scheduler: Any = None) -> Step:
         patch.setattr(Draw, "normal", remember)
         patch.setattr(FlowMatching, "levels", lambda self, family, x0, draw: fed.float() / 1000)
         trainer.train_step(next(trainer.read()))
-    samples = job.samples(index)
+    samples = job.bound.dataset(index)
     pixels = torch.stack([samples.load("pixels", samples.inputs(row.index)) for row in rows])
     return Step(fed, published, trained, pixels, draws)
 

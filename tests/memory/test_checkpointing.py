@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.families.vlm.types import TYPES
 from omnitune.memory.checkpointing import checkpoint_blocks, outermost
 from omnitune.parallel.precision import hold_master_weights
+from omnitune.resolve import resolve_run
 from omnitune.testing import kept
 from omnitune.testing.kept import Kept
 from omnitune.testing.runs import small_chat_run, small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
+from omnitune.testing.training import start_training
 from omnitune.trainer import Trainer
 
 FULL = {"memory": {"checkpointing": "full"}}
@@ -29,7 +30,8 @@ Described = dict[str, Any]
 
 
 def trainer_of(folder: Path, described: Mapping[str, Any]) -> Trainer:
-    return kept.trainer_of(write_run(folder / "run.yaml", described))
+    run, _ = config.load(write_run(folder / "run.yaml", described))
+    return start_training(run, folder).trainer
 
 
 def learned(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
@@ -122,7 +124,7 @@ def test_a_layer_of_which_the_attention_alone_is_listed_counts_whole(
 ) -> None:
     run = small_chat_run(tiny_vlm("idefics3"), tmp_path / "chats", pictures=1, texts=1, **ALL_OPEN, **FULL)
     described, _ = config.load(write_run(tmp_path / "run.yaml", run))
-    job = session.make_job(described)
+    job = resolve_run(described)
     names = {type(block).__name__ for block in job.learning_blocks(job.shape)["model"]}
     assert names == {"Idefics3EncoderLayer", "LlamaDecoderLayer"}
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands.plan import lines
+from omnitune.commands.plan import plan
 from omnitune.errors import UserError
 from omnitune.families.wan import Wan
 from omnitune.testing.runs import metrics, run, small_chat_run, small_run, write_run
@@ -75,8 +75,8 @@ def test_a_run_may_go_on_with_it_and_ends_in_the_same_bits(
     assert draws[0] == draws[1]
 
 
-def plan(*words: str, file: Path = EXAMPLE) -> list[str]:
-    return [line for line in lines(config.load(file, words)[0]) if line.startswith("activation")]
+def planned(*words: str, file: Path = EXAMPLE) -> list[str]:
+    return [line for line in plan(config.load(file, words)[0]) if line.startswith("activation")]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def plan(*words: str, file: Path = EXAMPLE) -> list[str]:
 )
 def test_the_plan_counts_the_layers_that_gradients_flow_through(word: str, blocks: int) -> None:
     told = [f"activation checkpointing: full, {blocks} blocks of model"]
-    assert plan(FULL, word) == told
-    assert plan(FULL, word, "data.cache=null") == told
+    assert planned(FULL, word) == told
+    assert planned(FULL, word, "data.cache=null") == told
 
 
 def test_the_plan_says_nothing_where_it_is_off() -> None:
-    assert plan("memory.checkpointing=none") == []
+    assert planned("memory.checkpointing=none") == []
 
 
 def test_the_plan_counts_a_text_encoder_that_trains(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_plan_counts_a_text_encoder_that_trains(tiny_wan: Path, cache: Path,
     counts = {name: len(shape.blocks(name)) for name in ("transformer", "text_encoder")}
     assert min(counts.values()) > 0
     told = ", ".join(f"{count} blocks of {name}" for name, count in counts.items())
-    assert plan(FULL, file=file) == [f"activation checkpointing: full, {told}"]
+    assert planned(FULL, file=file) == [f"activation checkpointing: full, {told}"]
 
 
 def test_a_word_that_is_none_of_its_values_is_refused(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_it_is_refused_where_no_layer_repeats(
     monkeypatch.setattr(Wan, "blocks", lambda family, component: [])
     file = write_run(tmp_path / "run.yaml", small_run(tiny_wan, cache))
     with pytest.raises(UserError) as told:
-        plan(FULL, file=file)
+        planned(FULL, file=file)
     assert str(told.value) == (
         "memory.checkpointing: full has no effect: no gradient flows through a repeated layer of wan here; "
         "leave it out"

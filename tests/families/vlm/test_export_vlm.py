@@ -13,15 +13,13 @@ from test_ranks_vlm import ALL_OPEN, write
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import train as session
 from omnitune.data.conversations.options import ChatOptions
-from omnitune.data.encode import fill
 from omnitune.export.weights import export
 from omnitune.families.vlm.chat import collate
 from omnitune.families.vlm.export import write_merged
 from omnitune.families.vlm.types import TYPES
-from omnitune.parallel.mesh import Mesh
 from omnitune.testing.tiny_vlm import tiny_types
+from omnitune.testing.training import start_training
 
 LORA: dict[str, Any] = {
     "trainable": {"lora": {"rank": 4, "alpha": 10}, "lr": 1e-2}, "freeze_vision_tower": False,
@@ -41,10 +39,9 @@ class Left:
 
     def _train(self, folder: Path, file: Path) -> None:
         run = config.validate(config.read(file))
-        self.folder, self.mesh, self.job = folder, Mesh(run.parallel), session.make_job(run)
-        index = self.job.index()
-        fill(self.job, index, self.mesh)
-        trainer, family = session.build_trainer(self.job, index, self.mesh, folder, index.buckets[0], {})
+        ready = start_training(run, folder)
+        self.folder, self.mesh, self.job = folder, ready.mesh, ready.resolved
+        trainer, family = ready.trainer, ready.family
         self.family: Any = family
         for batches in trainer.read():
             trainer.train_step(batches)

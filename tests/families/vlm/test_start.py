@@ -15,8 +15,9 @@ from test_export_vlm import loaded
 from torch import Tensor
 
 from omnitune import cli, config
-from omnitune.commands import train as session
 from omnitune.families.vlm.start import PeftFolders
+from omnitune.model import load_with_adapters
+from omnitune.resolve import resolve_run
 from omnitune.testing import runs
 
 LORA: dict[str, Any] = {
@@ -177,7 +178,7 @@ def by_peft(base: Path, folder: Path, **settings: Any) -> tuple[Any, Path]:
 
 def first_logits(new: Ran) -> Tensor:
     with chdir(new.folder):
-        family, _ = session.make_job(config.validate(config.read(new.file))).trained_family("cpu")
+        family, _ = load_with_adapters(resolve_run(config.validate(config.read(new.file))), "cpu")
     with torch.no_grad():
         found: Tensor = family.components["model"](input_ids=torch.arange(30)[None]).logits
     return found
@@ -387,7 +388,7 @@ def test_further_tokens_on_a_whole_model_get_rows_and_leave_the_others(left: Lef
     more = {**model, "options": {"add_tokens": [*TOKENS, "<end>"]}}
     new = started(ran, tmp_path, exported(ran), model=more)
     with chdir(new.folder):
-        family, _ = session.make_job(config.validate(config.read(new.file))).trained_family("cpu")
+        family, _ = load_with_adapters(resolve_run(config.validate(config.read(new.file))), "cpu")
     before = load_file(exported(ran) / "model.safetensors")[HEAD]
     rows = family.components["model"].lm_head.weight
     assert rows.shape == (448, 32)
