@@ -13,8 +13,9 @@ from torch import Tensor
 
 from omnitune.data.conversations.conversation import Conversation, Media
 from omnitune.data.conversations.options import ChatOptions
+from omnitune.data.conversations.tokens import Encoded, LeftOut
 from omnitune.errors import UserError
-from omnitune.families.vlm.chat import Chat, Dropped, Encoded, collate
+from omnitune.families.vlm.chat import Chat, collate
 from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
 
@@ -60,7 +61,7 @@ def processor(tiny_vlm: Callable[..., Path]) -> Callable[..., Any]:
 
 
 def opened(conversation: Conversation) -> list[Any]:
-    return [Image.open(each.paths[0]).convert("RGB") for each in conversation.media]
+    return [Image.open(each.files[0].path).convert("RGB") for each in conversation.media]
 
 
 def plain(conversation: Conversation, pictures: bool = True) -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def plain(conversation: Conversation, pictures: bool = True) -> list[dict[str, A
             return {"type": "text", "text": each}
         if not pictures:
             return {"type": each.kind}
-        return {"type": "image", "image": Image.open(each.paths[0]).convert("RGB")}
+        return {"type": "image", "image": Image.open(each.files[0].path).convert("RGB")}
 
     return [{"role": m.role, "content": [part(each) for each in m.parts]} for m in conversation.messages]
 
@@ -233,7 +234,7 @@ def test_an_item_that_is_too_long_is_dropped(processor: Any) -> None:
     own = processor("qwen2_vl")
     length = len(encoded(chat(own, "qwen2_vl"), PICTURE))
     assert isinstance(chat(own, "qwen2_vl", max_length=length).encode(PICTURE), Encoded)
-    assert chat(own, "qwen2_vl", max_length=length - 1).encode(PICTURE) == Dropped(
+    assert chat(own, "qwen2_vl", max_length=length - 1).encode(PICTURE) == LeftOut(
         f"train.json: item 1: {length} tokens, and max_length is {length - 1}"
     )
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from omnitune.data import media
 from omnitune.data.captions.item import Item
-from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 
@@ -38,13 +39,13 @@ def scanned(root, folder="set"):
 
 @pytest.mark.parametrize("key", ["caption", "text", "prompt"])
 def test_jsonl_names_files_and_captions(make, tmp_path, key):
-    film = make.clip("set/deep/a.mp4", frames=9)
-    picture = make.image("set/b.png")
+    make.clip("set/deep/a.mp4", frames=9)
+    make.image("set/b.png")
     lines = rows({"file_name": "deep/a.mp4", key: " a fox "}, {key: "a hen", "file_name": "./b.png"})
     make.text("set/metadata.jsonl", "\ufeff" + lines + "\n")
-    assert scanned(tmp_path).items == [
-        Item("set/deep/a.mp4", film, "video", "a fox", 48, 32, 9, 24.0, "set/metadata.jsonl:1"),
-        Item("set/b.png", picture, "image", "a hen", 12, 8, 1, 0.0, "set/metadata.jsonl:2"),
+    assert list(scanned(tmp_path).items) == [
+        Item("set/deep/a.mp4", "deep/a.mp4", "a fox", "set/metadata.jsonl:1", "video", 48, 32, 9, 24.0),
+        Item("set/b.png", "b.png", "a hen", "set/metadata.jsonl:2", "image", 12, 8, 1, 0.0),
     ]
     assert scanned(tmp_path).notes == []
 
@@ -258,7 +259,7 @@ def test_sources_that_give_equal_ids_are_named(make, tmp_path):
         make.image(f"{folder}/x.png")
         make.text(f"{folder}/x.txt", "words")
     assert mistakes(tmp_path, "a/set", "b/set") == [
-        "data.sources: a/set and b/set both hold set/x.png; rename one folder, or list it once"
+        "data.sources: a/set and b/set both hold set/x.png; rename one, or list it once"
     ]
 
 
@@ -275,10 +276,10 @@ def test_a_second_scan_opens_no_file_and_one_after_a_change_that_file(make, tmp_
     make.image("set/b.png")
     make.text("set/metadata.jsonl", rows(row("a.mp4"), row("b.png")))
     opened, probe = [], media.probe
-    monkeypatch.setattr(media, "probe", lambda path: (opened.append(path.name), probe(path))[1])
-    first = scanned(tmp_path).items
+    monkeypatch.setattr(media, "probe", lambda file: (opened.append(file.path.name), probe(file))[1])
+    first = list(scanned(tmp_path).items)
     assert sorted(opened) == ["a.mp4", "b.png"]
-    assert scanned(tmp_path).items == first
+    assert list(scanned(tmp_path).items) == first
     assert len(opened) == 2
     make.image("set/b.png", height=20)
     assert [item.height for item in scanned(tmp_path).items] == [32, 20]
