@@ -48,6 +48,11 @@ class _Packed:
 class Texts(_Packed, Rows[str]):
     """Strings."""
 
+    def __init__(self, texts: Iterable[str] = ()):
+        super().__init__()
+        for text in texts:
+            self.append(text)
+
     def append(self, text: str) -> None:
         self.add(text.encode(errors="surrogatepass"))  # names of files may hold bytes that are no text
 

@@ -4,7 +4,7 @@ A source is an option, of this package or of another one (`name: my_package.my_m
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 from ..errors import UserError
-from ..files import File, Hashes, Openable
+from ..files import File, Hashes, Openable, Version
 from . import media
 
 T = TypeVar("T")
@@ -51,27 +51,41 @@ class Source(Protocol[ItemT]):
         """Give the bytes that an item calls `file`. Raises UserError if they are known not to be there."""
 
 
-def probe_all(files: Sequence[Openable], memo: Hashes) -> list[media.Probe | UserError]:
-    """Probe in parallel what is not remembered; what cannot be probed is not remembered either."""
-
-    def probe(file: Openable) -> media.Probe | UserError:
+def probe_all(
+    files: Iterable[str], opener: Callable[[str], Openable], memo: Hashes
+) -> dict[str, media.Probe | UserError]:
+    """Probe each file once, in parallel; what was found is remembered, what cannot be probed is not."""
+    found: dict[str, media.Probe | UserError] = {}
+    unknown: dict[str, tuple[Openable, Version | None]] = {}
+    for file in dict.fromkeys(files):
         try:
-            _check_name(file)
-            return media.probe(file)
+            opened = opener(file)
+            version = opened.version()
         except UserError as error:
-            return error
-
-    versions = [file.version() for file in files]
-    known = [memo.recall(PROBE, v) if v is not None and is_text(v.path) else None for v in versions]
+            found[file] = error
+        except OSError as error:
+            found[file] = UserError(f"{file}: {error.strerror}; correct the name, or bring the file back")
+        else:
+            known = memo.recall(PROBE, version) if version is None or is_text(version.path) else None
+            if known is None:
+                unknown[file] = opened, version
+            else:
+                found[file] = media.Probe.parse(known)
     with ThreadPoolExecutor() as pool:
-        opened = pool.map(probe, [file for file, text in zip(files, known, strict=True) if text is None])
-        found: list[media.Probe | UserError] = []
-        for version, text in zip(versions, known, strict=True):
-            one = next(opened) if text is None else media.Probe.parse(text)
-            if text is None and isinstance(one, media.Probe):
-                memo.remember(PROBE, version, one.text())
-            found.append(one)
+        probes = pool.map(_probe, [opened for opened, _ in unknown.values()])
+        for (file, (_, version)), probe in zip(unknown.items(), probes, strict=True):
+            found[file] = probe
+            if isinstance(probe, media.Probe):
+                memo.remember(PROBE, version, probe.text())
     return found
+
+
+def _probe(file: Openable) -> media.Probe | UserError:
+    try:
+        _check_name(file)
+        return media.probe(file)
+    except UserError as error:
+        return error
 
 
 def _check_name(file: Openable) -> None:

@@ -77,6 +77,8 @@ def place(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where:
 
 def num_frames_at(item: Item, fps: float | None) -> int:
     """Count the frames a clip gives at a rate: as many as have a nearest source frame within the clip."""
+    if item.kind == "image":
+        return 1
     if item.times and fps is not None:
         return ceil(_end(item) * fps)
     return ceil((item.num_frames - Fraction(1, 2)) / _step(item, fps))

@@ -81,9 +81,9 @@ class Items(Rows[Item]):
         return len(self.rates)
 
     def row(self, i: int) -> Item:
-        media = {name: files[i] for name, files in self.media.items() if files[i]}
+        media = {name: file for name, files in self.media.items() if (file := files.row(i))}
         return Item(
-            self.ids[i], self.files[i], self.captions[i], self.wheres[i],
+            self.ids.row(i), self.files.row(i), self.captions.row(i), self.wheres.row(i),
             "video" if self.rates[i] else "image", self.widths[i], self.heights[i], self.lengths[i],
             self.rates[i], self.times.get(i, ()), media,
         )  # fmt: skip
@@ -92,7 +92,7 @@ class Items(Rows[Item]):
         """These rows, in this order."""
         found = Items(self.sources, self.base)
         for i in rows:
-            found.append(self.source_numbers[i], self[i])
+            found.append(self.source_numbers.row(i), self.row(i))
         return found
 
     def open(self, i: int, medium: str = "pixels") -> Openable:

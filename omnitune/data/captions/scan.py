@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...errors import UserError
@@ -52,8 +53,7 @@ def _probed(
     """Probe items and their media; results and mistakes keep the order of the items."""
     wanted = [item.file for item in items if not item.num_frames]
     wanted += [file for item in items for file in item.media.values()]
-    files = list(dict.fromkeys(wanted))
-    found = dict(zip(files, probe_all([source.open(base, file) for file in files], memo), strict=True))
+    found = probe_all(wanted, partial(source.open, base), memo)
     for item in items:
         mistakes = []
         if not item.num_frames:

@@ -1,7 +1,6 @@
 """Look up the pictures and clips that conversations name, each file once."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from ...errors import UserError
 from ...files import Hashes, Openable
@@ -13,25 +12,11 @@ MOST_ASPECT = 200
 """Long side over short side: Qwen's processors refuse more."""
 
 
-@dataclass(frozen=True)
 class MediaFiles:
     """What files are, by the names that a source opens them by, or what is wrong with each."""
 
-    opened: Mapping[str, Openable]
-    found: Mapping[str, Probe | UserError]
-
-    @staticmethod
-    def of(files: Collection[str], opener: Callable[[str], Openable], memo: Hashes) -> "MediaFiles":
-        """Probe each file that is there."""
-        opened: dict[str, Openable] = {}
-        found: dict[str, Probe | UserError] = {}
-        for file in dict.fromkeys(files):
-            try:
-                opened[file] = opener(file)
-            except UserError as error:
-                found[file] = error
-        found.update(zip(opened, probe_all(list(opened.values()), memo), strict=True))
-        return MediaFiles(opened, found)
+    def __init__(self, files: Iterable[str], opener: Callable[[str], Openable], memo: Hashes):
+        self.opener, self.found = opener, probe_all(files, opener, memo)
 
     def media(self, named: NamedMedia, problems: list[str]) -> Media | None:
         """A picture or a clip as probed."""
@@ -43,7 +28,7 @@ class MediaFiles:
         first = probes[0]
         if first is None or len(problems) > before:
             return None
-        files = tuple(self.opened[file] for file in named.files)
+        files = tuple(map(self.opener, named.files))
         num_frames = len(files) if named.pictures else first.num_frames
         return Media(named.kind, files, first.width, first.height, num_frames, first.fps)
 

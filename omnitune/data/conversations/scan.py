@@ -35,7 +35,7 @@ def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes
         for number, source in enumerate(sources):
             for chunk in chunked(source.items(base, findings)):
                 names = [file for parsed in chunk for named in parsed.named for file in named.files]
-                files = MediaFiles.of(names, partial(source.open, base), memo)
+                files = MediaFiles(names, partial(source.open, base), memo)
                 items += [one for parsed in chunk if (one := _conversation(parsed, files))]
                 numbers += [number] * (len(items) - len(numbers))
                 findings.mistakes += [f"{one.where}: {problem}" for one in chunk for problem in one.problems]
