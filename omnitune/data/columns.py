@@ -25,6 +25,9 @@ class Rows(Sequence[T]):
         found = range(len(self))[i]
         return self.row(found) if isinstance(found, int) else [self.row(k) for k in found]
 
+    def __iter__(self) -> Iterator[T]:
+        return map(self.row, range(len(self)))
+
 
 class _Packed:
     """Pieces of bytes, one behind the other in one buffer: 4 bytes each beside their own."""

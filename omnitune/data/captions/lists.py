@@ -20,6 +20,8 @@ class LineLists(FolderSource):
     """Lists of captions, of clips and of pictures, in CogVideo's layout: line i of each belongs together."""
 
     name: Literal["line_lists"] = "line_lists"
+    path: Path
+    """Folder of the lists; relative paths start at the folder in which the command runs."""
     captions: Path | None = None
     """List of captions; absent: `prompts.txt` or `prompt.txt`, the one that is there."""
     media: Path = Path("videos.txt")

@@ -19,12 +19,10 @@ CAPTIONS = ("caption", "text", "prompt")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-@option
 class FolderSource:
     """What sources share that read a folder."""
 
     path: Path
-    """Relative paths start at the folder in which the command runs."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -55,6 +53,8 @@ class Folder(FolderSource):
     """Pictures and clips of a folder; captions in `metadata.jsonl`, `metadata.csv` or `.txt` beside each."""
 
     name: Literal["folder"] = "folder"
+    path: Path
+    """Relative paths start at the folder in which the command runs."""
     media: dict[str, str] = field(default_factory=dict)
     """Columns of the metadata file that name further files of a sample, by what stages call them:
     `{control: control_file}`. A blank one is none."""
