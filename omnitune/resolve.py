@@ -32,7 +32,7 @@ from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
     from .config.run import Part, Run
-    from .data.dataset import Index, RunData, Scanned
+    from .data.dataset import Index, RunData
     from .data.sizes import Bucket
     from .parallel.mesh import Mesh
 
@@ -203,16 +203,12 @@ class ResolvedRun:
 
     def index(self, verify: bool = False) -> "Index":
         """Find and hash the data; raises UserError with every mistake in them and in the run."""
-        memo = Hashes(self.memo_folder, verify)
-        return self.scan(memo).index(memo)
-
-    def scan(self, memo: Hashes) -> "Scanned":
-        """Find the data; raises UserError with every mistake in them and in the run."""
+        hashes = Hashes(self.memo_folder, verify)
         if self.data is None:  # nothing is known of the model
             with self.mistakes.noted():
-                self.run.data.scan(memo)
+                self.run.data.scan(hashes)
             self.mistakes.raise_all()
-        return self.bound.scan(memo, self.mistakes)
+        return self.bound.index(hashes, self.mistakes)
 
     def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:
         """The micro-batches of this rank, by step."""
@@ -334,4 +330,4 @@ def refuse(run: "Run", mistake: UserError, check: Callable[[Mistakes], None] | N
     first.mistakes.errors.insert(0, mistake)
     if check is not None:
         check(first.mistakes)
-    first.scan(Hashes(first.memo_folder))
+    first.index()

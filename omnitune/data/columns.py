@@ -94,11 +94,16 @@ class Repeated(Rows[H], Generic[H]):
 
     def __init__(self, values: Iterable[H] = ()):
         self.numbers, self.places = array("I"), dict[H, int]()
+        self.values: list[H] = []
+        """Each value once, in the order of first appearance."""
         for value in values:
             self.append(value)
 
     def append(self, value: H) -> None:
-        self.numbers.append(self.places.setdefault(value, len(self.places)))
+        if value not in self.places:
+            self.places[value] = len(self.values)
+            self.values.append(value)
+        self.numbers.append(self.places[value])
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -106,14 +111,9 @@ class Repeated(Rows[H], Generic[H]):
     def row(self, i: int) -> H:
         return self.values[self.numbers[i]]
 
-    @property
-    def values(self) -> list[H]:
-        """Each value once, in the order of first appearance."""
-        return list(self.places)
-
     def by_value(self) -> Iterator[tuple[H, Sequence[int]]]:
         """Pairs of a value and the rows that have it, in order."""
-        found = [array("I") for _ in self.places]
+        found = [array("I") for _ in self.values]
         for i, number in enumerate(self.numbers):
             found[number].append(i)
-        return zip(self.places, found, strict=True)
+        return zip(self.values, found, strict=True)

@@ -1,6 +1,6 @@
 """What the data of a run are to everything that trains on them, of whatever kind they are.
 
-`RunData` is scanned into an `Index`, of which a `Dataset` gives the samples. Captions and conversations are
+`RunData` makes an `Index`, of which a `Dataset` gives the samples. Captions and conversations are
 two kinds, in the folders of these names.
 """
 
@@ -129,12 +129,6 @@ class Dataset(Protocol):
         """Decode all that training would read of an item, and say why it cannot."""
 
 
-class Scanned(Protocol):
-    """Data that were found and checked, before anything is hashed."""
-
-    def index(self, hashes: Hashes) -> Index: ...
-
-
 class RunData(Protocol):
     """The data of a run, held against its model."""
 
@@ -149,8 +143,8 @@ class RunData(Protocol):
     def fit(self, family: "Family") -> None:
         """Fit another copy of the family to the run's sizes."""
 
-    def scan(self, memo: Hashes, mistakes: Mistakes) -> Scanned:
-        """Find and check the items; raises UserError with every mistake."""
+    def index(self, hashes: Hashes, mistakes: Mistakes) -> Index:
+        """Find, check and hash the items; raises UserError with every mistake before anything is hashed."""
 
     def dataset(self, index: Index) -> Dataset:
-        """Give the samples of an index that `scan` led to."""
+        """Give the samples of an index of this data."""

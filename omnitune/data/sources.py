@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ..errors import UserError
 from ..files import File, Hashes, Openable, Version
 from . import media
+from .json_items import half_character
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT", covariant=True)
@@ -30,6 +31,14 @@ class Findings:
 
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scan(Generic[T]):
+    """What sources hold, and what the user should see about it."""
+
+    items: T
+    notes: list[str]
 
 
 class Source(Protocol[ItemT]):
@@ -66,7 +75,9 @@ def probe_all(
         except OSError as error:
             found[file] = UserError(f"{file}: {error.strerror}; correct the name, or bring the file back")
         else:
-            known = memo.recall(PROBE, version) if version is None or is_text(version.path) else None
+            known = None
+            if version is None or not half_character(version.path):
+                known = memo.recall(PROBE, version)
             if known is None:
                 unknown[file] = opened, version
             else:
@@ -92,7 +103,7 @@ def _check_name(file: Openable) -> None:
     """Refuse a file whose own name, or that of a folder above it, is not UTF-8: ids and the memo are text."""
     names = [file.name, str(file.path.resolve())] if isinstance(file, File) else [file.name]
     for name in names:
-        if not is_text(name):
+        if half_character(name):
             raise UserError(
                 f"{os.fsencode(name)!r} is a name that is not UTF-8; rename it, say with "
                 "`convmv -f latin1 -t utf8 --notest`"
@@ -132,11 +143,6 @@ def is_media(file: str) -> bool:
 
 def kinds() -> str:
     return " ".join(sorted(extension[1:] for extension in media.EXTENSIONS))
-
-
-def is_text(text: str) -> bool:
-    """Whether text can be written: a surrogate stands for half a character, or a byte that is none."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def readable(path: Path | str) -> str:

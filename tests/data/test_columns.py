@@ -10,9 +10,9 @@ import pytest
 from omnitune.data.captions.crops import Clips
 from omnitune.data.captions.index import CaptionIndex, assign_buckets
 from omnitune.data.captions.item import Item, Items
-from omnitune.data.captions.scan import Scan
 from omnitune.data.columns import Digests, Objects, Repeated, Texts
 from omnitune.data.sizes import Bucket
+from omnitune.data.sources import Scan
 from omnitune.files import digest
 
 BUCKETS = [Bucket(1, 32, 32), Bucket(1, 32, 48)]
@@ -38,7 +38,7 @@ def index_of(number: int) -> CaptionIndex:
         items.append(0, item(i))
     placed = assign_buckets(Scan(items, []), BUCKETS, Clips())
     hashes = Digests(digest(name) for name in placed.items.ids)
-    return CaptionIndex(placed.items, placed.buckets, hashes, {}, [])
+    return CaptionIndex(placed.items, placed.buckets, {"pixels": hashes}, [])
 
 
 def test_rows_are_what_was_put_in() -> None:

@@ -14,12 +14,11 @@ from ...random import Draw
 from ..columns import Digests, Repeated
 from ..dataset import Inputs
 from ..sizes import AnyBucket, Bucket
-from ..sources import listed
+from ..sources import Scan, listed
 from ..view import View
 from . import crops
 from .crops import Clips
 from .item import Items
-from .scan import Scan
 
 MEDIA = ("pixels", "first_frame", "last_frame")
 """What every item brings: all frames that are shown of it, or one of them."""
@@ -31,10 +30,8 @@ class CaptionIndex:
 
     items: Items
     buckets: Repeated[Bucket]
-    hashes: Digests
-    """Of each item's file."""
-    media_hashes: Mapping[str, Digests]
-    """Of each item's further media, by name; zeros where it has none."""
+    hashes: Mapping[str, Digests]
+    """Of each item's file, as `pixels`, and of its further media by name; zeros where it has none."""
     notes: Sequence[str]
 
     @cached_property
@@ -49,10 +46,10 @@ class CaptionIndex:
         """Item id -> hash of its files, caption and bucket: what a run is trained on."""
         return {
             item.id: digest(
-                self.hashes[i],
+                self.hashes["pixels"][i],
                 item.caption,
                 str(self.buckets[i]),
-                *(self.media_hashes[name][i] for name in sorted(item.media)),
+                *(self.hashes[name][i] for name in sorted(item.media)),
             )
             for i, item in enumerate(self.items)
         }
@@ -73,18 +70,19 @@ class Placed:
     buckets: Repeated[Bucket]
     notes: Sequence[str]
 
-    def index(self, hashes: Hashes) -> CaptionIndex:
+    def index(self, hashes: Hashes, notes: Sequence[str]) -> CaptionIndex:
+        """Hash the files; `notes` come before those of the items."""
         items = self.items
 
         def of_all(medium: str) -> Iterator[str]:
             files = items.files if medium == "pixels" else items.media[medium]
             return (hashes.of(items.open(i, medium)) if files[i] else "" for i in range(len(items)))
 
-        media_hashes = {name: Digests(of_all(name)) for name in items.media}
-        return CaptionIndex(items, self.buckets, Digests(of_all("pixels")), media_hashes, self.notes)
+        hashes_of = {name: Digests(of_all(name)) for name in ("pixels", *items.media)}
+        return CaptionIndex(items, self.buckets, hashes_of, [*notes, *self.notes])
 
 
-def assign_buckets(found: Scan, sizes: Sequence[Bucket], clips: Clips) -> Placed:
+def assign_buckets(found: Scan[Items], sizes: Sequence[Bucket], clips: Clips) -> Placed:
     """Assign what a scan found to buckets; raises UserError with every mistake."""
     placement = crops.place(found.items, sizes, clips)
     kept = [i for i, bucket in enumerate(placement.buckets) if bucket is not None]
@@ -120,10 +118,10 @@ class CaptionDataset:
         i, view = _shown(inputs)
         keys = {"caption": digest("caption", inputs["caption"])}
         for name in MEDIA:
-            keys[name] = digest(self.index.hashes[i], _view_of(name, view).key())
+            keys[name] = digest(self.index.hashes["pixels"][i], _view_of(name, view).key())
         for name in self.index.items[i].media:
             how = str(self.index.buckets[i]) if name == "first_frame" else view.key()
-            keys[name] = digest(self.index.media_hashes[name][i], how)
+            keys[name] = digest(self.index.hashes[name][i], how)
         return keys
 
     def load(self, name: str, inputs: Inputs) -> Tensor:

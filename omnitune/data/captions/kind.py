@@ -12,7 +12,7 @@ from ..buckets import Buckets
 from ..dataset import Index
 from ..sizes import Bucket
 from .crops import Clips
-from .index import MEDIA, CaptionDataset, CaptionIndex, Placed, assign_buckets
+from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
 from .item import Items
 from .lists import LineLists
 from .scan import scan
@@ -44,14 +44,14 @@ class CaptionData:
         if self.sizes is not None:
             family.fit_sizes(self.sizes)
 
-    def scan(self, memo: Hashes, mistakes: Mistakes) -> Placed:
+    def index(self, hashes: Hashes, mistakes: Mistakes) -> CaptionIndex:
         with mistakes.noted():
-            found = scan(self.data.sources, Path.cwd(), memo)
+            found = scan(self.data.sources, Path.cwd(), hashes)
             if self.sizes is not None:
                 placed = assign_buckets(found, self.sizes, self.data)
                 self._check_media(found.items)
         mistakes.raise_all()
-        return Placed(placed.items, placed.buckets, [*self.notes, *placed.notes])
+        return placed.index(hashes, self.notes)
 
     def _check_media(self, items: Items) -> None:
         """Raise UserError for items that lack a medium which stages need, and note those that none needs."""

@@ -1,31 +1,21 @@
 """Read sources of captioned pictures and clips into columns: probed, checked, nothing decoded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from ...errors import UserError
 from ...files import Hashes
 from ..media import Probe
-from ..sources import Findings, chunked, probe_all, shared_ids
+from ..sources import Findings, Scan, chunked, probe_all, shared_ids
 from .item import CaptionSource, Item, Items
 
-GIVEN_FRAMES = ("first_frame", "last_frame")
-"""Media that are one picture, whatever the length of their clip."""
 PROPER = ("pixels", "last_frame", "caption", "media")
 """Names that a medium of a source cannot have: these are the sample's own."""
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What sources hold, and what the user should see about it."""
-
-    items: Items
-    notes: list[str]
-
-
-def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan:
+def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Items]:
     """Read all sources in order; every mistake in any of them is in the one error.
 
     `memo` remembers what files hold: one that did not change is not opened again.
@@ -75,7 +65,7 @@ def _wrong_medium(item: Item, name: str, file: str, found: Probe | UserError) ->
     """What is wrong with a medium of an item, which is shown through the item's own window and crop."""
     if isinstance(found, UserError):
         return str(found)
-    if name in GIVEN_FRAMES:
+    if name == "first_frame":
         return f"{file!r} is a clip; name a picture" if found.kind == "video" else None
     if not item.num_frames:
         return None  # the item itself cannot be read

@@ -1,7 +1,6 @@
 """Find captioned pictures and clips in folders: which files, which captions; nothing is opened."""
 
 import csv
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Literal
 
 from ...files import File
 from ...options import option
-from ..sources import Findings, broken_link, is_media, is_text, kinds, listed, readable, wrong_file
+from ..json_items import half_character, of_lines
+from ..sources import Findings, broken_link, is_media, kinds, listed, readable, wrong_file
 from .item import Item
 
 CAPTIONS = ("caption", "text", "prompt")
@@ -169,9 +169,8 @@ class _Reader:
         file, caption = str(row["file_name"]), _caption(row)
         if not caption.strip():
             mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
-        if not is_text(caption):
-            half = next(character for character in caption if not is_text(character))
-            mistakes.append(f"the caption of {file!r} holds {half!r}, half a character; write the whole one")
+        if problem := half_character(caption):
+            mistakes.append(f"the caption of {file!r} {problem}")
         return mistakes
 
     # Side-car .txt files
@@ -239,24 +238,8 @@ def _walked(folder: str, above: frozenset[str]) -> Iterator[str]:
 
 def _json_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                findings.mistakes.append(
-                    f"{shown}:{number}: is not JSON ({error.msg} at column {error.colno}); "
-                    'write {"file_name": "a.png", "caption": "..."} on one line'
-                )
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                findings.mistakes.append(
-                    f"{shown}:{number}: {line.strip()[:40]!r} is not an object; "
-                    'write {"file_name": "a.png", "caption": "..."}'
-                )
+        items = of_lines(shown, lines, findings.mistakes, '{"file_name": "a.png", "caption": "..."}')
+        yield from ((item.number, item.value) for item in items)
 
 
 def _csv_rows(

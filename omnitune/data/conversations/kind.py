@@ -1,7 +1,6 @@
 """Conversations: how a run states them, and what they are for its model: tokens of its own template."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
@@ -13,28 +12,12 @@ from ..dataset import Index
 from ..sizes import Bucket
 from .options import ChatOptions
 from .rows import ConversationDataset, ConversationIndex, make_rows
-from .scan import Scan, scan
+from .scan import scan
 from .sources import ConversationSource
 from .tokens import Tokens
 
 if TYPE_CHECKING:
     from ...families.base import Family, Responder
-
-
-@dataclass(frozen=True)
-class FoundConversations:
-    """Conversations that were read, before anything of them is encoded."""
-
-    found: Scan
-    data: "Conversations"
-    tokens: Tokens
-
-    def index(self, hashes: Hashes) -> ConversationIndex:
-        packing = self.data.max_length if self.data.packing else None
-        return make_rows(
-            self.found.items, self.tokens, hashes, packing=packing, by_length=self.data.group_by_length,
-            notes=self.found.notes, where="data.sources",
-        )  # fmt: skip
 
 
 class ConversationData:
@@ -55,13 +38,16 @@ class ConversationData:
     def fit(self, family: "Family") -> None:
         """Do nothing: no weights depend on the sizes of pictures."""
 
-    def scan(self, memo: Hashes, mistakes: Mistakes) -> FoundConversations:
+    def index(self, hashes: Hashes, mistakes: Mistakes) -> ConversationIndex:
         with mistakes.noted():
-            found = scan(self.data.sources, Path.cwd(), memo)
+            found = scan(self.data.sources, Path.cwd(), hashes)
         with mistakes.noted():
             tokens = self.tokens
         mistakes.raise_all()
-        return FoundConversations(found, self.data, tokens)
+        return make_rows(
+            found.items, tokens, hashes, notes=found.notes, where="data.sources",
+            packing=self.data.max_length if self.data.packing else None, by_length=self.data.group_by_length,
+        )  # fmt: skip
 
     @cached_property
     def tokens(self) -> Tokens:

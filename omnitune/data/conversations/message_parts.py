@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ..json_items import brief, half_character
 from .conversation import MediaKind, NamedMedia, Part, Placeholder
-from .json_items import brief, half_character
 
 MARKS = re.compile("(<image>|<video>)")
 AUDIO = "<audio>"

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..json_items import JsonItem, brief
 from .conversation import MediaKind, NamedMedia, ParsedConversation, ParsedMessage, Placeholder, Role
 from .formats import ItemFormat
-from .json_items import JsonItem, brief
 from .message_parts import parse_media, parse_parts, present
 from .parse_messages import parse_message, wrong_message
 from .tool_calls import read_tools

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..json_items import brief
 from .conversation import ParsedMessage, Role
 from .formats import ItemFormat
-from .json_items import brief
 from .message_parts import parse_parts, present, unknown_keys
 from .tool_calls import read_calls
 

@@ -3,27 +3,18 @@
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ...errors import UserError
 from ...files import Hashes
-from ..sources import Findings, Source, chunked, readable, shared_ids
+from ..sources import Findings, Scan, Source, chunked, readable, shared_ids
 from .conversation import Conversation, Media, Message, NamedMedia, ParsedConversation, ParsedMessage
 from .media_files import MediaFiles
 from .parse_items import unlearned, wrong_order
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What sources hold, and what the user should see about it."""
-
-    items: list[Conversation]
-    notes: list[str]
-
-
-def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes) -> Scan:
+def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes) -> Scan[list[Conversation]]:
     """Read all sources in order; every mistake in any of them is in the one error.
 
     `memo` remembers what pictures and clips are: a file that did not change is not opened again.

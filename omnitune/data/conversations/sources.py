@@ -9,11 +9,11 @@ from typing import Literal
 from ...errors import UserError
 from ...files import File
 from ...options import option
+from ..json_items import SUFFIXES, JsonItem, read_items
 from ..sources import Findings, broken_link, readable, wrong_file
 from . import dataset_info
 from .conversation import ParsedConversation
 from .formats import ItemFormat, Names, find_format, wrong_names
-from .json_items import SUFFIXES, JsonItem, read_items
 from .parse_items import ItemParser
 
 

@@ -175,8 +175,8 @@ def test_every_mistake_of_a_jsonl_is_told_with_its_line(make, tmp_path):
     at = "set/metadata.jsonl"
     shape = '{"file_name": "a.png", "caption": "..."}'
     assert found[:-1] == [
-        f"{at}:2: is not JSON (Expecting value at column 35); write {shape} on one line",
-        f'{at}:3: \'["a.png", "words"]\' is not an object; write {shape}',
+        f"{at}:2: is not JSON (Expecting value at column 35); write {shape} on each line",
+        f"{at}:3: is ['a.png', 'words'], not an object; write {shape} on each line",
         f"{at}:4: file_name 'gone.png' does not exist in {tmp_path}/set; correct the name or remove the line",
         f"{at}:5: file_name 'a.png' is also on line 1; keep one",
         f"{at}:6: 'captoin' is not a column; did you mean caption?",
@@ -292,3 +292,48 @@ def test_a_file_that_could_not_be_read_is_looked_at_again(make, tmp_path):
     make.text("set/a.png", "")
     make.text("set/a.txt", "words")
     assert one_mistake(tmp_path) == one_mistake(tmp_path)
+
+
+CONTROLLED = Folder(path=Path("set"), media={"control": "edges"})
+
+
+def test_columns_name_further_media_of_a_sample(make, tmp_path):
+    for name in ("a", "b", "edges/a"):
+        make.image(f"set/{name}.png", height=16 if "/" in name else 8, width=24 if "/" in name else 12)
+    make.text("set/metadata.csv", "file_name,caption,edges\na.png,words,edges/a.png\nb.png,words,\n")
+    found = scan([CONTROLLED], tmp_path, Hashes(tmp_path / "memo"))
+    assert [dict(item.media) for item in found.items] == [{"control": "edges/a.png"}, {}]
+    assert found.items.open(0, "control").path == tmp_path / "set/edges/a.png"
+    assert found.notes == []
+
+
+def test_every_mistake_of_further_media_is_told_with_its_line(make, tmp_path):
+    make.image("set/a.png")
+    make.image("set/tall.png", height=20)
+    make.animation("set/moves.gif")
+    names = ("gone.png", "tall.png", "moves.gif", "../x.png")
+    for i in range(len(names)):
+        make.image(f"set/{i}.png")
+    lines = [{"file_name": f"{i}.png", "caption": "words", "edges": name} for i, name in enumerate(names)]
+    make.text("set/metadata.jsonl", rows(*lines, row("a.png")))
+    with pytest.raises(UserError) as caught:
+        scan([CONTROLLED], tmp_path, Hashes(tmp_path / "memo"))
+    at = "set/metadata.jsonl"
+    assert str(caught.value).split("\n") == [
+        f"{at}:1: edges 'gone.png' does not exist in {tmp_path}/set; correct the name or remove the line",
+        f"{at}:4: edges '../x.png' leaves the folder; move the file into it",
+        f"{at}:5: edges is missing, which media names",
+        f"{at}:2: control 'tall.png' is 12x20, and set/1.png 12x8; bring both to one shape",
+        f"{at}:3: control 'moves.gif' has 6 frames, and set/2.png has 1; make them equal",
+    ]
+
+
+def test_a_medium_has_a_name_of_its_own_and_columns_need_a_table(make, tmp_path):
+    make.image("set/a.png")
+    make.text("set/a.txt", "words")
+    with pytest.raises(UserError) as caught:
+        scan([Folder(path=Path("set"), media={"pixels": "edges"})], tmp_path, Hashes(tmp_path / "memo"))
+    assert str(caught.value).split("\n") == [
+        "data.sources: 'pixels' cannot name a medium, every sample has one of its own; rename it",
+        "set: holds no metadata.jsonl or metadata.csv, whose columns media names; add one",
+    ]

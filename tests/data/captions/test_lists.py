@@ -9,8 +9,9 @@ from conftest import Make
 from omnitune import config
 from omnitune.data.captions.item import Item
 from omnitune.data.captions.lists import LineLists
-from omnitune.data.captions.scan import Scan, scan
+from omnitune.data.captions.scan import scan
 from omnitune.data.captions.sources import Folder
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 
@@ -225,3 +226,15 @@ def test_what_is_no_source_is_told(tmp_path: Path, override: str, message: str) 
     with pytest.raises(UserError) as caught:
         config.load(file, [override])
     assert str(caught.value) == f"command line: {message}"
+
+
+@pytest.mark.usefixtures("clips")
+def test_further_lists_name_media_of_the_samples(make: Make, tmp_path: Path) -> None:
+    lists(make, controls="videos/b.mp4\nvideos/a.mp4\n")
+    found = scanned(tmp_path, lists={"control": Path("controls.txt")})
+    assert [dict(item.media) for item in found.items] == [
+        {"control": "videos/b.mp4"},
+        {"control": "videos/a.mp4"},
+    ]
+    with pytest.raises(ValueError, match="give that list as images"):
+        LineLists(path=Path("set"), lists={"first_frame": Path("controls.txt")})

@@ -10,8 +10,9 @@ import pytest
 from conftest import Make
 
 from omnitune.data.conversations.conversation import Conversation, Media, Message
-from omnitune.data.conversations.scan import Scan, scan
+from omnitune.data.conversations.scan import scan
 from omnitune.data.conversations.sources import ConversationSource
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
 from omnitune.files import File, Hashes
 
@@ -281,7 +282,7 @@ def test_files_that_are_none_are_told(make: Make, tmp_path: Path) -> None:
 
 
 TEXTS = {
-    "": "train.json: is empty; write a list of items",
+    "": "train.json: is empty; write JSON into it",
     "[]": "train.json: holds no items; write at least one",
     '{"a": 1}': "train.json: is {'a': 1}, not a list; write [ before it and ] behind it",
     '[\n {"a": }\n]': "train.json:2: is not JSON (Expecting value at column 8); correct it there",

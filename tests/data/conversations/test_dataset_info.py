@@ -8,8 +8,9 @@ import pytest
 from conftest import Make
 
 from omnitune.data.conversations.conversation import Media, Message
-from omnitune.data.conversations.scan import Scan, scan
+from omnitune.data.conversations.scan import scan
 from omnitune.data.conversations.sources import ConversationSource
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
 from omnitune.files import File, Hashes
 
@@ -163,7 +164,7 @@ def test_what_has_its_usual_value_is_no_mistake(make: Make, tmp_path: Path) -> N
 
 
 TEXTS = {
-    "": "data/dataset_info.json:1: is not JSON (Expecting value at column 1); correct it there",
+    "": "data/dataset_info.json: is empty; write JSON into it",
     '{\n"a": x}': "data/dataset_info.json:2: is not JSON (Expecting value at column 6); correct it there",
     "[]": 'data/dataset_info.json: is []; write {"name": {"file_name": "train.json"}}',
     "{}": 'data/dataset_info.json: is {}; write {"name": {"file_name": "train.json"}}',
