@@ -137,8 +137,12 @@ class RunData(Protocol):
     """The buckets in pixels; None where samples have none, or they were stated wrong."""
 
     @property
-    def media(self) -> Collection[str]:
-        """Those of its datasets, known from the options before anything is scanned."""
+    def media(self) -> Sequence[str]:
+        """Those of its datasets, known from the options before any source is read."""
+
+    @property
+    def brings(self) -> Sequence[str]:
+        """All that stages and conditions may need of a sample: its media, and its caption if it has one."""
 
     def fit(self, family: "Family") -> None:
         """Fit another copy of the family to the run's sizes."""

@@ -102,7 +102,7 @@ def test_a_further_medium_follows_its_clip_and_is_cached_under_its_own_key(
     for file in list(place.clips.iterdir()):
         (place.root / "controls" / file.name).write_bytes(file.read_bytes())
     job = place.job(CONTROL, "data.window=random", "data.crop=random", "data.buckets.sizes=[16x32]")
-    assert "control" in job.bound.media
+    assert {"control", "caption"} < set(job.bound.brings)
     index = job.index()
     assert "control: sources state it and nothing reads it here" in index.notes
     dataset = job.bound.dataset(index)

@@ -1,6 +1,6 @@
 """Captioned pictures and clips: how a run states them, and what they are for its model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,8 +37,13 @@ class CaptionData:
             self.notes += family.fit_sizes(self.sizes)
 
     @property
-    def media(self) -> Collection[str]:
-        return {*MEDIA, *(name for source in self.data.sources for name in source.brings)}
+    def media(self) -> Sequence[str]:
+        brought = [name for source in self.data.sources for name in source.brings]
+        return list(dict.fromkeys([*MEDIA, *brought]))
+
+    @property
+    def brings(self) -> Sequence[str]:
+        return ["caption", *self.media]
 
     def fit(self, family: "Family") -> None:
         if self.sizes is not None:

@@ -24,7 +24,7 @@ class ConversationData:
     """Conversations about pictures and clips."""
 
     sizes: Sequence[Bucket] | None = None
-    media = ConversationDataset.media
+    media = brings = ConversationDataset.media
 
     def __init__(
         self, data: "Conversations", family: "Responder", seed: int, mistakes: Mistakes, folder: Path
