@@ -14,7 +14,7 @@ from glob import escape
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 LOCK = "lock"
 
@@ -153,9 +153,9 @@ def _copied(path: Path, tables: Sequence[str]) -> sqlite3.Connection:
     return db
 
 
-def hash_file(path: Path) -> str:
+def hash_file(file: "Path | Openable") -> str:
     state = blake2b(digest_size=16)
-    with path.open("rb") as stream:
+    with file.open("rb") if isinstance(file, Path) else file.open() as stream:
         while chunk := stream.read(1 << 22):
             state.update(chunk)
     return state.hexdigest()
@@ -166,6 +166,7 @@ class Version:
     """A file as it was at one moment: what is remembered of it holds while these stay."""
 
     path: str
+    """Of a file, or what else tells where its bytes lie (`shards/a.tar:512`)."""
     size: int
     mtime: int
     """Nanoseconds."""
@@ -174,6 +175,40 @@ class Version:
     def of(path: Path) -> "Version":
         stat = path.stat()
         return Version(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+class Openable(Protocol):
+    """Bytes that can be opened anywhere in the run: a file, a member of a tar file, a cell of a table.
+
+    Readers are sent to other processes, so it has to be picklable.
+    """
+
+    @property
+    def name(self) -> str:
+        """How messages call it. What it holds is told by its suffix, as of a file."""
+
+    def open(self) -> BinaryIO:
+        """Open the bytes, seekable, for one reader; other threads open them too."""
+
+    def version(self) -> Version | None:
+        """Tell what facts about the bytes (hash, size in pixels) are remembered by; None: they are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file on disk."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        return self.path.open("rb")
+
+    def version(self) -> Version:
+        return Version.of(self.path)
 
 
 class Hashes:
@@ -187,15 +222,22 @@ class Hashes:
         )
         self.db.execute("pragma synchronous = off")  # what is lost with the power is found out again
 
-    def of(self, path: Path) -> str:
-        return self.of_all([path])[0]
+    def of(self, file: Path | Openable) -> str:
+        """Hash a file's bytes, or remember their hash."""
+        file = File(file) if isinstance(file, Path) else file
+        version = file.version()
+        value = self.recall("hash", version)
+        if value is None:
+            value = hash_file(file)
+            self.remember("hash", version, value)
+        return value
 
-    def of_all(self, paths: Iterable[Path]) -> list[str]:
-        return [self._of(path) for path in paths]
+    def of_all(self, files: Iterable[Path | Openable]) -> list[str]:
+        return [self.of(file) for file in files]
 
-    def recall(self, fact: str, version: Version) -> str | None:
+    def recall(self, fact: str, version: Version | None) -> str | None:
         """What `remember` was given for this fact about the file, unless the file changed since."""
-        if self.verify:
+        if self.verify or version is None:
             return None
         found = self.db.execute(
             "select value from facts where fact = ? and path = ? and size = ? and mtime = ?",
@@ -203,17 +245,11 @@ class Hashes:
         ).fetchone()
         return str(found[0]) if found else None
 
-    def remember(self, fact: str, version: Version, value: str) -> None:
+    def remember(self, fact: str, version: Version | None, value: str) -> None:
+        if version is None:
+            return
         with self.db:  # a file at a time: a kill loses one, and other runs wait for none
             self.db.execute(
                 "insert or replace into facts values (?,?,?,?,?)",
                 (fact, version.path, version.size, version.mtime, value),
             )
-
-    def _of(self, path: Path) -> str:
-        version = Version.of(path)
-        value = self.recall("hash", version)
-        if value is None:
-            value = hash_file(path)
-            self.remember("hash", version, value)
-        return value

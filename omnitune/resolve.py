@@ -26,7 +26,7 @@ from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
 from .model import load_family
 from .sampling import check_files, check_samples, parse_bucket
-from .stages import MEDIA, Stage, split_stages
+from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
 from .trainable.freezing import spell_rules
 from .trainable.parameters import ParameterIndex
@@ -34,7 +34,8 @@ from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
     from .config.run import Part, Run
-    from .data.dataset import BoundData, Index
+    from .data.dataset import Index, RunData
+    from .data.sizes import Bucket
     from .parallel.mesh import Mesh
 
 CACHE_FORMAT = 1
@@ -60,7 +61,7 @@ class ResolvedRun:
         self.part, self.run, self.mistakes, self.earlier = part, run, Mistakes(), earlier
         self.options: Any = None
         self.replaced: Mapping[str, Path] = {}
-        self.data: BoundData | None = None
+        self.data: RunData | None = None
         noted = self.mistakes.noted
         with noted():
             self.family_class = find_family(run.model.family)
@@ -81,7 +82,7 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
-        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.names)
+        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.names, self.bound.media)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()
@@ -219,7 +220,7 @@ class ResolvedRun:
     # Data
 
     @property
-    def bound(self) -> "BoundData":
+    def bound(self) -> "RunData":
         """The data, held against the model; mistakes in the model were raised before this is asked for."""
         assert self.data is not None
         return self.data
@@ -231,18 +232,13 @@ class ResolvedRun:
 
     def index(self, verify: bool = False) -> "Index":
         """Find and hash the data; raises UserError with every mistake in them and in the run."""
-        memo = Hashes(self.memo_folder, verify)
-        found: Index = self.scan(memo).index(memo)
-        return found
-
-    def scan(self, memo: Hashes) -> Any:
-        """Find the data; raises UserError with every mistake in them and in the run."""
+        hashes = Hashes(self.memo_folder, verify)
         if self.data is None:  # nothing is known of the model
             with self.mistakes.noted():
-                self.run.data.scan(memo)
+                self.run.data.scan(hashes)
             self.mistakes.raise_all()
         check_files(self.run.validation, self.mistakes)
-        return self.bound.scan(memo, self.mistakes)
+        return self.bound.index(hashes, self.mistakes)
 
     def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:
         """The micro-batches of this rank, by step."""
@@ -255,7 +251,7 @@ class ResolvedRun:
     def num_workers(self) -> int:
         """Processes that read ahead; none where all is cached, which costs less than sending it."""
         given = self.run.data.num_workers
-        decodes = any(not set(stage.needs).isdisjoint(MEDIA) for stage in self.live)
+        decodes = any(not set(stage.needs).isdisjoint(self.bound.media) for stage in self.live)
         return (min(READERS, usable_cores()) if decodes else 0) if given is None else given
 
     # Fingerprints
@@ -364,4 +360,4 @@ def refuse(run: "Run", mistake: UserError, check: Callable[[Mistakes], None] | N
     first.mistakes.errors.insert(0, mistake)
     if check is not None:
         check(first.mistakes)
-    first.scan(Hashes(first.memo_folder))
+    first.index()

@@ -1,6 +1,6 @@
 """Encoder calls between the data and the loss, and which of them can be cached."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,13 +35,10 @@ class Stage:
     """Settings that change the output (a text length): part of the cache key."""
 
 
-MEDIA = ("pixels", "first_frame", "last_frame", "media")
-"""What stages may need of an item's files: (3, T, H, W) in [-1, 1], T = 1 for a single frame of it; `media`
-is what a conversation shows, as the model's processor gives it."""
-
-
-def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage], list[Stage]]:
-    """Split stages into (cacheable, live), given the names of trainable parameters.
+def split_stages(
+    stages: list[Stage], trainable: set[str], media: Collection[str]
+) -> tuple[list[Stage], list[Stage]]:
+    """Split stages into (cacheable, live), given the names of trainable parameters and of what files hold.
 
     Downstream of a live output is live too. If one stage reads files anew all that read files do, for a
     sample is shown through one window and one crop.
@@ -50,7 +47,7 @@ def split_stages(stages: list[Stage], trainable: set[str]) -> tuple[list[Stage],
     for stage in stages:
         trains = any(is_under(name, *stage.uses) for name in trainable)
         if trains or stage.draws:
-            live_keys.update(stage.gives, MEDIA if set(stage.needs) & set(MEDIA) else ())
+            live_keys.update(stage.gives, media if set(stage.needs) & set(media) else ())
     cacheable: list[Stage] = []
     live: list[Stage] = []
     for stage in stages:

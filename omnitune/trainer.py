@@ -112,7 +112,7 @@ class Trainer:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Measured:
-        device, counts = self.mesh.device, self.batches.units(self.step, self.objective)
+        device, counts = self.mesh.device, self.batches.units(self.step, self.objective.units)
         table = RowTable(self.batches, self.step, self.objective, device) if self.wants_rows else None
         sums: dict[str, Tensor] = {}
         draws: list[dict[str, Any]] = []

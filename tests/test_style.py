@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from omnitune.data import media
-from omnitune.data.captions.item import Item
-from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.captions.item import Items
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
 from omnitune.files import Hashes
 from omnitune.testing.tiny import train_tokenizer
 
@@ -20,7 +21,7 @@ COUNTS = {"train": 191, "validation": 53}
 PHRASE = ", 3d emoji"
 
 
-def items(split: str) -> list[Item]:
+def items(split: str) -> Items:
     with TemporaryDirectory() as memo:  # raises when anything is wrong with the folder
         found = scan([Folder(path=STYLE / split)], ROOT, Hashes(Path(memo)))
     assert not found.notes
@@ -37,8 +38,8 @@ def concepts(split: str) -> list[str]:
 def test_every_picture_is_a_black_shape_on_white(split: str) -> None:
     found = items(split)
     assert len(found) == COUNTS[split]
-    for item in found:
-        pixels = media.read_image(item.path)
+    for i, item in enumerate(found):
+        pixels = media.read_image(found.open(i))
         assert pixels.shape == (1, 128, 128, 3)
         assert (pixels == pixels[..., :1]).all(), item.id  # no colour
         assert (pixels[0, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all(), item.id  # white corners
@@ -57,7 +58,7 @@ def test_bundled_pictures_are_those_that_the_recipe_chose() -> None:
         chosen = [row for row in rows if row["split"] == split]
         assert sorted(row["concept"] for row in chosen) == sorted(concepts(split))
         assert all(row["file"] in credits for row in chosen)
-        assert all(f"{split}/{item.path.name}  " in credits for item in items(split))
+        assert all(f"{split}/{item.file}  " in credits for item in items(split))
 
 
 def test_captions_take_at_most_24_tokens(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, LossSum
-from ..data.loader import FILLER, MicroBatches
+from ..data.loader import PADDING, MicroBatches
 from ..errors import UserError, shared
 from ..objectives.base import Objective
 from .base import Record, Rows
@@ -86,10 +86,10 @@ class RowTable:
     """Collects what each sample of a global batch lost, whichever rank and micro-batch it is in."""
 
     def __init__(self, batches: MicroBatches, step: int, objective: Objective, device: torch.device):
-        rows, samples = batches.order.batch(step), batches.samples
+        rows, dataset = batches.order.batch(step), batches.dataset
         self.first = rows[0].position
-        self.ids = [samples.index.items[row.index].id for row in rows]
-        self.counts = [objective.units(samples.counts(row.index)) for row in rows]
+        self.ids = [dataset.index.items[row.index].id for row in rows]
+        self.counts = [objective.units(dataset.units(row.index)) for row in rows]
         self.table = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
         self.has_levels = False
 
@@ -101,7 +101,7 @@ class RowTable:
     def add(self, batch: Batch, loss: LossSum) -> None:
         """Take up a micro-batch, as the loader gave it; rows that fill up stand behind those that count."""
         pairs = zip(batch["position"], batch["row_weight"].tolist(), strict=True)
-        places = [position - self.first for position, weight in pairs if weight and position != FILLER]
+        places = [position - self.first for position, weight in pairs if weight and position != PADDING]
         if not places:
             return
         at = torch.tensor(places, device=self.table.device)
@@ -116,7 +116,7 @@ def merged_draws(ranks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list
     rows: dict[int, dict[str, str]] = {}
     for micro in (m for rank in ranks for m in rank):
         for i, (position, name) in enumerate(zip(micro["position"], micro["id"], strict=True)):
-            if position == FILLER:
+            if position == PADDING:
                 continue
             rows[position] = {"id": name, **{purpose: h[i] for purpose, h in micro["hashes"].items()}}
     ordered = [rows[position] for position in sorted(rows)]

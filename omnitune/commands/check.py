@@ -30,7 +30,7 @@ def check(run: "Run") -> CheckResult:
     dataset, mistakes = first.bound.dataset(index), Mistakes()
     number = len(index.items)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for errors in pool.map(dataset.faults, range(number)):
+        for errors in pool.map(dataset.decode_errors, range(number)):
             mistakes.errors += errors
     with mistakes.noted():
         absent = first.shape.check_weights(list(first.shape.components))
@@ -41,9 +41,7 @@ def check(run: "Run") -> CheckResult:
         lines.append(f"{', '.join(absent)}: not on this machine; `train` fetches them from the hub")
     else:  # the tokenizer of a model that is not here would be fetched
         lines += index.caption_notes(first.shape.cut_captions)
-    lines += [
-        f"bucket {bucket}: {len(members)} samples" for bucket, members in sorted(index.by_bucket.items())
-    ]
+    lines += [f"bucket {one}: {len(index.by_bucket[one])} samples" for one in sorted(index.by_bucket)]
     steps, size = run.steps, run.data.batch_size
     epochs = steps * size / number
     lines.append(f"{number} samples are fine; {steps} steps of {size} are {epochs:.3g} epochs")

@@ -1,6 +1,7 @@
 """Say what a run would do: the model on the meta device, no weights, no data in memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -21,7 +22,7 @@ def plan(run: "Run") -> list[str]:
 
 def _lines(run: "Run") -> Iterator[str]:
     first = resolve_first(run)
-    missing = [str(source.path) for source in run.data.sources if not source.path.exists()]
+    missing = [lack for source in run.data.sources if (lack := source.missing(Path.cwd()))]
     # Sources that are not here yet leave a plan; beside mistakes they are told with them.
     index = first.index() if first.mistakes.errors or not missing else None
     yield f"run {run.name}: {first.family_class.name}, {run.objective.name}, {run.model.dtype}"
@@ -172,7 +173,7 @@ def why(resolved: ResolvedRun, stage: Stage) -> str:
 
 def _data(run: "Run", index: "Index") -> Iterator[str]:
     yield from index.notes
-    for bucket, members in sorted(index.by_bucket.items()):
-        yield f"bucket {bucket}: {len(members)} samples"
+    for bucket in sorted(index.by_bucket):
+        yield f"bucket {bucket}: {len(index.by_bucket[bucket])} samples"
     epochs = run.steps * run.data.batch_size / len(index.items)
     yield f"{len(index.items)} samples, {epochs:.3g} epochs"

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..batch import Batch, Streams
+from ..data.dataset import Inputs
 from ..random import Draw
 
 if TYPE_CHECKING:
     from ..families.base import Denoiser, Family, Noisy
     from ..sampling import Sampling
     from ..stages import Stage
-
-Inputs = dict[str, Any]
-"""What a sample brings before any stage runs: `caption`, and what else its family needs."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
+from ..data.dataset import Inputs
 from ..options import option
 from ..random import Draw
-from .base import Condition, Inputs, Medium
+from .base import Condition, Medium
 
 if TYPE_CHECKING:
     from ..families.base import Family

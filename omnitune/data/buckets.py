@@ -6,7 +6,6 @@ from math import isqrt
 
 from ..errors import UserError
 from ..options import option
-from .captions.item import Item
 from .sizes import Bucket, Limits
 
 
@@ -67,8 +66,8 @@ def shapes(area: tuple[int, int], spatial: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def assign(item: Item, num_frames: int, buckets: Sequence[Bucket]) -> Bucket | None:
-    """Choose the bucket of an item that can give `num_frames` at the rate asked for.
+def nearest_bucket(size: tuple[int, int], num_frames: int, buckets: Sequence[Bucket]) -> Bucket | None:
+    """Choose the bucket of an item of (height, width) that gives `num_frames` at the rate asked for.
 
     Frames first: the most that it fills. Then the nearest aspect ratio by its logarithm; of equal ones the
     most pixels. None if it fills no bucket.
@@ -76,7 +75,7 @@ def assign(item: Item, num_frames: int, buckets: Sequence[Bucket]) -> Bucket | N
     filled = [bucket for bucket in buckets if bucket.frames <= num_frames]
     most = max((bucket.frames for bucket in filled), default=0)
     candidates = [bucket for bucket in filled if bucket.frames == most]
-    return min(candidates, key=lambda bucket: _preference(item, bucket), default=None)
+    return min(candidates, key=lambda bucket: _preference(size, bucket), default=None)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -85,9 +84,9 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _preference(item: Item, bucket: Bucket) -> tuple[float, int, int]:
+def _preference(size: tuple[int, int], bucket: Bucket) -> tuple[float, int, int]:
     """Sort key: the ratio of aspect ratios orders as the distance of their logarithms, and ties are exact."""
-    a, b = item.height * bucket.width, item.width * bucket.height
+    a, b = size[0] * bucket.width, size[1] * bucket.height
     return max(a, b) / min(a, b), -bucket.height * bucket.width, bucket.height
 
 

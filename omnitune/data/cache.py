@@ -25,7 +25,7 @@ from ..stages import Stage
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 60.0
-"""What was encoded is written after so long, if it fills no shard: more than that no kill takes."""
+"""What was encoded is written at least this often, so a crash loses at most a minute."""
 OPEN_SHARDS = 64
 
 

@@ -1,6 +1,6 @@
 """Fill the cache: run each cacheable stage over what is not stored yet, a batch of pixels at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,12 @@ from ..errors import UserError
 from ..files import writable
 from ..progress import Progress
 from ..random import Draw
-from ..stages import MEDIA, Stage
+from ..stages import Stage
 from .cache import StageCache, Store, split_rows, stack_rows
-from .dataset import Dataset, Inputs
+from .dataset import Dataset, EditsInputs, Inputs
+from .sizes import AnyBucket
 
 if TYPE_CHECKING:
-    from ..conditions.base import Condition
     from ..families.base import Family
     from ..parallel.mesh import Mesh
 
@@ -32,7 +32,7 @@ class Wanted:
     key: str
     inputs: Inputs
     keys: dict[str, str]
-    bucket: Any
+    bucket: AnyBucket
     """What groups rows that can be encoded together."""
 
 
@@ -58,7 +58,7 @@ class Filled:
 def fill(
     cache: StageCache,
     dataset: Dataset,
-    conditions: "Sequence[Condition]",
+    conditions: Sequence[EditsInputs],
     load_family: "Callable[[], Family]",
     mesh: "Mesh",
 ) -> Filled:
@@ -98,16 +98,16 @@ def _check_writable(store: Store, name: str, missing: int) -> None:
 
 
 def _entries(
-    conditions: "Sequence[Condition]", dataset: Dataset, cache: StageCache, stage: Stage
+    conditions: Sequence[EditsInputs], dataset: Dataset, cache: StageCache, stage: Stage
 ) -> Iterator[Wanted]:
-    def entry(inputs: Inputs, bucket: Any) -> Wanted:
-        keys = cache.keys(dataset.roots(inputs))
+    def entry(inputs: Inputs, bucket: AnyBucket) -> Wanted:
+        keys = cache.keys(dataset.input_keys(inputs))
         return Wanted(keys[stage.name], inputs, keys, bucket)
 
-    for inputs, bucket in dataset.every():
+    for inputs, bucket in dataset.entries():
         for one in all_variants(conditions, inputs):
             yield entry(one, bucket)
-    for inputs in dataset.always(stage.needs):
+    for inputs in dataset.shared_entries(stage.needs):
         yield entry(inputs, dataset.index.buckets[0])
 
 
@@ -128,8 +128,11 @@ class _Encoder:
             for need in self.stage.needs:
                 if source := next((s for s in made if need in s.gives), None):
                     row[need] = self.cache.stores[source.name].read(entry.keys[source.name])[need]
-                else:
+                elif need in self.dataset.media:
                     row[need] = self.dataset.load(need, entry.inputs)
+                else:
+                    assert need == "caption", (self.stage.name, need)
+                    row[need] = entry.inputs["caption"]
             rows.append(row)
         ragged = [*(name for s in made for name in s.ragged), *self.dataset.ragged]
         draw = Draw(self.dataset.seed, [entry.key for entry in group])
@@ -141,7 +144,7 @@ class _Encoder:
 def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
     """Share rows out among the ranks and encode them."""
     stage, store = encoder.stage, encoder.cache.stores[encoder.stage.name]
-    groups = _groups(wanted, needs_files(stage, encoder.cache.stages))
+    groups = _groups(wanted, needs_files(stage, encoder.cache.stages, encoder.dataset.media))
     mine = groups[mesh.dp_rank :: mesh.dp_size]
     progress = Progress(f"encode {stage.name}", sum(len(g) for g in mine)) if mesh.main else None
 
@@ -162,10 +165,10 @@ def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
             progress.close()
 
 
-def needs_files(stage: Stage, stages: Sequence[Stage]) -> bool:
+def needs_files(stage: Stage, stages: Sequence[Stage], media: Collection[str]) -> bool:
     """Whether what a stage is given has the size of its sample's bucket."""
     above = [s for s in stages if set(s.gives) & set(stage.needs)]
-    return not set(stage.needs).isdisjoint(MEDIA) or any(needs_files(s, stages) for s in above)
+    return not set(stage.needs).isdisjoint(media) or any(needs_files(s, stages, media) for s in above)
 
 
 def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:
@@ -180,7 +183,7 @@ def _groups(wanted: Sequence[Wanted], by_size: bool) -> list[list[Wanted]]:
     return found
 
 
-def all_variants(conditions: "Sequence[Condition]", inputs: Inputs) -> list[Inputs]:
+def all_variants(conditions: Sequence[EditsInputs], inputs: Inputs) -> list[Inputs]:
     """Every combination of what the conditions can make of a sample."""
     found = [inputs]
     for condition in conditions:

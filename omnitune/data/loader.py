@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,16 @@ from torch.utils.data import Dataset as TorchDataset
 from ..batch import Batch
 from ..errors import UserError
 from ..random import Draw
-from ..stages import MEDIA
 from .cache import StageCache, stack_rows
-from .dataset import Dataset
+from .dataset import Dataset, EditsInputs, Inputs
 from .order import Order, Row, slices
 
 if TYPE_CHECKING:
-    from ..conditions.base import Condition
-    from ..objectives.base import Objective
     from ..parallel.mesh import Mesh
 
 
-FILLER = -1
-"""The position of a row that is of no sample of the run."""
-
-
+PADDING = -1
+"""Position of a padding row, which is of no sample."""
 READERS = 2
 """Processes that decode ahead, where none are stated and there are cores for them."""
 
@@ -45,28 +40,28 @@ class MicroBatches(TorchDataset[Batch | UserError]):
 
     def __init__(
         self,
-        samples: Dataset,
+        dataset: Dataset,
         order: Order,
-        conditions: "Sequence[Condition]",
+        conditions: Sequence[EditsInputs],
         cache: StageCache,
         live_needs: set[str],
         cut: tuple[int, int, int | None],
     ):
-        self.samples, self.order, self.conditions = samples, order, conditions
+        self.dataset, self.order, self.conditions = dataset, order, conditions
         self.cache, self.live_needs, self.cut = cache, live_needs, cut
 
     @property
     def decodes(self) -> bool:
         """Whether pixels are read anew, so that a rank may meet a broken file in any step."""
-        return not self.live_needs.isdisjoint(MEDIA)
+        return not self.live_needs.isdisjoint(self.dataset.media)
 
     def rows(self, step: int) -> list[list[Row]]:
         rank, ranks, size = self.cut
         return slices(self.order.batch(step), rank, ranks, size)
 
-    def units(self, step: int, objective: "Objective") -> dict[str, int]:
+    def units(self, step: int, units_of: Callable[[Mapping[str, int]], Mapping[str, int]]) -> dict[str, int]:
         """Count the units that an objective averages over in the global batch of a step."""
-        return self.order.units(step, lambda i: objective.units(self.samples.counts(i)))
+        return self.order.units(step, lambda i: units_of(self.dataset.units(i)))
 
     def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         step, number = key
@@ -78,29 +73,29 @@ class MicroBatches(TorchDataset[Batch | UserError]):
     def batch(self, rows: Sequence[Row]) -> Batch:
         inputs = [self.inputs(row) for row in rows]
         weights, positions = [row.weight for row in rows], [row.position for row in rows]
-        if (filler := self.samples.filler(inputs)) is not None:
-            inputs, weights, positions = [*inputs, filler], [*weights, 0.0], [*positions, FILLER]
+        if (padding := self.dataset.padding_row(inputs)) is not None:
+            inputs, weights, positions = [*inputs, padding], [*weights, 0.0], [*positions, PADDING]
         ragged = [name for stage in self.cache.stages for name in stage.ragged]
-        batch = stack_rows([self.row(one) for one in inputs], [*ragged, *self.samples.ragged])
+        batch = stack_rows([self.row(one) for one in inputs], [*ragged, *self.dataset.ragged])
         batch["row_weight"], batch["position"] = torch.tensor(weights), positions
         return batch
 
-    def inputs(self, row: Row) -> dict[str, Any]:
+    def inputs(self, row: Row) -> Inputs:
         # Pixels that are read anew are windowed and cropped anew; cached ones are one of N variants.
-        variant = f"position {row.position}" if self.decodes else self.samples.variant(row.position)
-        inputs = self.samples.inputs(row.index, variant)
-        draw = Draw(self.samples.seed, [row.position])
+        variant = f"position {row.position}" if self.decodes else self.dataset.variant(row.position)
+        inputs = self.dataset.inputs(row.index, variant)
+        draw = Draw(self.dataset.seed, [row.position])
         for condition in self.conditions:
             inputs = condition.inputs(inputs, draw)
         return inputs
 
-    def row(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        made = self.samples.beside(inputs)
-        for name in self.live_needs.intersection(MEDIA):
-            made[name] = self.samples.load(name, inputs)
-        for name, key in self.cache.keys(self.samples.roots(inputs)).items():
-            made.update(self.cache.stores[name].read(key))
-        return made
+    def row(self, inputs: Inputs) -> Batch:
+        row = self.dataset.row_metadata(inputs)
+        for name in self.live_needs.intersection(self.dataset.media):
+            row[name] = self.dataset.load(name, inputs)
+        for name, key in self.cache.keys(self.dataset.input_keys(inputs)).items():
+            row.update(self.cache.stores[name].read(key))
+        return row
 
 
 class _From(Sampler[tuple[int, int]]):

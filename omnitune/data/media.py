@@ -1,6 +1,7 @@
 """Probe, read and write pictures and clips; the only module that knows Pillow and PyAV.
 
-They, and numpy, are imported inside functions: commands that open no media start without them.
+They, and numpy, are imported inside functions: commands that open no media start without them. What is read
+is a path or anything else that opens its bytes (`Openable`).
 """
 
 import json
@@ -13,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import accumulate, chain, pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
-from ..files import atomic
+from ..files import File, Openable, atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +62,18 @@ class Probe:
         return Probe(**{**fields, "times": tuple(fields["times"])})
 
 
-def probe(path: Path) -> Probe:
+def probe(file: Path | Openable) -> Probe:
     """Find kind, size, length and rate of a file."""
-    return _probe_film(path) if path.suffix.lower() in FILMS else _probe_picture(path)
+    file = _openable(file)
+    return _probe_film(file) if _suffix(file) in FILMS else _probe_picture(file)
+
+
+def _openable(file: Path | Openable) -> Openable:
+    return File(file) if isinstance(file, Path) else file
+
+
+def _suffix(file: Openable) -> str:
+    return PurePosixPath(file.name).suffix.lower()
 
 
 def _clip(width: int, height: int, times: Sequence[Fraction], rate: Fraction) -> Probe:
@@ -75,25 +85,25 @@ def _clip(width: int, height: int, times: Sequence[Fraction], rate: Fraction) ->
     return Probe("video", width, height, len(times), float(mean), tuple(map(float, times)))
 
 
-def read_image(path: Path) -> "Pixels":
+def read_image(file: Path | Openable) -> "Pixels":
     """Read a picture as (1, H, W, 3): upright, transparency over white, any mode as 8-bit RGB."""
-    with _opened_picture(path) as image:
+    with _opened_picture(_openable(file)) as image:
         return _rgb_of_picture(image)[None]
 
 
-def read_frames(path: Path, indices: Sequence[int]) -> "Pixels":
+def read_frames(file: Path | Openable, indices: Sequence[int]) -> "Pixels":
     """Read frames (N, H, W, 3) of a clip by their place in presentation order; repeats are read once."""
     import numpy as np
 
-    frames = dict(iter_frames(path, indices))
+    frames = dict(iter_frames(file, indices))
     return np.stack([frames[index] for index in indices])
 
 
-def iter_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, "Pixels"]]:
+def iter_frames(file: Path | Openable, indices: Sequence[int]) -> Iterator[tuple[int, "Pixels"]]:
     """Yield (index, (H, W, 3)) of each asked frame once, in presentation order, one at a time in memory."""
-    wanted = sorted(set(indices))
-    assert min(wanted, default=-1) >= 0, (path, wanted)
-    return _film_frames(path, wanted) if path.suffix.lower() in FILMS else _picture_frames(path, wanted)
+    file, wanted = _openable(file), sorted(set(indices))
+    assert min(wanted, default=-1) >= 0, (file, wanted)
+    return _film_frames(file, wanted) if _suffix(file) in FILMS else _picture_frames(file, wanted)
 
 
 def write_image(path: Path, pixels: "Pixels") -> None:
@@ -125,63 +135,65 @@ def write_video(path: Path, frames: "Pixels", fps: float) -> None:
 
 
 @contextmanager
-def _opened_picture(path: Path) -> Iterator[Any]:
+def _opened_picture(file: Openable) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with file.open() as stream, Image.open(stream) as image:
             yield image
     except UserError:
         raise
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error}); replace it or remove it") from error
+        raise UserError(
+            f"{file.name}: cannot be read as a picture ({error}); replace it or remove it"
+        ) from error
 
 
-def _probe_picture(path: Path) -> Probe:
-    with _opened_picture(path) as image:
+def _probe_picture(file: Openable) -> Probe:
+    with _opened_picture(file) as image:
         width, height = image.size
         if image.getexif().get(ORIENTATION) in TURNED:
             width, height = height, width
         # Phones write jpegs with a second picture inside (MPO): several frames are a clip in animations only.
-        num_frames = image.n_frames if path.suffix.lower() in ANIMATIONS else 1
+        num_frames = image.n_frames if _suffix(file) in ANIMATIONS else 1
     if num_frames == 1:
         return Probe("image", width, height, 1, 0.0)
-    durations = _webp_durations(path) if path.suffix.lower() == ".webp" else _gif_durations(path)
+    durations = _webp_durations(file) if _suffix(file) == ".webp" else _gif_durations(file)
     if len(durations) != num_frames:
         raise UserError(
-            f"{path}: states {len(durations)} frames but holds {num_frames}: it is damaged; "
+            f"{file.name}: states {len(durations)} frames but holds {num_frames}: it is damaged; "
             "replace it or remove it"
         )
     starts = [Fraction(time, 1000) for time in accumulate(durations[:-1], initial=0)]
     return _clip(width, height, starts, Fraction(1000 * num_frames, sum(durations)))
 
 
-def _webp_durations(path: Path) -> list[int]:
+def _webp_durations(file: Openable) -> list[int]:
     """Milliseconds of each frame, from the ANMF chunks: Pillow tells them only after decoding."""
     durations: list[int] = []
-    with path.open("rb") as file:
-        file.seek(12)
-        while len(header := file.read(8)) == 8:
+    with file.open() as stream:
+        stream.seek(12)
+        while len(header := stream.read(8)) == 8:
             size = int.from_bytes(header[4:], "little")
             if header[:4] == b"ANMF":
-                milliseconds = int.from_bytes(file.read(16)[12:15], "little")
+                milliseconds = int.from_bytes(stream.read(16)[12:15], "little")
                 # Browsers show frames of 10 ms and less for 100 ms; FFmpeg does so for gif.
                 durations.append(milliseconds if milliseconds > 10 else 100)
                 size -= 16
-            file.seek(size + size % 2, os.SEEK_CUR)
+            stream.seek(size + size % 2, os.SEEK_CUR)
     return durations
 
 
-def _gif_durations(path: Path) -> list[int]:
-    with _opened_film(path) as (container, stream):
+def _gif_durations(file: Openable) -> list[int]:
+    with _opened_film(file) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
         return [round(1000 * packet.duration * stream.time_base) for packet in packets]
 
 
-def _picture_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, "Pixels"]]:
+def _picture_frames(file: Openable, wanted: list[int]) -> Iterator[tuple[int, "Pixels"]]:
     index = 0
     try:
-        with _opened_picture(path) as image:
+        with _opened_picture(file) as image:
             for index in wanted:
                 image.seek(index)
                 yield index, _rgb_of_picture(image)
@@ -232,46 +244,49 @@ class _Timeline:
 
 
 @contextmanager
-def _opened_film(path: Path) -> Iterator[Any]:
+def _opened_film(file: Openable) -> Iterator[Any]:
     """Open the main video stream as (container, stream); what FFmpeg refuses is the user's file's fault."""
     import av
 
     try:
         # Titles in other encodings than UTF-8 are none of our business.
-        with av.open(str(path), metadata_errors="replace") as container:
+        with file.open() as opened, av.open(opened, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
-                raise UserError(f"{path}: holds no video stream; replace it or remove it")
+                raise UserError(f"{file.name}: holds no video stream; replace it or remove it")
             yield container, stream
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise UserError(
-            f"{path}: cannot be read as a video ({error.strerror}); replace it or remove it"
+            f"{file.name}: cannot be read as a video ({error.strerror}); replace it or remove it"
         ) from error
 
 
-def _probe_film(path: Path) -> Probe:
-    with _opened_film(path) as (container, stream):
-        _check_length(path, container, stream)
+def _probe_film(file: Openable) -> Probe:
+    with _opened_film(file) as (container, stream):
+        _check_length(file, container, stream)
         times = _shown_times(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         # One decoded frame tells the rotation and that the codec is there.
         first = next(container.decode(stream), None) if times else None
         if first is None:
-            raise UserError(f"{path}: holds no frame that can be decoded; replace it or remove it")
+            raise UserError(f"{file.name}: holds no frame that can be decoded; replace it or remove it")
     if not rate:
-        raise UserError(f"{path}: states no frame rate; write it anew: ffmpeg -i {path.name} -r 24 new.mp4")
+        raise UserError(
+            f"{file.name}: states no frame rate; "
+            f"write it anew: ffmpeg -i {PurePosixPath(file.name).name} -r 24 new.mp4"
+        )
     width, height = first.width, first.height
     if _quarter_turns(first) % 2:
         width, height = height, width
     return _clip(width, height, times, rate)
 
 
-def _check_length(path: Path, container: Any, stream: Any) -> None:
+def _check_length(file: Openable, container: Any, stream: Any) -> None:
     """Refuse a file cut short behind its sample table: it still states all its frames."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if stream.frames and end > container.size:
         raise UserError(
-            f"{path}: is cut short at byte {container.size}, its frames reach to {end}; "
+            f"{file.name}: is cut short at byte {container.size}, its frames reach to {end}; "
             "copy it again or remove it"
         )
 
@@ -284,16 +299,16 @@ def _shown_times(container: Any, stream: Any) -> list[Fraction]:
     return [stamp * stream.time_base for stamp in stamps]
 
 
-def _film_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, "Pixels"]]:
-    with _opened_film(path) as (container, stream):
+def _film_frames(file: Openable, wanted: list[int]) -> Iterator[tuple[int, "Pixels"]]:
+    with _opened_film(file) as (container, stream):
         timeline = _timeline(container, stream, wanted[-1])
         if wanted[-1] >= len(timeline.times):
             raise UserError(
-                f"{path}: frame {wanted[-1]} cannot be read, there are {len(timeline.times)} frames; "
+                f"{file.name}: frame {wanted[-1]} cannot be read, there are {len(timeline.times)} frames; "
                 "replace it or remove it"
             )
         for run in _runs(timeline, wanted):
-            yield from _run_frames(path, container, stream, timeline, run)
+            yield from _run_frames(file, container, stream, timeline, run)
 
 
 def _timeline(container: Any, stream: Any, last: int) -> _Timeline:
@@ -329,7 +344,7 @@ def _runs(timeline: _Timeline, wanted: list[int]) -> list[list[int]]:
 
 
 def _run_frames(
-    path: Path, container: Any, stream: Any, timeline: _Timeline, run: list[int]
+    file: Openable, container: Any, stream: Any, timeline: _Timeline, run: list[int]
 ) -> Iterator[tuple[int, "Pixels"]]:
     import av
 
@@ -348,7 +363,8 @@ def _run_frames(
         cause = str(error.strerror)
     if left:
         raise UserError(
-            f"{path}: frame {min(left.values())} cannot be decoded ({cause}); replace the file or remove it"
+            f"{file.name}: frame {min(left.values())} cannot be decoded ({cause}); "
+            "replace the file or remove it"
         )
 
 

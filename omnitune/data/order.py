@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..random import permuted, seed_of
-from .sizes import Bucket
+from .sizes import AnyBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Turns:
-    """Deals steps out among buckets in proportion to their sizes, never more than one batch off a level.
+    """Shares steps out among buckets in proportion to their sizes, never more than one batch off a level.
 
     A binary tree of two-way splits: step s goes left exactly if floor((s + 1) w / W + phase) exceeds
     floor(s w / W + phase), w of W being the left weight. Every count is a closed formula of s.
@@ -53,11 +53,11 @@ class Turns:
 
 
 class Order:
-    """The sample order of a run over items that were dealt into buckets."""
+    """The sample order of a run over items that were assigned to buckets."""
 
-    def __init__(self, buckets: Mapping[Bucket, Sequence[int]], batch_size: int, seed: int):
+    def __init__(self, buckets: Mapping[AnyBucket, Sequence[int]], batch_size: int, seed: int):
         self.buckets = sorted(buckets)
-        self.items = [list(buckets[b]) for b in self.buckets]
+        self.items = [buckets[b] for b in self.buckets]
         self.batch_size, self.seed = batch_size, seed
         self.turns = Turns(tuple(len(i) for i in self.items), seed)
 
@@ -65,7 +65,7 @@ class Order:
         """Items in one epoch."""
         return sum(len(i) for i in self.items)
 
-    def bucket(self, step: int) -> Bucket:
+    def bucket(self, step: int) -> AnyBucket:
         return self.buckets[self.turns.turn(step)[0]]
 
     def batch(self, step: int) -> list[Row]:
@@ -98,6 +98,6 @@ def slices(rows: Sequence[Row], rank: int, ranks: int, micro_batch_size: int | N
     size = min(micro_batch_size or per_rank, per_rank)
     steps = -(-per_rank // size)
     mine = list(rows[rank * per_rank : (rank + 1) * per_rank])
-    filler = Row(rows[-1].position, rows[-1].index, rows[-1].epoch, 0.0)
-    mine += [filler] * (steps * size - len(mine))
+    padding = Row(rows[-1].position, rows[-1].index, rows[-1].epoch, 0.0)
+    mine += [padding] * (steps * size - len(mine))
     return [mine[i * size : (i + 1) * size] for i in range(steps)]

@@ -1,10 +1,18 @@
 """Sizes of training samples, and which of them a model takes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    pass
+
+class AnyBucket(Protocol):
+    """What the rows of a global batch have in common; orders and compares by value, and is hashable."""
+
+    @property
+    def size(self) -> int:
+        """How much a row is, to encode few large or many small ones at once."""
+
+    def __lt__(self, other: Any, /) -> bool: ...
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.conversations.conversation import Conversation
 from ..data.conversations.kind import Conversations
-from ..data.conversations.rows import TalkIndex
+from ..data.conversations.rows import ConversationIndex
 from ..errors import UserError
 from ..progress import say
 from ..resolve import resolve_run
@@ -19,7 +19,7 @@ class ConversationEvaluator(Evaluator):
     """A run's weights, conversations, and what the model answers in them."""
 
     gives = ("data", "answers")
-    index: TalkIndex
+    index: ConversationIndex
 
     def _read_data(self) -> None:
         """Read the conversations as the run shows its own."""
@@ -33,8 +33,8 @@ class ConversationEvaluator(Evaluator):
             raise UserError(f"--data: {path} is not there; name a file of conversations")
         data = conversations(stated, path)
         self.job = resolve_run(replace(self.run.run, data=data), self.run.earlier)
-        index: Any = self.job.index()
-        assert isinstance(index, TalkIndex), type(index)
+        index = self.job.index()
+        assert isinstance(index, ConversationIndex), type(index)
         for note in index.notes:
             say(note)
         number, there = self.request.samples, len(index.items)
@@ -64,7 +64,7 @@ class ConversationEvaluator(Evaluator):
     def questions(self) -> list[Conversation]:
         """The conversations that end in an answer in text."""
         return [
-            one for talk in self.index.items for one in talk.conversations if not one.messages[-1].tool_calls
+            one for row in self.index.items for one in row.conversations if not one.messages[-1].tool_calls
         ]
 
     @property
@@ -76,7 +76,7 @@ class ConversationEvaluator(Evaluator):
         if others := len(self.index.items) - len(self.questions):
             say(f"--data: {others} conversations end in a call of a tool and are not answered")
         say(f"answering {len(self.questions)} questions of at most {self.options.max_tokens} tokens")
-        chat = self.family.chat(self.job.run.data)
+        chat = self.family.conversation_encoder(self.job.run.data)
         prompts = [before_the_answer(one) for one in self.questions]
         found: list[str] = self.family.answers(chat, prompts, self.options.max_tokens)
         return found

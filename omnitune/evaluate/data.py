@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.buckets import Buckets
-from ..data.captions.sources import Folder, Source
+from ..data.captions.index import CaptionDataset
+from ..data.captions.kind import Source
+from ..data.captions.sources import Folder
 from ..data.conversations import dataset_info
 from ..data.conversations.sources import ConversationSource
 from ..files import read_jsonl
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from ..config.run import Run
     from ..data.captions.kind import Data
     from ..data.conversations.kind import Conversations
-    from ..data.conversations.rows import TalkIndex
+    from ..data.conversations.rows import ConversationIndex
     from ..data.dataset import Index
     from ..data.media import Pixels
     from ..data.sizes import Limits
@@ -58,21 +60,19 @@ def conversations(data: "Conversations", path: Path) -> "Conversations":
     A plain file is read with the keys and roles that the run states, where all its sources state the same.
     """
     source = ConversationSource(path=path)
-    first, *others = data.sources
+    stated = [one for one in data.sources if isinstance(one, ConversationSource)]
+    first = stated[0] if stated else source
     alike = all(
-        (one.format, one.columns, one.tags) == (first.format, first.columns, first.tags) for one in others
+        (one.format, one.columns, one.tags) == (first.format, first.columns, first.tags) for one in stated
     )
     if alike and path.is_file() and path.name != dataset_info.FILE:
         source = replace(source, format=first.format, columns=first.columns, tags=first.tags)
     return replace(data, sources=[source], packing=False)
 
 
-def first_items(index: "TalkIndex", number: int) -> "TalkIndex":
+def first_items(index: "ConversationIndex", number: int) -> "ConversationIndex":
     """The first conversations of a file, as the file has them."""
-    order = sorted(range(len(index.items)), key=lambda i: _place(index.items[i].id))[:number]
-    items = [index.items[i] for i in order]
-    shows = any(conversation.media for item in items for conversation in item.conversations)
-    return replace(index, items=items, buckets=[index.buckets[i] for i in order], shows=shows)
+    return index.take(sorted(range(len(index.items)), key=lambda i: _place(index.items[i].id))[:number])
 
 
 def _place(name: str) -> tuple[str, int]:
@@ -80,7 +80,7 @@ def _place(name: str) -> tuple[str, int]:
     return stem, int(number)
 
 
-def num_trained(index: "Index | TalkIndex", folder: Path) -> int:
+def num_trained(index: "Index", folder: Path) -> int:
     """How many items the run of a folder was trained on, by file, caption and size."""
     lines = folder / "data.jsonl"
     if not lines.is_file():
@@ -91,8 +91,15 @@ def num_trained(index: "Index | TalkIndex", folder: Path) -> int:
 
 def shown(job: ResolvedRun, index: "Index", i: int) -> "Pixels":
     """An item in its bucket's size, (T, H, W, 3)."""
-    samples = job.bound.dataset(index)
-    return to_8bit(samples.load("pixels", samples.inputs(i)))
+    dataset = captioned(job, index)
+    return to_8bit(dataset.load("pixels", dataset.inputs(i)))
+
+
+def captioned(job: ResolvedRun, index: "Index") -> CaptionDataset:
+    """The samples of a run on captioned pictures and clips."""
+    dataset = job.bound.dataset(index)
+    assert isinstance(dataset, CaptionDataset), type(dataset)
+    return dataset
 
 
 def middle(frames: "Pixels") -> "Pixels":

@@ -16,7 +16,7 @@ from ..progress import say
 from ..random import permuted
 from ..resolve import ResolvedRun, resolve_run
 from ..sampling import Sampling, load_media
-from .data import candidates_of, held_out, middle, num_trained, shown, to_8bit
+from .data import candidates_of, captioned, held_out, middle, num_trained, shown, to_8bit
 from .evaluator import Evaluator
 from .features import FeatureNetwork, load_features
 from .results import Measure
@@ -129,10 +129,10 @@ class MediaEvaluator(Evaluator):
         """What sample i is given, (T, H, W, 3) each: of the item whose caption it has."""
         if self.index is None:
             return load_media(self.options, i % len(self.options.prompts), bucket)
-        samples = self.job.bound.dataset(self.index)
-        inputs = samples.inputs(self.chosen[i])
+        dataset = captioned(self.job, self.index)
+        inputs = dataset.inputs(self.chosen[i])
         return {
-            medium.name: to_8bit(samples.load(medium.name, inputs))
+            medium.name: to_8bit(dataset.load(medium.name, inputs))
             for medium in self.job.shape.media
             if medium.training
             and medium.sampling != "never"

@@ -108,8 +108,8 @@ def held_out_loss(
     """
     number = step.objective.held_out_levels if levels is None else levels
     quantiles = torch.tensor([(k + 0.5) / number for k in range(number)])
-    samples = step.batches.samples
-    counts = [step.objective.units(samples.counts(i)) for i in range(len(samples.index.items))]
+    samples = step.batches.dataset
+    counts = [step.objective.units(samples.units(i)) for i in range(len(samples.index.items))]
     # Items differ in size, so a batch holds levels of one item; without levels, rows are padded to one size.
     # Of two experts each takes whole batches, so levels are measured one by one.
     size = 1 if number > 1 and len(step.family.cores) > 1 else batch_size
@@ -135,7 +135,7 @@ def _measure(
     seed: int,
 ) -> Tensor:
     """(2, B): the losses of some items at some levels, and their u."""
-    items = step.batches.samples.index.items
+    items = step.batches.dataset.index.items
     batch = step.batches.batch([Row(i, i, 0) for i, _ in chosen])
     keys = [f"{items[i].id}#{k}" for i, k in chosen]
     draw = QuantileDraw(seed, keys, quantiles[[k for _, k in chosen]], step.device)

@@ -1,16 +1,10 @@
 import pytest
 
-from omnitune.data.buckets import Buckets, assign, resolve, shapes
-from omnitune.data.captions.item import Item
+from omnitune.data.buckets import Buckets, nearest_bucket, resolve, shapes
 from omnitune.data.sizes import Bucket, Limits
 from omnitune.errors import UserError
 
 WAN = Limits(spatial=16, temporal=4)
-
-
-def item(width, height, frames=1):
-    kind = "image" if frames == 1 else "video"
-    return Item("set/a", "set/a", kind, "words", width, height, frames, 24.0 * (frames > 1), "set/a.txt")
 
 
 def mistakes(buckets, limits=WAN):
@@ -101,24 +95,28 @@ def test_no_frames_is_named():
 
 def test_frames_are_decided_before_shape():
     wide, tall = Bucket(9, 32, 64), Bucket(5, 64, 32)
-    assert assign(item(32, 64, 40), 9, [wide, tall]) == wide
-    assert assign(item(32, 64, 40), 8, [wide, tall]) == tall
-    assert assign(item(32, 64, 40), 4, [wide, tall]) is None
+    assert nearest_bucket((64, 32), 9, [wide, tall]) == wide
+    assert nearest_bucket((64, 32), 8, [wide, tall]) == tall
+    assert nearest_bucket((64, 32), 4, [wide, tall]) is None
 
 
 def test_the_nearest_shape_is_near_by_its_logarithm():
     # Halfway between 2 and 4 is 2.83 by logarithms, 3 by differences.
     square, double, fourfold = Bucket(1, 64, 64), Bucket(1, 32, 64), Bucket(1, 32, 128)
-    assert assign(item(290, 100), 1, [square, double, fourfold]) == fourfold
-    assert assign(item(280, 100), 1, [square, double, fourfold]) == double
-    assert assign(item(100, 100), 1, [square, double, fourfold]) == square
+    assert nearest_bucket((100, 290), 1, [square, double, fourfold]) == fourfold
+    assert nearest_bucket((100, 280), 1, [square, double, fourfold]) == double
+    assert nearest_bucket((100, 100), 1, [square, double, fourfold]) == square
 
 
 def test_of_equal_shapes_the_one_with_most_pixels_is_taken():
     small, large = Bucket(1, 32, 32), Bucket(1, 64, 64)
-    assert assign(item(500, 500), 1, [small, large]) == assign(item(500, 500), 1, [large, small]) == large
+    assert (
+        nearest_bucket((500, 500), 1, [small, large])
+        == nearest_bucket((500, 500), 1, [large, small])
+        == large
+    )
 
 
 def test_a_tie_between_wide_and_tall_does_not_depend_on_order():
     wide, tall = Bucket(1, 24, 40), Bucket(1, 40, 24)
-    assert assign(item(7, 7), 1, [wide, tall]) == assign(item(7, 7), 1, [tall, wide]) == wide
+    assert nearest_bucket((7, 7), 1, [wide, tall]) == nearest_bucket((7, 7), 1, [tall, wide]) == wide

@@ -297,7 +297,7 @@ def test_everything_is_encoded_once_and_the_empty_prompt_with_it(workplace: "Wor
     job = workplace.job()
     samples = job.bound.dataset(job.index())
     cache = job.open_cache()
-    keys = cache.keys(samples.roots({**samples.inputs(0), "caption": ""}))
+    keys = cache.keys(samples.input_keys({**samples.inputs(0), "caption": ""}))
     assert cache.stores["text"].read(keys["text"])["prompt_embeds"].shape == (1, 32)  # the end token alone
 
 

@@ -11,7 +11,7 @@ import torch
 
 from omnitune import cli
 from omnitune.data.conversations.conversation import Conversation, Message
-from omnitune.data.conversations.rows import LengthBucket, Talk, TalkIndex
+from omnitune.data.conversations.rows import ConversationIndex, ConversationRow, LengthBucket
 from omnitune.evaluate import (
     ConversationEvaluator,
     EvaluateRequest,
@@ -140,8 +140,8 @@ def test_with_equal_lengths_the_error_is_that_of_a_mean() -> None:
 
 def test_the_first_items_are_those_of_the_file() -> None:
     ids = ("held/10", "held/1", "held/2")
-    items = [Talk(name, (talk("a?", "b"),), (name,), 9, 1) for name in ids]
-    found = first_items(TalkIndex(items, [LengthBucket(9)] * 3, [], True), 2)
+    items = [ConversationRow(name, (talk("a?", "b"),), (name,), 9, 1) for name in ids]
+    found = first_items(ConversationIndex(items, [LengthBucket(9)] * 3, []), 2)
     assert [one.id for one in found.items] == ["held/1", "held/2"]
     assert (len(found.buckets), found.shows) == (2, False)
 

@@ -83,7 +83,7 @@ def test_the_batch_size_changes_speed_alone(step):
 
 def test_the_loss_is_the_objective_s_at_each_level_with_its_noise(step):
     """Levels and noise of one item worked out by hand, with an ordinary draw where it is asked for noise."""
-    item = step.batches.samples.index.items[2]
+    item = step.batches.dataset.index.items[2]
     u = torch.sigmoid(torch.special.ndtri(torch.tensor([0.25, 0.75])))
     u = 3 * u / (1 + 2 * u)  # the run's shift
     expected = 0.0

@@ -118,7 +118,8 @@ def test_a_picture_of_images_txt_takes_the_place_of_the_first_frame(model, tmp_p
     red = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1, 1)
     assert torch.equal(first, red.expand_as(first))
     assert not torch.equal(samples.load("pixels", samples.inputs(0))[:, :1], first)
-    assert samples.roots(samples.inputs(0))["first_frame"] == samples.roots(samples.inputs(1))["first_frame"]
+    first, second = (samples.input_keys(samples.inputs(i))["first_frame"] for i in (0, 1))
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,24 @@
 """Decide what of an item is shown: which frames, how large, which part; and read exactly that."""
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import UserError
+from ...files import Openable
 from ...options import option
 from .. import media
-from ..buckets import assign
+from ..buckets import nearest_bucket
 from ..sizes import Bucket
+from ..view import Crop, View
 from .item import Item
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FILTER = "lanczos"
-"""What resizes; part of every view's key. diffusers' image processors resize with it."""
 
 
 @option
@@ -46,46 +44,14 @@ Chance = Callable[[str], float]
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A part of a resized frame."""
+class Placement:
+    """The bucket of each item, None for one that is left out, and what the user should know of it."""
 
-    top: int
-    left: int
-    height: int
-    width: int
+    buckets: Sequence[Bucket | None]
+    notes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class View:
-    """What of an item is shown: these frames, resized to (height, width), of which a part is cut out."""
-
-    indices: tuple[int, ...]
-    resize: tuple[int, int]
-    crop: Crop
-
-    def key(self) -> str:
-        """Text that is equal for equal pixels of the same file: part of a cache key."""
-        return json.dumps(asdict(self) | {"filter": FILTER}, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """An item that is left out, as the user asked, and why."""
-
-    item: Item
-    reason: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each item goes, in the order of the items."""
-
-    kept: list[tuple[Item, Bucket]]
-    dropped: list[Dropped]
-    notes: list[str]
-
-
-def plan(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: str = "data") -> Layout:
+def place(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: str = "data") -> Placement:
     """Place every item: the most frames it fills at the rate asked for, then the nearest shape.
 
     Pictures train in buckets of one frame. A clip goes to one only if no bucket has several frames, or if it
@@ -95,24 +61,24 @@ def plan(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: 
         raise UserError(f"{where}.fps: {clips.fps} is not above 0; leave it out for clips' own rates")
     single = [bucket for bucket in buckets if bucket.frames == 1]
     several = [bucket for bucket in buckets if bucket.frames > 1]
-    pictures = [item for item in items if item.kind == "image"]
+    pictures = [] if single else [item for item in items if item.kind == "image"]
     short = [item for item in items if several and _is_short(item, several, clips)]
     mistakes = []
-    if pictures and not single:
+    if pictures:
         mistakes.append(_homeless_pictures(pictures, several, where))
     if short and (clips.short == "error" or (clips.short == "shorter" and not single)):
         mistakes.append(_too_short(short, several, clips, where))
     if mistakes:
         raise UserError("\n".join(mistakes))
-
     left_out = {item.id for item in short} if clips.short == "skip" else set()
-    kept = [(item, _home(item, single, several, clips)) for item in items if item.id not in left_out]
-    dropped = [Dropped(item, _shortness(item, several, clips)) for item in items if item.id in left_out]
-    return Layout(kept, dropped, _notes(items, short, several, clips, where))
+    homes = [None if item.id in left_out else _home(item, single, several, clips) for item in items]
+    return Placement(homes, _notes(items, short, several, clips, where))
 
 
 def num_frames_at(item: Item, fps: float | None) -> int:
     """Count the frames a clip gives at a rate: as many as have a nearest source frame within the clip."""
+    if item.kind == "image":
+        return 1
     if item.times and fps is not None:
         return ceil(_end(item) * fps)
     return ceil((item.num_frames - Fraction(1, 2)) / _step(item, fps))
@@ -130,11 +96,11 @@ def view(item: Item, bucket: Bucket, clips: Clips, draw: Chance) -> View:
     return View(_frames(item, bucket.frames, clips, draw), (height, width), crop)
 
 
-def load_pixels(item: Item, view: View) -> "Tensor":
+def load_pixels(file: Openable, view: View) -> "Tensor":
     """Read a view as (3, T, H, W) in [-1, 1], one source frame in memory at a time."""
     import numpy as np
 
-    shown = {index: _shown(frame, view) for index, frame in media.iter_frames(item.path, view.indices)}
+    shown = {index: _shown(frame, view) for index, frame in media.iter_frames(file, view.indices)}
     return to_pixels(np.stack([shown[index] for index in view.indices]))
 
 
@@ -146,9 +112,9 @@ def to_pixels(frames: "media.Pixels") -> "Tensor":
     return (torch.from_numpy(frames).float() / 255 * 2 - 1).permute(3, 0, 1, 2).contiguous()
 
 
-def covering_picture(path: Path, bucket: Bucket) -> "media.Pixels":
-    """A picture scaled to cover a bucket, its centre cut out: (1, H, W, 3) in uint8."""
-    return _covering_frames(media.read_image(path), bucket)
+def covering_picture(file: Path | Openable, bucket: Bucket) -> "media.Pixels":
+    """Scale a picture to cover a bucket and cut out its centre: (1, H, W, 3) in uint8."""
+    return _covering_frames(media.read_image(file), bucket)
 
 
 def covering_frames(path: Path, bucket: Bucket) -> "media.Pixels":
@@ -253,7 +219,8 @@ def _home(item: Item, single: list[Bucket], several: list[Bucket], clips: Clips)
     count = num_frames_at(item, clips.fps)
     if several and _is_short(item, several, clips) and clips.short in ("loop", "hold"):
         count = _least(several)
-    found = assign(item, count, single if item.kind == "image" else single + several)
+    places = single if item.kind == "image" else single + several
+    found = nearest_bucket((item.height, item.width), count, places)
     assert found is not None, (item.id, count, single, several)
     return found
 
@@ -304,5 +271,5 @@ def _notes(
     return [*notes, f"{_number(short, 'clip')} too short and {done} ({where}.short: {clips.short}): {named}"]
 
 
-def _number(items: Sequence[Any], noun: str) -> str:
+def _number(items: Sequence[Item], noun: str) -> str:
     return f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"

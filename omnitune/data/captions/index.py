@@ -1,63 +1,61 @@
-"""The data of a run: its items, where each is dealt to, and what stages and conditions are given of them."""
+"""Captioned items with their buckets, and what stages and conditions are given of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...batch import Batch
 from ...errors import Mistakes, UserError
 from ...files import Hashes, digest
 from ...random import Draw
-from ...stages import MEDIA
+from ..columns import Digests, Repeated
 from ..dataset import Inputs
-from ..sizes import Bucket
-from . import crops as views
+from ..sizes import AnyBucket, Bucket
+from ..sources import Scan, listed
+from ..view import View
+from . import crops
 from .crops import Clips
-from .item import Item
-from .sources import Scan, listed
+from .item import Items
+
+MEDIA = ("pixels", "first_frame", "last_frame")
+"""What every item brings: all frames that are shown of it, or one of them."""
 
 
 @dataclass(frozen=True)
-class Index:
-    """What was found, and the contents of every file as a hash."""
+class CaptionIndex:
+    """Items in columns, sorted by id, and the contents of every file as a hash."""
 
-    items: Sequence[Item]
-    buckets: Sequence[Bucket]
-    """Of each item."""
-    hashes: Sequence[str]
-    """Of each item's file."""
-    image_hashes: Mapping[int, str]
-    """Of the pictures that items state beside their clips."""
+    items: Items
+    buckets: Repeated[Bucket]
+    hashes: Mapping[str, Digests]
+    """Of each item's file, as `pixels`, and of its further media by name; zeros where it has none."""
     notes: Sequence[str]
-    """What the user should know, one line each."""
 
     @cached_property
-    def by_bucket(self) -> dict[Bucket, list[int]]:
-        found: dict[Bucket, list[int]] = {}
-        for i, bucket in enumerate(self.buckets):
-            found.setdefault(bucket, []).append(i)
-        return found
+    def by_bucket(self) -> Mapping[AnyBucket, Sequence[int]]:
+        return dict(self.buckets.by_value())
 
     @property
-    def largest(self) -> Bucket | None:
-        """The largest bucket of the data; None where samples have no size."""
-        return max(self.by_bucket, key=lambda bucket: bucket.size)
+    def largest(self) -> Bucket:
+        return max(self.buckets.values, key=lambda bucket: bucket.size)
 
     def fingerprints(self) -> dict[str, str]:
-        """Item id -> hash of its file, caption and bucket: what a run is trained on."""
-        rows = zip(self.items, self.hashes, self.buckets, strict=True)
+        """Item id -> hash of its files, caption and bucket: what a run is trained on."""
         return {
             item.id: digest(
-                file_hash, item.caption, str(bucket), *([self.image_hashes[i]] if item.image else [])
+                self.hashes["pixels"][i],
+                item.caption,
+                str(self.buckets[i]),
+                *(self.hashes[name][i] for name in sorted(item.media)),
             )
-            for i, (item, file_hash, bucket) in enumerate(rows)
+            for i, item in enumerate(self.items)
         }
 
     def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
-        """Name the items of which a family does not read the whole caption."""
-        cut = [self.items[i].id for i in cut_captions([item.caption for item in self.items])]
+        cut = [self.items.ids[i] for i in cut_captions(self.items.captions)]
         if not cut:
             return []
         number = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
@@ -65,106 +63,122 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """The items that samples are made of, each with its bucket, sorted by id; no file is read whole."""
+class Placed:
+    """The items that samples are made of, sorted by id, each with its bucket; no file is read whole."""
 
-    placed: Sequence[tuple[Item, Bucket]]
+    items: Items
+    buckets: Repeated[Bucket]
     notes: Sequence[str]
-    """What the user should know, one line each."""
 
-    def index(self, hashes: Hashes) -> Index:
-        return Index(
-            [item for item, _ in self.placed],
-            [bucket for _, bucket in self.placed],
-            hashes.of_all(item.path for item, _ in self.placed),
-            {i: hashes.of(item.image) for i, (item, _) in enumerate(self.placed) if item.image},
-            self.notes,
-        )
+    def index(self, hashes: Hashes, notes: Sequence[str]) -> CaptionIndex:
+        """Hash the files; `notes` come before those of the items."""
+        items = self.items
 
+        def of_all(medium: str) -> Iterator[str]:
+            files = items.files if medium == "pixels" else items.media[medium]
+            return (hashes.of(items.open(i, medium)) if files[i] else "" for i in range(len(items)))
 
-def deal(found: Scan, sizes: Sequence[Bucket], clips: Clips) -> Dealt:
-    """Deal what a scan found into buckets; raises UserError with every mistake."""
-    layout = views.plan(found.items, sizes, clips)
-    layout.kept.sort(key=lambda placed: placed[0].id)  # the order of files and sources decides nothing
-    if not layout.kept:
-        raise UserError(f"data.sources: no sample is left to train on; {'; '.join(layout.notes)}")
-    return Dealt(layout.kept, [*found.notes, *layout.notes])
+        hashes_of = {name: Digests(of_all(name)) for name in ("pixels", *items.media)}
+        return CaptionIndex(items, self.buckets, hashes_of, [*notes, *self.notes])
 
 
-class Samples:
+def assign_buckets(found: Scan[Items], sizes: Sequence[Bucket], clips: Clips) -> Placed:
+    """Assign what a scan found to buckets; raises UserError with every mistake."""
+    placement = crops.place(found.items, sizes, clips)
+    kept = [i for i, bucket in enumerate(placement.buckets) if bucket is not None]
+    if not kept:
+        raise UserError(f"data.sources: no sample is left to train on; {'; '.join(placement.notes)}")
+    kept.sort(key=found.items.ids.row)  # the order of files and sources decides nothing
+    homes = Repeated(bucket for i in kept if (bucket := placement.buckets[i]) is not None)
+    return Placed(found.items.take(kept), homes, [*found.notes, *placement.notes])
+
+
+class CaptionDataset:
     """Gives each sample's inputs, and the keys of what its files and captions are."""
 
     ragged: Sequence[str] = ()
-    """What rows bring that differs in shape from row to row."""
 
-    def __init__(self, index: Index, clips: Clips, variants: int, seed: int):
+    def __init__(self, index: CaptionIndex, clips: Clips, variants: int, seed: int):
         self.index, self.clips, self.variants, self.seed = index, clips, variants, seed
 
+    @property
+    def media(self) -> Collection[str]:
+        return {*MEDIA, *self.index.items.media}
+
     def inputs(self, i: int, variant: int | str = 0) -> Inputs:
-        """`caption`, and the view of the item that its pixels are read through; `variant` keys its draws."""
         item, bucket = self.index.items[i], self.index.buckets[i]
         draw = Draw(self.seed, [f"{item.id}#{variant}"])
-        return {"index": i, "caption": item.caption, "view": views.view(item, bucket, self.clips, draw.row)}
+        view = crops.view(item, bucket, self.clips, draw.row)
+        return {"index": i, "caption": item.caption, "view": view}
 
     def variant(self, position: int) -> int:
-        """Which of the cached variants the row at a position of the run sees."""
         return int(Draw(self.seed, [position]).row("variant") * self.variants)
 
-    def roots(self, inputs: Inputs) -> dict[str, str]:
-        """A key for everything that a sample brings before stages run."""
-        i, view = inputs["index"], inputs["view"]
-        found = {"caption": digest("caption", inputs["caption"])}
-        for name, shown in _shown(view).items():
-            found[name] = digest(self.index.hashes[i], shown.key())
-        if i in self.index.image_hashes:
-            found["first_frame"] = digest(self.index.image_hashes[i], str(self.index.buckets[i]))
-        return found
+    def input_keys(self, inputs: Inputs) -> dict[str, str]:
+        i, view = _shown(inputs)
+        keys = {"caption": digest("caption", inputs["caption"])}
+        for name in MEDIA:
+            keys[name] = digest(self.index.hashes["pixels"][i], _view_of(name, view).key())
+        for name in self.index.items[i].media:
+            how = str(self.index.buckets[i]) if name == "first_frame" else view.key()
+            keys[name] = digest(self.index.hashes[name][i], how)
+        return keys
 
-    def load(self, name: str, inputs: Inputs) -> Any:
-        """What a stage needs of a sample: its caption, or one of MEDIA, read and decoded."""
-        if name not in MEDIA:
-            return inputs[name]
-        item, bucket = self.index.items[inputs["index"]], self.index.buckets[inputs["index"]]
-        if name == "first_frame" and item.image is not None:
-            return views.to_pixels(views.covering_picture(item.image, bucket))
-        return views.load_pixels(item, _shown(inputs["view"])[name])
+    def load(self, name: str, inputs: Inputs) -> Tensor:
+        """Read a medium as (3, T, H, W) in [-1, 1], T = 1 for a single frame.
 
-    def every(self) -> Iterator[tuple[Inputs, Bucket]]:
-        """What the cache is to hold: each variant of each item."""
+        A source's own media are shown through the window and crop of the item's pixels; its `first_frame`
+        alone is a picture of its own, whose centre is shown.
+        """
+        i, view = _shown(inputs)
+        items, bucket = self.index.items, self.index.buckets[i]
+        brought = name in items.media and bool(items.media[name][i])
+        if name == "first_frame" and brought:
+            return crops.to_pixels(crops.covering_picture(items.open(i, name), bucket))
+        if name in MEDIA:
+            return crops.load_pixels(items.open(i), _view_of(name, view))
+        assert brought, (items.ids[i], name)
+        return crops.load_pixels(items.open(i, name), view)
+
+    def entries(self) -> Iterator[tuple[Inputs, Bucket]]:
         for i, bucket in enumerate(self.index.buckets):
             for variant in range(self.variants):
                 yield self.inputs(i, variant), bucket
 
-    def always(self, needs: Sequence[str]) -> list[Inputs]:
-        """What the cache holds beside the items: the empty prompt."""
+    def shared_entries(self, needs: Sequence[str]) -> list[Inputs]:
+        """The empty prompt, which is always there."""
         return [{**self.inputs(0), "caption": ""}] if "caption" in needs else []
 
-    def beside(self, inputs: Inputs) -> dict[str, Any]:
-        """What a row has whatever stages there are; `fps` is 1 for a picture, whose frame is at 0 seconds."""
-        item = self.index.items[inputs["index"]]
+    def row_metadata(self, inputs: Inputs) -> Batch:
+        """`id`, `caption` and `fps`, which is 1 for a picture, whose frame is at 0 seconds."""
+        item = self.index.items[_shown(inputs)[0]]
         fps = 1.0 if item.kind == "image" else self.clips.fps or item.fps
         return {"id": item.id, "caption": inputs["caption"], "fps": torch.tensor(fps)}
 
-    def counts(self, i: int) -> Mapping[str, int]:
-        """What objectives count the units of an item by."""
+    def units(self, i: int) -> Mapping[str, int]:
         return {"index": i}
 
-    def filler(self, rows: Sequence[Inputs]) -> Inputs | None:
-        """A row of weight 0 that a micro-batch needs beside its own."""
-        return None
+    def padding_row(self, rows: Sequence[Inputs]) -> None:
+        """None: every row runs the same stages."""
 
-    def faults(self, i: int) -> list[UserError]:
-        """Why an item cannot be decoded: the first of its variants that fails tells it."""
+    def decode_errors(self, i: int) -> list[UserError]:
+        """The first of its variants that fails tells it."""
         mistakes = Mistakes()
         with mistakes.noted():
             for variant in range(self.variants):
-                self.load("pixels", self.inputs(i, variant))
-                if self.index.items[i].image is not None:
-                    self.load("first_frame", self.inputs(i, variant))
+                for name in ("pixels", *self.index.items[i].media):
+                    self.load(name, self.inputs(i, variant))
         return mistakes.errors
 
 
-def _shown(view: views.View) -> dict[str, views.View]:
-    """The view of each of MEDIA: all frames, or one of them."""
+def _shown(inputs: Inputs) -> tuple[int, View]:
+    i, view = inputs["index"], inputs["view"]
+    assert i is not None, inputs
+    assert view is not None, inputs
+    return i, view
+
+
+def _view_of(name: str, view: View) -> View:
+    """The view of one of MEDIA: all frames, or one of them."""
     ends = {"first_frame": view.indices[:1], "last_frame": view.indices[-1:]}
-    return {"pixels": view, **{name: replace(view, indices=indices) for name, indices in ends.items()}}
+    return replace(view, indices=ends.get(name, view.indices))

@@ -1,7 +1,6 @@
 """Captioned pictures and clips: how a run states them, and what they are for its model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,14 +9,20 @@ from ...files import Hashes
 from ...options import NOT_LEARNED, ByName, option
 from .. import buckets
 from ..buckets import Buckets
+from ..dataset import Index
 from ..sizes import Bucket
 from .crops import Clips
-from .index import Dealt, Index, Samples, deal
-from .item import Item
-from .sources import Source, scan
+from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
+from .item import Items
+from .lists import LineLists
+from .scan import scan
+from .sources import Folder
 
 if TYPE_CHECKING:
     from ...families.base import Family
+
+Source = Folder | LineLists
+"""Those of this package; one of another package is any `CaptionSource`."""
 
 
 class CaptionData:
@@ -32,46 +37,65 @@ class CaptionData:
             self.notes += family.fit_sizes(self.sizes)
 
     @property
+    def media(self) -> Sequence[str]:
+        brought = [name for source in self.data.sources for name in source.brings]
+        return list(dict.fromkeys([*MEDIA, *brought]))
+
+    @property
     def brings(self) -> Sequence[str]:
-        return ("caption", "pixels", "first_frame", "last_frame")
+        return ["caption", *self.media]
 
     def fit(self, family: "Family") -> None:
-        """Fit another copy of the family to the run's sizes."""
         if self.sizes is not None:
             family.fit_sizes(self.sizes)
 
-    def scan(self, memo: Hashes, mistakes: Mistakes) -> Dealt:
-        """Find the items and their buckets; raises UserError with every mistake."""
+    def index(self, hashes: Hashes, mistakes: Mistakes) -> CaptionIndex:
         with mistakes.noted():
-            found = scan(self.data.sources, Path.cwd(), memo)
+            found = scan(self.data.sources, Path.cwd(), hashes)
             if self.sizes is not None:
-                dealt = deal(found, self.sizes, self.data)
-                self._check_images(found.items)
+                placed = assign_buckets(found, self.sizes, self.data)
+                self._check_media(found.items)
         mistakes.raise_all()
-        return replace(dealt, notes=[*self.notes, *dealt.notes])
+        return placed.index(hashes, self.notes)
 
-    def _check_images(self, items: Sequence[Item]) -> None:
+    def _check_media(self, items: Items) -> None:
+        """Raise UserError for items that lack a medium which stages need, and note those that none needs."""
+        needed = {need for stage in self.family.stages for need in stage.needs}
+        for name, files in items.media.items():
+            has = [i for i, file in enumerate(files) if file]
+            if name == "first_frame":
+                self._check_first_frames(items, has)
+            elif name not in needed:
+                self.notes.append(f"{name}: sources state it and nothing reads it here")
+            elif len(has) < len(items):
+                lacks = next(i for i, file in enumerate(files) if not file)
+                raise UserError(
+                    f"{items.wheres[lacks]}: {items.ids[lacks]} has no {name}, which this run needs of every "
+                    f"sample ({len(items) - len(has)} lack it); state it, or leave out what needs it"
+                )
+
+    def _check_first_frames(self, items: Items, has: Sequence[int]) -> None:
         """Raise UserError for pictures of a source that stand for first frames where that cannot be."""
-        stated = next((item for item in items if item.image is not None), None)
-        if stated is None:
+        if not has:
             return
         if all(medium.name != "first_frame" for medium in self.family.media):
             self.notes.append("pictures that sources state for first frames are not used: none are given")
             return
+        where = f"{items.wheres[has[0]]}: {items.open(has[0], 'first_frame').name}"
         if not any("first_frame" in stage.needs for stage in self.family.stages):
             raise UserError(
-                f"{stated.where}: {stated.image} stands for a first frame, but this model is given the "
+                f"{where} stands for a first frame, but this model is given the "
                 "clip's own; set images: null in data.sources"
             )
         if self.data.crop != "center" or self.data.window != "head":
             raise UserError(
-                f"{stated.where}: {stated.image} stands for the first frame of a clip that is shown from "
+                f"{where} stands for the first frame of a clip that is shown from "
                 "elsewhere; set data.window: head and data.crop: center, or images: null in data.sources"
             )
 
-    def dataset(self, index: Index) -> Samples:
-        """Give the samples of an index to training."""
-        return Samples(index, self.data, self.data.variants, self.seed)
+    def dataset(self, index: Index) -> CaptionDataset:
+        assert isinstance(index, CaptionIndex), type(index)
+        return CaptionDataset(index, self.data, self.data.variants, self.seed)
 
 
 @option
@@ -112,5 +136,5 @@ class Data(Clips):
         scan(self.sources, Path.cwd(), memo)
 
     def bind(self, family: "Family", seed: int, folder: Path, mistakes: Mistakes) -> CaptionData:
-        """Hold the data against a model; `folder` is where what is found out is remembered."""
+        """Hold the data against a model; `folder` is where facts about files are remembered."""
         return CaptionData(self, family, seed, mistakes)

@@ -1,20 +1,22 @@
 """Read CogVideo's layout: lists of captions, clips and pictures, line i of each belongs together."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ...options import option
-from .entries import Entry, Findings, wrong_file
+from ..sources import Findings, wrong_file
+from .item import Item
+from .sources import FolderSource
 
 CAPTIONS = (Path("prompts.txt"), Path("prompt.txt"))
 IMAGES = Path("images.txt")
 
 
 @option
-class LineLists:
+class LineLists(FolderSource):
     """Lists of captions, of clips and of pictures, in CogVideo's layout: line i of each belongs together."""
 
     name: Literal["line_lists"] = "line_lists"
@@ -29,6 +31,42 @@ class LineLists:
 
     `images.txt` is read if it is there, any other must be; null: none is read.
     """
+    lists: dict[str, Path] = field(default_factory=dict)
+    """Lists of further files of a sample, by what stages call them: `{control: controls.txt}`."""
+
+    def __post_init__(self) -> None:
+        if "first_frame" in self.lists:
+            raise ValueError("lists.first_frame is what images names; give that list as images")
+
+    @property
+    def brings(self) -> Collection[str]:
+        return [*self.lists, "first_frame"] if self.images else self.lists.keys()
+
+    def items(self, base: Path, findings: Findings) -> Iterator[Item]:
+        root = self.folder(base, findings)
+        if root is None:
+            return
+        captions = _read(self, root, _captions(self, root, findings), "captions", findings)
+        media = _read(self, root, self.media, "media", findings)
+        wanted: dict[str, Path | None] = {**self.lists}
+        if self.images and (self.images != IMAGES or (root / IMAGES).exists()):
+            wanted["first_frame"] = self.images
+        further: dict[str, _Lines] = {}
+        for key, name in wanted.items():
+            option = "images" if key == "first_frame" else f"lists.{key}"
+            if found := _read(self, root, name, option, findings):
+                further[key] = found
+        brought = {key: _files(named, root, findings) for key, named in further.items()}
+        if media is None:
+            return
+        files = _once(media, _files(media, root, findings), findings)
+        lists = [found for found in (captions, media, *further.values()) if found]
+        if captions is None or _unequal(lists, findings):
+            return
+        for i, (caption, file) in enumerate(zip(captions.lines, files, strict=True)):
+            if caption and file:
+                own = {key: named for key, column in brought.items() if (named := column[i])}
+                yield self.item(base, file, caption, media.where(i), own)
 
 
 @dataclass(frozen=True)
@@ -40,28 +78,6 @@ class _Lines:
 
     def where(self, index: int) -> str:
         return f"{self.shown.as_posix()}:{index + 1}"
-
-
-def read(source: LineLists, root: Path, findings: Findings) -> list[Entry]:
-    """What the lists of a folder state, without the lines in which something is wrong."""
-    captions = _read(source, root, _captions(source, root, findings), "captions", findings)
-    media = _read(source, root, source.media, "media", findings)
-    wanted = None if source.images == IMAGES and not (root / IMAGES).exists() else source.images
-    images = _read(source, root, wanted, "images", findings)
-    pictures = _files(images, root, findings) if images else None
-    if media is None:
-        return []
-    files = _once(media, _files(media, root, findings), findings)
-    lists = [found for found in (captions, media, images) if found]
-    if captions is None or _unequal(lists, findings):
-        return []
-    return [
-        Entry(file, caption, media.where(i), picture, images.where(i) if images else "")
-        for i, (caption, file, picture) in enumerate(
-            zip(captions.lines, files, pictures or [None] * len(files), strict=True)
-        )
-        if caption and file
-    ]
 
 
 def _captions(source: LineLists, root: Path, findings: Findings) -> Path | None:

@@ -1,31 +1,17 @@
-"""Find captioned pictures and clips: which files, which captions, which sizes; nothing is decoded."""
+"""Find captioned pictures and clips in folders: which files, which captions; nothing is opened."""
 
 import csv
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from ...errors import UserError
-from ...files import Hashes
+from ...files import File
 from ...options import option
-from . import lists as line_lists
-from .entries import (
-    Entry,
-    Findings,
-    broken_link,
-    folder_name,
-    is_media,
-    is_text,
-    kinds,
-    probed,
-    readable,
-    wrong_file,
-)
+from ..json_items import half_character, of_lines
+from ..sources import Findings, broken_link, is_media, kinds, listed, readable, wrong_file
 from .item import Item
 
 CAPTIONS = ("caption", "text", "prompt")
@@ -33,61 +19,202 @@ CAPTIONS = ("caption", "text", "prompt")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
+class FolderSource:
+    """What sources share that read a folder."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def missing(self, base: Path) -> str | None:
+        return None if (base / self.path).exists() else str(self.path)
+
+    def open(self, base: Path, file: str) -> File:
+        return File(base / self.path / file)
+
+    def folder(self, base: Path, findings: Findings) -> Path | None:
+        """The folder; None, with a mistake told, where it is none."""
+        root = base / self.path
+        if root.is_dir():
+            return root
+        problem = "is a file, not a folder" if root.is_file() else "does not exist"
+        findings.mistakes.append(f"data.sources: {self.path}: {problem} (looked for {root})")
+        return None
+
+    def item(self, base: Path, file: str, caption: str, where: str, media: Mapping[str, str]) -> Item:
+        """An item, whose id begins with the folder's name; `path: .` and `path: x/..` have one too."""
+        name = Path(os.path.abspath(base / self.path)).name
+        return Item(f"{name}/{file}", file, caption, where, media=media)
+
+
 @option
-class Folder:
+class Folder(FolderSource):
     """Pictures and clips of a folder; captions in `metadata.jsonl`, `metadata.csv` or `.txt` beside each."""
 
     name: Literal["folder"] = "folder"
     path: Path
     """Relative paths start at the folder in which the command runs."""
+    media: dict[str, str] = field(default_factory=dict)
+    """Columns of the metadata file that name further files of a sample, by what stages call them:
+    `{control: control_file}`. A blank one is none."""
+
+    @property
+    def brings(self) -> Collection[str]:
+        return self.media.keys()
+
+    def items(self, base: Path, findings: Findings) -> Iterator[Item]:
+        root = self.folder(base, findings)
+        if root is not None:
+            yield from _Reader(self, base, root, findings).items()
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What sources hold, and what the user should see about it."""
+class _Reader:
+    """Reads one folder."""
 
-    items: list[Item]
-    notes: list[str]
+    source: Folder
+    base: Path
+    root: Path
+    findings: Findings
 
-
-Source = Folder | line_lists.LineLists
-
-
-def scan(sources: Sequence[Source], base: Path, memo: Hashes) -> Scan:
-    """Read all sources in order; every mistake in any of them is in the one error.
-
-    `memo` remembers what files hold: one that did not change is not opened again.
-    """
-    findings = Findings([], [])
-    items: list[Item] = []
-    for source in sources:
-        root = base / source.path
-        if root.is_dir():
-            if isinstance(source, Folder):
-                entries = _read_folder(source, root, findings)
-            else:
-                entries = line_lists.read(source, root, findings)
-            items += probed(root, entries, findings, memo)
+    def items(self) -> Iterator[Item]:
+        shown, files = self.source.path, _files(self.root)
+        tables = [name for name in METADATA if (self.root / name).is_file()]
+        if len(tables) == 2:
+            self.tell(f"{shown}: holds both metadata.jsonl and metadata.csv; keep the one that is right")
+        elif tables:
+            yield from self.items_of_table(tables[0], files)
+        elif self.source.media:
+            self.tell(f"{shown}: holds no metadata.jsonl or metadata.csv, whose columns media names; add one")
         else:
-            problem = "is a file, not a folder" if root.is_file() else "does not exist"
-            findings.mistakes.append(f"data.sources: {source.path}: {problem} (looked for {root})")
-    findings.mistakes += _shared_ids(sources, base, items)
-    if findings.mistakes:
-        raise UserError("\n".join(findings.mistakes))
-    return Scan(items, findings.notes)
+            yield from self.items_of_side_cars(files)
+
+    def tell(self, mistake: str) -> None:
+        self.findings.mistakes.append(mistake)
+
+    def item(self, file: str, caption: str, where: str, media: Mapping[str, str]) -> Item:
+        return self.source.item(self.base, file, caption, where, media)
+
+    # metadata.jsonl and metadata.csv
+
+    def items_of_table(self, name: str, files: list[str]) -> Iterator[Item]:
+        shown, told = self.source.path / name, len(self.findings.mistakes)
+        rows = _json_rows(shown, self.root / name, self.findings)
+        if name.endswith("csv"):
+            rows = _csv_rows(shown, self.root / name, self.wrong_columns, self.findings)
+        named: dict[str, int] = {}
+        """File -> the line that states it."""
+        used = set[str]()
+        try:
+            for number, row in rows:
+                mistakes = self.wrong_columns(list(row)) or self.wrong_values(row)
+                file = "" if mistakes else PurePosixPath(str(row["file_name"])).as_posix()
+                if file in named:
+                    mistakes = [f"file_name {file!r} is also on line {named[file]}; keep one"]
+                self.findings.mistakes += [f"{shown}:{number}: {mistake}" for mistake in mistakes]
+                if not mistakes:
+                    named[file] = number
+                    media = {
+                        key: str(row[column]) for key, column in self.source.media.items() if row[column]
+                    }
+                    used.update(media.values())
+                    yield self.item(file, _caption(row).strip(), f"{shown.as_posix()}:{number}", media)
+        except UnicodeDecodeError as error:
+            self.tell(f"{shown}: is not UTF-8 ({error.reason}); save it as UTF-8")
+        except csv.Error as error:
+            self.tell(f"{shown}: is not CSV ({error}); write it anew")
+        if len(self.findings.mistakes) > told:
+            return
+        if not named:
+            self.tell(f"{shown}: has no rows; add one a file, with file_name and caption")
+        elif unnamed := [file for file in files if is_media(file) and file not in {*named, *used}]:
+            out = f"not named by {name} and left out: {listed(unnamed)}"
+            self.findings.notes.append(f"{self.source.path}: {out}")
+
+    def wrong_columns(self, columns: Sequence[str]) -> list[str]:
+        """What is wrong with the names of the columns of a table or the keys of a row."""
+        mistakes, media = [], [*self.source.media.values()]
+        for column in columns:
+            if column not in ("file_name", *CAPTIONS, *media):
+                near = get_close_matches(column, ("file_name", *CAPTIONS, *media), 1)
+                hint = (
+                    f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
+                )
+                mistakes.append(f"{column!r} is not a column; {hint}")
+        if "file_name" not in columns:
+            mistakes.append("file_name is missing; add it, relative to the folder")
+        mistakes += [f"{column} is missing, which media names" for column in media if column not in columns]
+        captions = [column for column in columns if column in CAPTIONS]
+        if not captions:
+            mistakes.append(f"the caption is missing; add one of {', '.join(CAPTIONS)}")
+        if len(captions) > 1:
+            mistakes.append(f"{' and '.join(captions)} are both captions; keep one")
+        return mistakes
+
+    def wrong_values(self, row: Mapping[str, object]) -> list[str]:
+        wrong = [f"{key} is {value!r}, not text" for key, value in row.items() if not isinstance(value, str)]
+        if wrong:
+            return wrong
+        mistakes = []
+        for key in ("file_name", *self.source.media.values()):
+            file = str(row[key])
+            path = PurePosixPath(file)
+            if not file and key != "file_name":
+                continue
+            if path.is_absolute() or ".." in path.parts:
+                mistakes.append(f"{key} {file!r} leaves the folder; move the file into it")
+            elif problem := wrong_file(self.root, file):
+                mistakes.append(f"{key} {file!r} {problem}")
+        file, caption = str(row["file_name"]), _caption(row)
+        if not caption.strip():
+            mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
+        if problem := half_character(caption):
+            mistakes.append(f"the caption of {file!r} {problem}")
+        return mistakes
+
+    # Side-car .txt files
+
+    def items_of_side_cars(self, files: list[str]) -> Iterator[Item]:
+        shown = self.source.path
+        found = [file for file in files if is_media(file)]
+        if not found:
+            self.tell(f"{shown}: holds no pictures or clips; put {kinds()} files there")
+            return
+        cars = {_side_car(file) for file in found}
+        if unread := [file for file in files if not is_media(file) and file not in cars]:
+            out = f"neither media nor their captions, left out: {listed(unread)}"
+            self.findings.notes.append(f"{shown}: {out}")
+        for file in found:
+            where = readable((shown / _side_car(file)).as_posix())
+            caption = self.side_caption(file, where)
+            if caption is not None:
+                yield self.item(file, caption, where, {})
+
+    def side_caption(self, file: str, where: str) -> str | None:
+        car = self.root / _side_car(file)
+        problem = broken_link(self.root / file)
+        if problem is None and not car.is_file():
+            problem = f"has no caption; write one to {where} or name the file in metadata.jsonl"
+        if problem:
+            self.tell(f"{readable(self.source.path / file)}: {problem}")
+            return None
+        try:
+            caption = car.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            self.tell(f"{where}: is not UTF-8 ({error.reason}); save it as UTF-8")
+            return None
+        if not caption:
+            self.tell(f"{where}:1: the caption of {file!r} is blank; write one")
+        return caption or None
 
 
-def _read_folder(source: Folder, root: Path, findings: Findings) -> list[Entry]:
-    files = _files(root)
-    tables = [name for name in METADATA if (root / name).is_file()]
-    if len(tables) == 2:
-        findings.mistakes.append(
-            f"{source.path}: holds both metadata.jsonl and metadata.csv; keep the one that is right"
-        )
-        return []
-    if tables:
-        return _from_table(source.path, root, tables[0], files, findings)
-    return _from_side_cars(source.path, root, files, findings)
+def _side_car(file: str) -> str:
+    return PurePosixPath(file).with_suffix(".txt").as_posix()
+
+
+def _caption(row: Mapping[str, object]) -> str:
+    return next(str(row[key]) for key in CAPTIONS if key in row)
 
 
 def _files(root: Path) -> list[str]:
@@ -109,56 +236,19 @@ def _walked(folder: str, above: frozenset[str]) -> Iterator[str]:
             yield entry.path
 
 
-# metadata.jsonl and metadata.csv
-
-
-def _from_table(shown: Path, root: Path, name: str, files: list[str], findings: Findings) -> list[Entry]:
-    stated = len(findings.mistakes)
-    rows = _json_rows if name.endswith("jsonl") else _csv_rows
-    try:
-        entries = list(_entries(shown / name, root, rows(shown / name, root / name, findings), findings))
-    except UnicodeDecodeError as error:
-        findings.mistakes.append(f"{shown / name}: is not UTF-8 ({error.reason}); save it as UTF-8")
-        return []
-    except csv.Error as error:
-        findings.mistakes.append(f"{shown / name}: is not CSV ({error}); write it anew")
-        return []
-    if not entries and len(findings.mistakes) == stated:
-        findings.mistakes.append(f"{shown / name}: has no rows; add one a file, with file_name and caption")
-    known = {entry.file for entry in entries}
-    unnamed = [file for file in files if is_media(file) and file not in known]
-    if unnamed and len(findings.mistakes) == stated:
-        findings.notes.append(f"{shown}: not named by {name} and left out: {listed(unnamed)}")
-    return entries
-
-
 def _json_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                findings.mistakes.append(
-                    f"{shown}:{number}: is not JSON ({error.msg} at column {error.colno}); "
-                    'write {"file_name": "a.png", "caption": "..."} on one line'
-                )
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                findings.mistakes.append(
-                    f"{shown}:{number}: {line.strip()[:40]!r} is not an object; "
-                    'write {"file_name": "a.png", "caption": "..."}'
-                )
+        items = of_lines(shown, lines, findings.mistakes, '{"file_name": "a.png", "caption": "..."}')
+        yield from ((item.number, item.value) for item in items)
 
 
-def _csv_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
+def _csv_rows(
+    shown: Path, path: Path, wrong_columns: Callable[[Sequence[str]], list[str]], findings: Findings
+) -> Iterator[tuple[int, dict[str, object]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
         columns = next(reader, [])
-        if mistakes := _wrong_columns(columns):
+        if mistakes := wrong_columns(columns):
             findings.mistakes += [f"{shown}:1: {mistake}" for mistake in mistakes]
             return
         for cells in reader:
@@ -171,123 +261,3 @@ def _csv_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int
                     f"{shown}:{reader.line_num}: {len(columns)} columns but a row of {len(cells)}; "
                     "put captions with commas in double quotes"
                 )
-
-
-def _wrong_columns(columns: Sequence[str]) -> list[str]:
-    """What is wrong with the names of the columns of a table or the keys of a row."""
-    mistakes = []
-    for column in columns:
-        if column not in ("file_name", *CAPTIONS):
-            near = get_close_matches(column, ("file_name", *CAPTIONS), 1)
-            hint = f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
-            mistakes.append(f"{column!r} is not a column; {hint}")
-    if "file_name" not in columns:
-        mistakes.append("file_name is missing; add it, relative to the folder")
-    captions = [column for column in columns if column in CAPTIONS]
-    if not captions:
-        mistakes.append(f"the caption is missing; add one of {', '.join(CAPTIONS)}")
-    if len(captions) > 1:
-        mistakes.append(f"{' and '.join(captions)} are both captions; keep one")
-    return mistakes
-
-
-def _entries(
-    shown: Path, root: Path, rows: Iterator[tuple[int, dict[str, object]]], findings: Findings
-) -> Iterator[Entry]:
-    lines: dict[str, int] = {}
-    for number, row in rows:
-        mistakes = _wrong_columns(list(row)) or _wrong_values(root, row)
-        if mistakes:
-            findings.mistakes += [f"{shown}:{number}: {mistake}" for mistake in mistakes]
-            continue
-        file = PurePosixPath(str(row["file_name"])).as_posix()
-        if file in lines:
-            findings.mistakes.append(
-                f"{shown}:{number}: file_name {file!r} is also on line {lines[file]}; keep one"
-            )
-            continue
-        lines[file] = number
-        yield Entry(file, _caption(row).strip(), f"{shown.as_posix()}:{number}")
-
-
-def _caption(row: dict[str, object]) -> str:
-    return next(str(row[key]) for key in CAPTIONS if key in row)
-
-
-def _wrong_values(root: Path, row: dict[str, object]) -> list[str]:
-    mistakes = [f"{key} is {value!r}, not text" for key, value in row.items() if not isinstance(value, str)]
-    if mistakes:
-        return mistakes
-    file = str(row["file_name"])
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts:
-        mistakes.append(f"file_name {file!r} leaves the folder; move the file into it")
-    elif problem := wrong_file(root, file):
-        mistakes.append(f"file_name {file!r} {problem}")
-    caption = _caption(row)
-    if not caption.strip():
-        mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
-    if not is_text(caption):
-        half = next(character for character in caption if not is_text(character))
-        mistakes.append(f"the caption of {file!r} holds {half!r}, half a character; write the whole one")
-    return mistakes
-
-
-# Side-car .txt files
-
-
-def _from_side_cars(shown: Path, root: Path, files: list[str], findings: Findings) -> list[Entry]:
-    found = [file for file in files if is_media(file)]
-    if not found:
-        findings.mistakes.append(f"{shown}: holds no pictures or clips; put {kinds()} files there")
-        return []
-    entries = [entry for file in found if (entry := _side_car(shown, root, file, findings))]
-    cars = {_beside(file) for file in found}
-    if unread := [file for file in files if not is_media(file) and file not in cars]:
-        findings.notes.append(f"{shown}: neither media nor their captions, left out: {listed(unread)}")
-    return entries
-
-
-def _beside(file: str) -> str:
-    return PurePosixPath(file).with_suffix(".txt").as_posix()
-
-
-def _side_car(shown: Path, root: Path, file: str, findings: Findings) -> Entry | None:
-    car = _beside(file)
-    where = readable((shown / car).as_posix())
-    problem = broken_link(root / file)
-    if problem is None and not (root / car).is_file():
-        problem = f"has no caption; write one to {where} or name the file in metadata.jsonl"
-    if problem:
-        findings.mistakes.append(f"{readable(shown / file)}: {problem}")
-        return None
-    try:
-        caption = (root / car).read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        findings.mistakes.append(f"{where}: is not UTF-8 ({error.reason}); save it as UTF-8")
-        return None
-    if not caption:
-        findings.mistakes.append(f"{where}:1: the caption of {file!r} is blank; write one")
-        return None
-    return Entry(file, caption, where)
-
-
-def _shared_ids(sources: Sequence[Source], base: Path, items: list[Item]) -> list[str]:
-    """Name the sources that give the same ids: the cache could not tell their items apart."""
-    names = [folder_name(base / source.path) for source in sources]
-    shared = Counter(item.id for item in items)
-    mistakes = []
-    for name in dict.fromkeys(names):
-        ids = [key for key, count in shared.items() if count > 1 and key.split("/")[0] == name]
-        if ids:
-            paths = " and ".join(str(s.path) for s, own in zip(sources, names, strict=True) if own == name)
-            mistakes.append(
-                f"data.sources: {paths} both hold {listed(ids)}; rename one folder, or list it once"
-            )
-    return mistakes
-
-
-def listed(names: Sequence[str]) -> str:
-    """Up to three names and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return readable(", ".join(names[:3])) + more

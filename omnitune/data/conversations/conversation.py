@@ -1,12 +1,66 @@
-"""A conversation with pictures and clips, as a source states it and before anything of it is decoded."""
+"""Conversations with pictures and clips: as sources state them, and with their files looked up."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
+
+from ...files import Openable
 
 Role = Literal["system", "user", "assistant", "tool"]
 MediaKind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """Where the next file of its kind is shown."""
+
+    kind: MediaKind
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMedia:
+    """A picture or a clip as a source names it: one file, or the pictures of a clip."""
+
+    kind: MediaKind
+    files: tuple[str, ...]
+    """What the source opens them by."""
+    pictures: bool = False
+    """Whether a clip is stated as a list of its pictures."""
+
+
+Part = str | Placeholder | NamedMedia
+
+
+@dataclass(slots=True)
+class ParsedMessage:
+    """A message before what it shows is looked up."""
+
+    role: Role
+    parts: list[Part]
+    train: bool | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass
+class ParsedConversation:
+    """A conversation as a source yields it, before its files are looked up."""
+
+    id: str
+    """Stable name within the data, independent of where the source lies."""
+    where: str
+    """Where it is stated (`train.json: item 12`), for messages."""
+    messages: list[ParsedMessage] = field(default_factory=list)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    unplaced: list[NamedMedia] = field(default_factory=list)
+    """What it names beside its messages, looked up to tell all that is wrong."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with it; it is told, and the conversation is not trained on."""
+
+    @property
+    def named(self) -> list[NamedMedia]:
+        """Everything that it names, each once."""
+        shown = [part for message in self.messages for part in message.parts]
+        return list(dict.fromkeys([*(p for p in shown if isinstance(p, NamedMedia)), *self.unplaced]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +68,7 @@ class Media:
     """A picture or a clip that a message shows, as probed."""
 
     kind: MediaKind
-    paths: tuple[Path, ...]
+    files: tuple[Openable, ...]
     """One file, or the pictures that a clip is stated as, in order."""
     width: int
     """Pixels as shown, that is after rotation metadata."""

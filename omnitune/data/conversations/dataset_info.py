@@ -1,15 +1,14 @@
 """Data sets of a `dataset_info.json`, as LLaMA-Factory's users have it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from ..captions.sources import listed
+from ..json_items import brief, half_character, read_json
+from ..sources import listed
 from .formats import Format, Names
-from .json_items import brief, half_character, parsed, read_text
 
 FILE = "dataset_info.json"
 ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -59,19 +58,11 @@ def read_info(shown: Path, path: Path, wanted: Sequence[str] | None) -> Info:
 
 
 def _stated(shown: Path, path: Path, mistakes: list[str]) -> Mapping[str, Any] | None:
-    text = read_text(shown, path, mistakes)
-    if text is None:
-        return None
-    try:
-        value = parsed(text)
-    except json.JSONDecodeError as error:
-        mistakes.append(
-            f"{shown}:{error.lineno}: is not JSON ({error.msg} at column {error.colno}); correct it there"
-        )
-        return None
+    before, value = len(mistakes), read_json(shown, path, mistakes)
     if isinstance(value, dict) and value:
         return value
-    mistakes.append(f'{shown}: is {brief(value)}; write {{"name": {{"file_name": "train.json"}}}}')
+    if len(mistakes) == before:
+        mistakes.append(f'{shown}: is {brief(value)}; write {{"name": {{"file_name": "train.json"}}}}')
     return None
 
 

@@ -63,7 +63,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ItemFormat:
     """Where in an item its parts are."""
 
     format: Format
@@ -151,18 +151,18 @@ def _twice(kind: str, names: Mapping[str, str], stated: Collection[str]) -> list
     return problems
 
 
-def layout_of(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> Layout | None:
-    """The layout of a file from what is stated, the keys of all items, and the first item."""
+def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> ItemFormat | None:
+    """Find how items are written from what is stated, the keys of all items, and the first item."""
     found = _format(names, keys, first) if names.format == "auto" else names.format
     if found is None:
         return None
     columns = {**COLUMNS[found], **names.columns}
     if found == "alpaca":
-        return Layout(found, columns, frozenset(names.columns))
+        return ItemFormat(found, columns, frozenset(names.columns))
     columns["messages"] = _messages(names, found, keys)
     tags = {**TAGS[found], **names.tags}
     roles = {tags[tag]: said for tag, said in ROLES.items()}
-    return Layout(found, columns, frozenset(names.columns), tags["role_tag"], tags["content_tag"], roles)
+    return ItemFormat(found, columns, frozenset(names.columns), tags["role_tag"], tags["content_tag"], roles)
 
 
 def _messages(names: Names, found: Format, keys: Collection[str]) -> str:

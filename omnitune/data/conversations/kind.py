@@ -3,70 +3,60 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...errors import Mistakes
 from ...files import Hashes
-from ...options import NOT_LEARNED, option
+from ...options import NOT_LEARNED, ByName, option
+from ..dataset import Index
 from ..sizes import Bucket
 from .options import ChatOptions
-from .rows import TalkIndex, TalkSamples, Tokens, deal_talks
-from .sources import ConversationScan, ConversationSource, read_conversations
+from .rows import ConversationDataset, ConversationIndex, make_rows
+from .scan import scan
+from .sources import ConversationSource
+from .tokens import Tokens
 
 if TYPE_CHECKING:
-    from ...families.base import Family
-
-
-class FoundTalks:
-    """Conversations that were read, before anything of them is encoded."""
-
-    def __init__(self, found: ConversationScan, data: "Conversations", tokens: Tokens):
-        self.found, self.data, self.tokens = found, data, tokens
-
-    def index(self, hashes: Hashes) -> TalkIndex:
-        packing = self.data.max_length if self.data.packing else None
-        return deal_talks(
-            self.found.items, self.tokens, hashes, packing=packing, by_length=self.data.group_by_length,
-            notes=self.found.notes, where="data.sources",
-        )  # fmt: skip
+    from ...families.base import Family, Responder
 
 
 class ConversationData:
     """Conversations about pictures and clips."""
 
     sizes: Sequence[Bucket] | None = None
+    media = brings = ConversationDataset.media
 
-    def __init__(self, data: "Conversations", family: Any, seed: int, mistakes: Mistakes, folder: Path):
+    def __init__(
+        self, data: "Conversations", family: "Responder", seed: int, mistakes: Mistakes, folder: Path
+    ):
         self.data, self.family, self.seed, self.folder = data, family, seed, folder
         self.notes: list[str] = []
         if data.packing:
             with mistakes.noted():
                 family.check_packing()
 
-    @property
-    def brings(self) -> Sequence[str]:
-        return ("media",)
-
     def fit(self, family: "Family") -> None:
-        """Nothing depends on the sizes of pictures."""
+        """Do nothing: no weights depend on the sizes of pictures."""
 
-    def scan(self, memo: Hashes, mistakes: Mistakes) -> FoundTalks:
-        """Read and check every conversation; raises UserError with every mistake."""
+    def index(self, hashes: Hashes, mistakes: Mistakes) -> ConversationIndex:
         with mistakes.noted():
-            found = read_conversations(self.data.sources, Path.cwd(), memo)
+            found = scan(self.data.sources, Path.cwd(), hashes)
         with mistakes.noted():
             tokens = self.tokens
         mistakes.raise_all()
-        return FoundTalks(found, self.data, tokens)
+        return make_rows(
+            found.items, tokens, hashes, notes=found.notes, where="data.sources",
+            packing=self.data.max_length if self.data.packing else None, by_length=self.data.group_by_length,
+        )  # fmt: skip
 
     @cached_property
     def tokens(self) -> Tokens:
         """Conversations as the model's own processor encodes them."""
         return Tokens(self.family.conversation_encoder(self.data), self.folder)
 
-    def dataset(self, index: TalkIndex) -> TalkSamples:
-        """Give the rows of an index to training."""
-        return TalkSamples(index, self.tokens, self.seed)
+    def dataset(self, index: Index) -> ConversationDataset:
+        assert isinstance(index, ConversationIndex), type(index)
+        return ConversationDataset(index, self.tokens, self.seed)
 
 
 @option
@@ -74,7 +64,7 @@ class Conversations(ChatOptions):
     """Conversations about pictures and clips, as vision-language models are trained on."""
 
     name: Literal["conversations"] = "conversations"
-    sources: Annotated[list[ConversationSource], NOT_LEARNED]
+    sources: Annotated[list[Annotated[ConversationSource, ByName("conversations")]], NOT_LEARNED]
     """Where they lie; all of them are mixed."""
     packing: bool = False
     """Put several conversations into one row, where the model can; none sees another."""
@@ -105,8 +95,9 @@ class Conversations(ChatOptions):
 
     def scan(self, memo: Hashes) -> None:
         """Find the mistakes in the data alone, where nothing is known of the model."""
-        read_conversations(self.sources, Path.cwd(), memo)
+        scan(self.sources, Path.cwd(), memo)
 
     def bind(self, family: "Family", seed: int, folder: Path, mistakes: Mistakes) -> ConversationData:
-        """Hold the data against a model; `folder` is where what is found out is remembered."""
-        return ConversationData(self, family, seed, mistakes, folder)
+        """Hold the data against a model; `folder` is where facts about files are remembered."""
+        # A run whose family is trained on something else is refused before.
+        return ConversationData(self, cast("Responder", family), seed, mistakes, folder)

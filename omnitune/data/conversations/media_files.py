@@ -1,39 +1,24 @@
-"""Look up the pictures and clips that items name, each file once."""
+"""Look up the pictures and clips that conversations name, each file once."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 from ...errors import UserError
-from ...files import Hashes
-from ..captions.entries import _probes, wrong_file
+from ...files import Hashes, Openable
 from ..media import Probe
-from .conversation import Media
-from .message_parts import Named
+from ..sources import probe_all
+from .conversation import Media, NamedMedia
 
 MOST_ASPECT = 200
 """Long side over short side: Qwen's processors refuse more."""
 
 
-@dataclass(frozen=True)
-class Exhibits:
-    """What files of a folder are, or what is wrong with each."""
+class MediaFiles:
+    """What files are, by the names that a source opens them by, or what is wrong with each."""
 
-    root: Path
-    found: Mapping[str, Probe | UserError]
+    def __init__(self, files: Iterable[str], opener: Callable[[str], Openable], memo: Hashes):
+        self.opener, self.found = opener, probe_all(files, opener, memo)
 
-    @staticmethod
-    def of(root: Path, files: Collection[str], memo: Hashes) -> "Exhibits":
-        """Probe each file that is there; absolute names stand for themselves."""
-        found: dict[str, Probe | UserError] = {}
-        for file in files:
-            if file not in found and (problem := wrong_file(root, file)):
-                found[file] = UserError(f"{file!r} {problem}")
-        sound = list(dict.fromkeys(file for file in files if file not in found))
-        found.update(zip(sound, _probes([root / file for file in sound], memo), strict=True))
-        return Exhibits(root, found)
-
-    def media(self, named: Named, problems: list[str]) -> Media | None:
+    def media(self, named: NamedMedia, problems: list[str]) -> Media | None:
         """A picture or a clip as probed."""
         before = len(problems)
         probes = [self._probe(named, file, problems) for file in named.files]
@@ -43,11 +28,11 @@ class Exhibits:
         first = probes[0]
         if first is None or len(problems) > before:
             return None
-        paths = tuple(self.root / file for file in named.files)
-        num_frames = len(paths) if named.pictures else first.num_frames
-        return Media(named.kind, paths, first.width, first.height, num_frames, first.fps)
+        files = tuple(map(self.opener, named.files))
+        num_frames = len(files) if named.pictures else first.num_frames
+        return Media(named.kind, files, first.width, first.height, num_frames, first.fps)
 
-    def _probe(self, named: Named, file: str, problems: list[str]) -> Probe | None:
+    def _probe(self, named: NamedMedia, file: str, problems: list[str]) -> Probe | None:
         found = self.found[file]
         if isinstance(found, UserError):
             problems.append(f"{named.kind} {found}")
@@ -62,7 +47,7 @@ class Exhibits:
         return None
 
 
-def _wrong_sizes(named: Named, sizes: Sequence[tuple[int, int]]) -> list[str]:
+def _wrong_sizes(named: NamedMedia, sizes: Sequence[tuple[int, int]]) -> list[str]:
     """What is wrong with the (width, height) of each file."""
     width, height = sizes[0]
     if max(width, height) > MOST_ASPECT * min(width, height):

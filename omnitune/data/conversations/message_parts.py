@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from .conversation import MediaKind
-from .json_items import brief, half_character
+from ..json_items import brief, half_character
+from .conversation import MediaKind, NamedMedia, Part, Placeholder
 
 MARKS = re.compile("(<image>|<video>)")
 AUDIO = "<audio>"
@@ -20,24 +19,6 @@ KINDS: Mapping[str, MediaKind] = {
 """Types of parts that show something."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placeholder:
-    """Where the next file of its kind is shown."""
-
-    kind: MediaKind
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A picture or a clip that an item names: one file, or the pictures of a clip."""
-
-    kind: MediaKind
-    files: tuple[str, ...]
-    pictures: bool = False
-    """Whether a clip is stated as a list of its pictures."""
-
-
-Part = str | Placeholder | Named
 PLACEHOLDERS: Mapping[str, Placeholder] = {
     "<image>": Placeholder("image"),
     "<video>": Placeholder("video"),
@@ -59,7 +40,7 @@ def unknown_keys(stated: Collection[str], known: Collection[str], thing: str) ->
     return problems
 
 
-def read_content(value: object, name: str, problems: list[str]) -> list[Part]:
+def parse_parts(value: object, name: str, problems: list[str]) -> list[Part]:
     """Text with placeholders, or a list of parts."""
     if isinstance(value, str):
         return split_text(value, name, problems)
@@ -67,7 +48,7 @@ def read_content(value: object, name: str, problems: list[str]) -> list[Part]:
         parts: list[Part] = []
         for number, part in enumerate(value, start=1):
             found: list[str] = []
-            parts += _read_part(part, found)
+            parts += _parse_part(part, found)
             problems += [f"part {number}: {problem}" for problem in found]
         return parts
     if value is not None:
@@ -86,7 +67,7 @@ def split_text(text: str, name: str, problems: list[str]) -> list[Part]:
     return [PLACEHOLDERS.get(piece, piece) for piece in MARKS.split(text) if piece]
 
 
-def _read_part(stated: object, problems: list[str]) -> list[Part]:
+def _parse_part(stated: object, problems: list[str]) -> list[Part]:
     if not isinstance(stated, dict):
         problems.append(f'is {brief(stated)}, not an object; write {{"type": "text", "text": "..."}}')
         return []
@@ -127,21 +108,21 @@ def _media_part(kind: MediaKind, part: Mapping[str, Any], problems: list[str]) -
     value = part[stated[0]]
     if isinstance(value, dict) and set(value) == {"url"}:
         value = value["url"]
-    named = read_file(kind, value, stated[0], problems)
+    named = parse_media(kind, value, stated[0], problems)
     return [named] if named else []
 
 
-def read_file(kind: MediaKind, value: object, name: str, problems: list[str]) -> Named | None:
+def parse_media(kind: MediaKind, value: object, name: str, problems: list[str]) -> NamedMedia | None:
     """A picture or a clip; a clip may be a list of pictures."""
     if kind == "image" or not isinstance(value, list):
         file = _path(value, name, problems)
-        return None if file is None else Named(kind, (file,))
+        return None if file is None else NamedMedia(kind, (file,))
     if not value:
         problems.append(f"{name} is an empty list; name a clip, or the pictures of one")
         return None
     files = [_path(one, f"{name}, picture {i}", problems) for i, one in enumerate(value, start=1)]
     sound = tuple(file for file in files if file is not None)
-    return Named(kind, sound, pictures=True) if len(sound) == len(files) else None
+    return NamedMedia(kind, sound, pictures=True) if len(sound) == len(files) else None
 
 
 def _path(value: object, name: str, problems: list[str]) -> str | None:

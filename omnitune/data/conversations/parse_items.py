@@ -1,66 +1,51 @@
-"""Items of a file as drafts of conversations, each with what is wrong with it."""
+"""Parse the items of a file into conversations, each with what is wrong with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .conversation import MediaKind, Role
-from .formats import Layout
-from .json_items import Stated, brief
-from .message_parts import Named, Placeholder, present, read_content, read_file
-from .parse_messages import Turn, fault, read_turn
+from ..json_items import JsonItem, brief
+from .conversation import MediaKind, NamedMedia, ParsedConversation, ParsedMessage, Placeholder, Role
+from .formats import ItemFormat
+from .message_parts import parse_media, parse_parts, present
+from .parse_messages import parse_message, wrong_message
 from .tool_calls import read_tools
 
 LISTS: Mapping[str, MediaKind] = {"images": "image", "videos": "video"}
 """Columns of files, whose usual name may also be in the singular."""
 
 
-@dataclass
-class Draft:
-    """An item before its files are looked up."""
+class ItemParser:
+    """Parses the items of one file."""
 
-    id: str
-    where: str
-    turns: list[Turn] = field(default_factory=list)
-    tools: tuple[Mapping[str, Any], ...] = ()
-    named: list[Named] = field(default_factory=list)
-    """Everything that it names, also where it is not known where that is shown."""
-    problems: list[str] = field(default_factory=list)
-
-
-class ItemReader:
-    """Reads the items of one file."""
-
-    def __init__(self, layout: Layout, stem: str):
-        self.layout, self.stem = layout, stem
-        self.known = {*layout.columns.values()}
-        self.known.update(kind for part, kind in LISTS.items() if part not in layout.stated)
+    def __init__(self, item_format: ItemFormat, stem: str):
+        self.item_format, self.stem = item_format, stem
+        self.known = {*item_format.columns.values()}
+        self.known.update(kind for part, kind in LISTS.items() if part not in item_format.stated)
         self.unread: set[str] = set()
         """Keys of items and messages that nothing reads."""
 
-    def read(self, stated: Stated) -> Draft:
-        draft = Draft(f"{self.stem}/{stated.number}", stated.where)
+    def parse(self, stated: JsonItem) -> ParsedConversation:
+        parsed = ParsedConversation(f"{self.stem}/{stated.number}", stated.where)
         item = present(stated.value)
         self.unread.update(item.keys() - self.known)
-        if self.layout.format == "alpaca":
-            draft.turns = self._pairs(item, draft.problems)
+        if self.item_format.format == "alpaca":
+            parsed.messages = self._pairs(item, parsed.problems)
         else:
-            draft.turns = self._messages(item, draft.problems)
-            draft.problems += [] if draft.problems else _wrong_order(draft.turns)
-        self._system(item, draft)
-        tools = self.layout.columns["tools"]
-        draft.tools = read_tools(item.get(tools), tools, draft.problems)
-        files = {part: self._files(item, part, draft.problems) for part in LISTS}
-        draft.named = [part for turn in draft.turns for part in turn.parts if isinstance(part, Named)]
-        draft.named += [named for part in LISTS for named in files[part]]
-        if not draft.problems:
-            draft.problems += _unlearned(draft.turns)
-            self._show(draft, files)
-        return draft
+            parsed.messages = self._messages(item, parsed.problems)
+            parsed.problems += [] if parsed.problems else wrong_order(parsed.messages)
+        self._system(item, parsed)
+        tools = self.item_format.columns["tools"]
+        parsed.tools = read_tools(item.get(tools), tools, parsed.problems)
+        files = {part: self._files(item, part, parsed.problems) for part in LISTS}
+        parsed.unplaced = [named for part in LISTS for named in files[part]]
+        if not parsed.problems:
+            parsed.problems += unlearned(parsed.messages)
+            self._show(parsed, files)
+        return parsed
 
-    def _messages(self, item: Mapping[str, Any], problems: list[str]) -> list[Turn]:
-        key = self.layout.columns["messages"]
+    def _messages(self, item: Mapping[str, Any], problems: list[str]) -> list[ParsedMessage]:
+        key = self.item_format.columns["messages"]
         messages = item.get(key)
         if messages is None:
             problems.append(f"{key!r} is missing; add it")
@@ -70,20 +55,20 @@ class ItemReader:
             problems.append(f"{key!r} is empty; add messages")
         if not isinstance(messages, list):
             return []
-        turns = []
+        parsed = []
         for number, message in enumerate(messages, start=1):
             found: list[str] = []
-            turn = read_turn(message, self.layout, found, self.unread)
+            one = parse_message(message, self.item_format, found, self.unread)
             problems += [f"message {number}: {problem}" for problem in found]
-            turns += [turn] if turn else []
-        return turns
+            parsed += [one] if one else []
+        return parsed
 
-    def _pairs(self, item: Mapping[str, Any], problems: list[str]) -> list[Turn]:
-        """Turns of an instruction, its input and output, behind those of its history."""
+    def _pairs(self, item: Mapping[str, Any], problems: list[str]) -> list[ParsedMessage]:
+        """Messages of an instruction, its input and output, behind those of its history."""
         prompt, query, response, history = (
-            self.layout.columns[part] for part in ("prompt", "query", "response", "history")
+            self.item_format.columns[part] for part in ("prompt", "query", "response", "history")
         )
-        turns = list(_history(item.get(history, []), history, problems))
+        messages = list(_history(item.get(history, []), history, problems))
         asked = [(key, item[key]) for key in (prompt, query) if item.get(key, "") != ""]
         wrong = [
             f"{key} is {brief(value)}, not text; put it in quotes"
@@ -92,25 +77,25 @@ class ItemReader:
         ]
         problems += wrong
         if not wrong:
-            turns += _spoken("user", "\n".join(text for _, text in asked), prompt, problems)
+            messages += _spoken("user", "\n".join(text for _, text in asked), prompt, problems)
         if response in item:
-            turns += _spoken("assistant", item[response], response, problems)
+            messages += _spoken("assistant", item[response], response, problems)
         else:
             problems.append(f"{response!r} is missing; add it")
-        return turns
+        return messages
 
-    def _system(self, item: Mapping[str, Any], draft: Draft) -> None:
-        key = self.layout.columns["system"]
+    def _system(self, item: Mapping[str, Any], parsed: ParsedConversation) -> None:
+        key = self.item_format.columns["system"]
         if item.get(key, "") == "":
             return
-        if draft.turns and draft.turns[0].role == "system":
-            draft.problems.append(f"{key!r} and message 1 are both system messages; keep one")
-        draft.turns[:0] = _spoken("system", item[key], key, draft.problems)
+        if parsed.messages and parsed.messages[0].role == "system":
+            parsed.problems.append(f"{key!r} and message 1 are both system messages; keep one")
+        parsed.messages[:0] = _spoken("system", item[key], key, parsed.problems)
 
-    def _files(self, item: Mapping[str, Any], part: str, problems: list[str]) -> list[Named]:
+    def _files(self, item: Mapping[str, Any], part: str, problems: list[str]) -> list[NamedMedia]:
         """What a list of files names; a file alone stands for a list of one."""
-        keys = [self.layout.columns[part]]
-        if part not in self.layout.stated:
+        keys = [self.item_format.columns[part]]
+        if part not in self.item_format.stated:
             keys.append(LISTS[part])
         stated = [key for key in keys if item.get(key, []) not in ("", [])]
         if len(stated) > 1:
@@ -120,23 +105,28 @@ class ItemReader:
         key, value = stated[0], item[stated[0]]
         values = value if isinstance(value, list) else [value]
         named = [
-            read_file(LISTS[part], one, f"{key} {number}", problems)
+            parse_media(LISTS[part], one, f"{key} {number}", problems)
             for number, one in enumerate(values, start=1)
         ]
         return [one for one in named if one]
 
-    def _show(self, draft: Draft, files: Mapping[str, Sequence[Named]]) -> None:
+    def _show(self, parsed: ParsedConversation, files: Mapping[str, Sequence[NamedMedia]]) -> None:
         """Put files where placeholders stand, or tell that their numbers differ."""
-        marks = [part.kind for turn in draft.turns for part in turn.parts if isinstance(part, Placeholder)]
+        marks = [
+            part.kind
+            for message in parsed.messages
+            for part in message.parts
+            if isinstance(part, Placeholder)
+        ]
         for part, kind in LISTS.items():
             if marks.count(kind) != len(files[part]):
-                column = self.layout.columns[part]
-                draft.problems.append(_unequal(kind, marks.count(kind), len(files[part]), column))
-        if draft.problems or not marks:
+                column = self.item_format.columns[part]
+                parsed.problems.append(_unequal(kind, marks.count(kind), len(files[part]), column))
+        if parsed.problems or not marks:
             return
         left = {kind: iter(files[part]) for part, kind in LISTS.items()}
-        for turn in draft.turns:
-            turn.parts = [next(left[p.kind]) if isinstance(p, Placeholder) else p for p in turn.parts]
+        for message in parsed.messages:
+            message.parts = [next(left[p.kind]) if isinstance(p, Placeholder) else p for p in message.parts]
 
 
 def _unequal(kind: MediaKind, placeholders: int, files: int, column: str) -> str:
@@ -147,19 +137,19 @@ def _unequal(kind: MediaKind, placeholders: int, files: int, column: str) -> str
     return f"{placeholders} <{kind}> but {files} in {column}; {way}"
 
 
-def _spoken(role: Role, text: object, name: str, problems: list[str]) -> list[Turn]:
-    """A turn of text alone."""
+def _spoken(role: Role, text: object, name: str, problems: list[str]) -> list[ParsedMessage]:
+    """A message of text alone."""
     if not isinstance(text, str):
         problems.append(f"{name} is {brief(text)}, not text; put it in quotes")
         return []
     before = len(problems)
-    turn = Turn(role, read_content(text, name, problems))
-    if len(problems) == before and (problem := fault(turn)):
+    message = ParsedMessage(role, parse_parts(text, name, problems))
+    if len(problems) == before and (problem := wrong_message(message)):
         problems.append(f"{name}: {problem}")
-    return [turn]
+    return [message]
 
 
-def _history(value: object, name: str, problems: list[str]) -> Iterator[Turn]:
+def _history(value: object, name: str, problems: list[str]) -> Iterator[ParsedMessage]:
     if not isinstance(value, list):
         problems.append(f"{name} is {brief(value)}, not a list of pairs; correct it")
         return
@@ -171,9 +161,11 @@ def _history(value: object, name: str, problems: list[str]) -> Iterator[Turn]:
         yield from _spoken("assistant", pair[1], f"{name} {number}", problems)
 
 
-def _wrong_order(turns: Sequence[Turn]) -> list[str]:
-    """The first turn that is not where it may be."""
-    roles = [turn.role for turn in turns]
+def wrong_order(messages: Sequence[ParsedMessage]) -> list[str]:
+    """The first message that is not where it may be."""
+    roles = [message.role for message in messages]
+    if not roles:
+        return ["has no messages; add a question and its answer"]
     start = 1 if roles[0] == "system" else 0
     if len(roles) == start:
         return ["has a system message alone; add a question and its answer"]
@@ -190,7 +182,7 @@ def _wrong_order(turns: Sequence[Turn]) -> list[str]:
     return []
 
 
-def _unlearned(turns: Sequence[Turn]) -> list[str]:
-    if all(turn.train is False for turn in turns if turn.role == "assistant"):
+def unlearned(messages: Sequence[ParsedMessage]) -> list[str]:
+    if all(message.train is False for message in messages if message.role == "assistant"):
         return ["none of its answers is learned; set train to true in one, or remove the item"]
     return []

@@ -1,13 +1,12 @@
 """Messages as a file states them, before any file that they name is looked up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from .conversation import Role
-from .formats import Layout
-from .json_items import brief
-from .message_parts import Part, present, read_content, unknown_keys
+from ..json_items import brief
+from .conversation import ParsedMessage, Role
+from .formats import ItemFormat
+from .message_parts import parse_parts, present, unknown_keys
 from .tool_calls import read_calls
 
 NOT_READ = ("name", "tool_call_id")
@@ -16,31 +15,25 @@ KEYS = ("train", "weight", "tool_calls", *NOT_READ)
 """What messages may hold beside who says what."""
 
 
-@dataclass(slots=True)
-class Turn:
-    """A message before what it shows is looked up."""
-
-    role: Role
-    parts: list[Part]
-    train: bool | None = None
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
-
-
-def read_turn(stated: object, layout: Layout, problems: list[str], unread: set[str]) -> Turn | None:
-    """One message of a list."""
+def parse_message(
+    stated: object, item_format: ItemFormat, problems: list[str], unread: set[str]
+) -> ParsedMessage | None:
+    """Parse one message of a list."""
     if not isinstance(stated, dict):
-        problems.append(f"is {brief(stated)}, not an object; write {layout.example}")
+        problems.append(f"is {brief(stated)}, not an object; write {item_format.example}")
         return None
     message, before = present(stated), len(problems)
-    said, content = message.get(layout.role_tag), message.get(layout.content_tag)
+    said, content = message.get(item_format.role_tag), message.get(item_format.content_tag)
     # Most messages hold these two alone, and there are many messages.
     plain = len(message) == 2 and said is not None and content is not None
-    more = () if plain else message.keys() - {layout.role_tag, layout.content_tag}
+    more = () if plain else message.keys() - {item_format.role_tag, item_format.content_tag}
     unread.update(key for key in more if key in NOT_READ)
-    problems += unknown_keys(sorted(more), (layout.content_tag, layout.role_tag, *KEYS), "a message")
-    kind = layout.roles.get(said) if isinstance(said, str) else None
+    problems += unknown_keys(
+        sorted(more), (item_format.content_tag, item_format.role_tag, *KEYS), "a message"
+    )
+    kind = item_format.roles.get(said) if isinstance(said, str) else None
     if kind is None:
-        problems.append(_wrong_role(said, layout))
+        problems.append(_wrong_role(said, item_format))
         return None
     role: Role = "assistant" if kind == "call" else kind
     calls = message.get("tool_calls") or None
@@ -48,21 +41,21 @@ def read_turn(stated: object, layout: Layout, problems: list[str], unread: set[s
     if calls is not None and kind != "assistant":
         problems.append(f"tool_calls stand in a message of {said}; only an answer has them")
     elif content is None and calls is None:
-        problems.append(f"{layout.content_tag!r} is missing; add it")
+        problems.append(f"{item_format.content_tag!r} is missing; add it")
     if kind == "call":
         calls, content = content, None
-    parts = read_content(content, layout.content_tag, problems)
-    turn = Turn(role, parts, train, read_calls(calls, problems) if calls else ())
-    if len(problems) == before and (problem := fault(turn)):
+    parts = parse_parts(content, item_format.content_tag, problems)
+    parsed = ParsedMessage(role, parts, train, read_calls(calls, problems) if calls else ())
+    if len(problems) == before and (problem := wrong_message(parsed)):
         problems.append(problem)
-    return turn
+    return parsed
 
 
-def _wrong_role(said: object, layout: Layout) -> str:
+def _wrong_role(said: object, item_format: ItemFormat) -> str:
     if said is None:
-        return f"{layout.role_tag!r} is missing; add it: one of {', '.join(layout.roles)}"
+        return f"{item_format.role_tag!r} is missing; add it: one of {', '.join(item_format.roles)}"
     return (
-        f"{layout.role_tag} is {brief(said)}; choose from {', '.join(layout.roles)}, "
+        f"{item_format.role_tag} is {brief(said)}; choose from {', '.join(item_format.roles)}, "
         "or state other names as tags"
     )
 
@@ -84,14 +77,14 @@ def _train(message: Mapping[str, Any], role: Role, problems: list[str]) -> bool 
     return bool(value)
 
 
-def fault(turn: Turn) -> str | None:
-    """What is wrong with what a turn says."""
-    texts = [part for part in turn.parts if isinstance(part, str)]
-    shows = len(texts) < len(turn.parts)
-    if turn.role == "system" and shows:
+def wrong_message(message: ParsedMessage) -> str | None:
+    """What is wrong with what a message says."""
+    texts = [part for part in message.parts if isinstance(part, str)]
+    shows = len(texts) < len(message.parts)
+    if message.role == "system" and shows:
         return "a system message shows nothing; put what it shows where user speaks"
-    if turn.tool_calls or "".join(texts).strip():
+    if message.tool_calls or "".join(texts).strip():
         return None
-    if turn.role == "assistant":
+    if message.role == "assistant":
         return "the answer is empty; write one or remove the item"
-    return None if shows else f"what {turn.role} says is empty; write something or remove it"
+    return None if shows else f"what {message.role} says is empty; write something or remove it"

@@ -1,27 +1,20 @@
-"""Read and check conversations with pictures and clips, and the data sets of a `dataset_info.json`."""
+"""Conversations of JSON files, and of the data sets of a `dataset_info.json`."""
 
-import gc
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ...errors import UserError
-from ...files import Hashes
+from ...files import File
 from ...options import option
-from ..captions.entries import Findings, broken_link, readable
-from ..captions.sources import listed
+from ..json_items import SUFFIXES, JsonItem, read_items
+from ..sources import Findings, broken_link, readable, wrong_file
 from . import dataset_info
-from .conversation import Conversation, Media, Message
-from .formats import Layout, Names, layout_of, wrong_names
-from .json_items import SUFFIXES, Stated, read_items
-from .media_files import Exhibits
-from .message_parts import Named, Placeholder
-from .parse_items import Draft, ItemReader
-from .parse_messages import Turn
+from .conversation import ParsedConversation
+from .formats import ItemFormat, Names, find_format, wrong_names
+from .parse_items import ItemParser
 
 
 @option
@@ -65,13 +58,25 @@ class ConversationSource:
         stated = self.dataset.split(",") if isinstance(self.dataset, str) else self.dataset or []
         return [name.strip() for name in stated if name.strip()]
 
+    def __str__(self) -> str:
+        return str(self.path)
 
-@dataclass(frozen=True)
-class ConversationScan:
-    """What sources hold, and what the user should see about it."""
+    def missing(self, base: Path) -> str | None:
+        return None if (base / self.path).exists() else str(self.path)
 
-    items: list[Conversation]
-    notes: list[str]
+    def file(self, base: Path) -> Path:
+        """The file that is read: `path`, or the dataset_info.json in it."""
+        return self.path / dataset_info.FILE if (base / self.path).is_dir() else self.path
+
+    def items(self, base: Path, findings: Findings) -> Iterator[ParsedConversation]:
+        for table in _tables(self, base, findings):
+            yield from _parsed(table, findings)
+
+    def open(self, base: Path, file: str) -> File:
+        root = base / (self.media or self.file(base).parent)
+        if problem := wrong_file(root, file):
+            raise UserError(f"{file!r} {problem}")
+        return File(root / file)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,6 @@ class Table:
 
     shown: Path
     path: Path
-    media: Path
     where: str
     """Where names and numbers are stated, for messages."""
     file: str
@@ -89,57 +93,25 @@ class Table:
     num_samples: int | None
 
 
-def read_conversations(sources: Sequence[ConversationSource], base: Path, memo: Hashes) -> ConversationScan:
-    """Read all sources in order; every mistake in any of them is in the one error.
-
-    `memo` remembers what pictures and clips are: a file that did not change is not opened again.
-    """
-    findings = Findings([], [])
-    read: list[tuple[Table, list[Conversation]]] = []
-    with _uncollected():
-        for source in sources:
-            for table in _tables(source, base, findings):
-                read.append((table, _read(table, findings, memo)))
-    findings.mistakes += _shared_ids(read)
-    if findings.mistakes:
-        raise UserError("\n".join(map(readable, findings.mistakes)))
-    return ConversationScan([item for _, items in read for item in items], findings.notes)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from looking through all items again and again: half the time of reading."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
 # Files
 
 
 def _tables(source: ConversationSource, base: Path, findings: Findings) -> list[Table]:
     """The files of a source that are there."""
-    shown = source.path
-    if (base / shown).is_dir():
-        shown = shown / dataset_info.FILE
-        if not (base / shown).is_file():
-            findings.mistakes.append(
-                f"data.sources: {source.path}: is a folder without {dataset_info.FILE}; "
-                "name a .json or .jsonl file in it"
-            )
-            return []
-    media = base / (source.media or shown.parent)
-    if source.media and not media.is_dir():
+    shown = source.file(base)
+    if shown != source.path and not (base / shown).is_file():
         findings.mistakes.append(
-            f"data.sources: {shown}: media {source.media} is no folder (looked for {media})"
+            f"data.sources: {source.path}: is a folder without {dataset_info.FILE}; "
+            "name a .json or .jsonl file in it"
+        )
+        return []
+    if source.media and not (base / source.media).is_dir():
+        findings.mistakes.append(
+            f"data.sources: {shown}: media {source.media} is no folder (looked for {base / source.media})"
         )
         return []
     if shown.name == dataset_info.FILE:
-        tables = _described(source, shown, base, media, findings)
+        tables = _described(source, shown, base, findings)
     else:
         where = f"data.sources: {shown}"
         if source.dataset is not None:
@@ -147,13 +119,11 @@ def _tables(source: ConversationSource, base: Path, findings: Findings) -> list[
                 f"{where}: dataset has no effect, this is no {dataset_info.FILE}; remove it"
             )
         names = Names(source.format, source.columns, source.tags)
-        tables = [Table(shown, base / shown, media, where, where, names, source.num_samples)]
+        tables = [Table(shown, base / shown, where, where, names, source.num_samples)]
     return [table for table in tables if _sound(table, findings)]
 
 
-def _described(
-    source: ConversationSource, shown: Path, base: Path, media: Path, findings: Findings
-) -> list[Table]:
+def _described(source: ConversationSource, shown: Path, base: Path, findings: Findings) -> list[Table]:
     """The files of a dataset_info.json."""
     if not (base / shown).is_file():
         findings.mistakes.append(f"data.sources: {shown}: does not exist (looked for {base / shown})")
@@ -173,7 +143,7 @@ def _described(
         where = f"{shown.as_posix()}: {found.name}"
         num_samples = source.num_samples or found.num_samples
         told = f"{where}: {found.file_name}"
-        tables.append(Table(file, base / file, media, where, told, found.names, num_samples))
+        tables.append(Table(file, base / file, where, told, found.names, num_samples))
     return tables
 
 
@@ -196,41 +166,36 @@ def _sound(table: Table, findings: Findings) -> bool:
 # Items
 
 
-def _read(table: Table, findings: Findings, memo: Hashes) -> list[Conversation]:
-    """The conversations of a file; what is wrong with each is told in the order of the file."""
+def _parsed(table: Table, findings: Findings) -> Iterator[ParsedConversation]:
+    """The conversations of a file, in its order."""
     stated = read_items(table.shown, table.path, findings.mistakes)
-    layout = _layout(table, stated, findings) if stated else None
-    if layout is None:
-        return []
-    reader = ItemReader(layout, table.path.stem)
-    drafts = [reader.read(item) for item in _spread(table, stated, findings)]
-    if reader.unread:
-        keys = readable(", ".join(sorted(reader.unread)))
+    item_format = _item_format(table, stated, findings) if stated else None
+    if item_format is None:
+        return
+    parser = ItemParser(item_format, table.path.stem)
+    yield from map(parser.parse, _spread(table, stated, findings))
+    if parser.unread:
+        keys = readable(", ".join(sorted(parser.unread)))
         findings.notes.append(f"{table.shown}: keys that nothing reads: {keys}")
-    files = dict.fromkeys(file for draft in drafts for named in draft.named for file in named.files)
-    exhibits = Exhibits.of(table.media, files, memo)
-    items = [_conversation(draft, exhibits) for draft in drafts]
-    findings.mistakes += [f"{draft.where}: {problem}" for draft in drafts for problem in draft.problems]
-    return [item for item in items if item]
 
 
-def _layout(table: Table, stated: Sequence[Stated], findings: Findings) -> Layout | None:
+def _item_format(table: Table, stated: Sequence[JsonItem], findings: Findings) -> ItemFormat | None:
     """How the items of a file are written; None, with a mistake told, where that does not fit."""
     keys = set[str]().union(*(item.value for item in stated))
-    layout = layout_of(table.names, keys, stated[0].value)
-    if layout is None:
+    item_format = find_format(table.names, keys, stated[0].value)
+    if item_format is None:
         findings.mistakes.append(
             f"{stated[0].where}: has none of messages, conversations and instruction; "
             "state the format, and other names as columns"
         )
         return None
-    problems = wrong_names(Names(layout.format, table.names.columns, table.names.tags))
-    problems = problems or layout.absent(keys)
+    problems = wrong_names(Names(item_format.format, table.names.columns, table.names.tags))
+    problems = problems or item_format.absent(keys)
     findings.mistakes += [f"{table.where}: {problem}" for problem in problems]
-    return None if problems else layout
+    return None if problems else item_format
 
 
-def _spread(table: Table, stated: Sequence[Stated], findings: Findings) -> Sequence[Stated]:
+def _spread(table: Table, stated: Sequence[JsonItem], findings: Findings) -> Sequence[JsonItem]:
     """As many items as are asked for, evenly spread: files are often sorted."""
     number, held = table.num_samples, len(stated)
     if number is None or number == held:
@@ -242,39 +207,3 @@ def _spread(table: Table, stated: Sequence[Stated], findings: Findings) -> Seque
         return stated
     findings.notes.append(f"{table.shown}: {number} of {held} items are read (num_samples)")
     return [stated[i * held // number] for i in range(number)]
-
-
-def _conversation(draft: Draft, exhibits: Exhibits) -> Conversation | None:
-    """The conversation of a draft, whose problems come to hold those of its files."""
-    shown = {named: exhibits.media(named, draft.problems) for named in dict.fromkeys(draft.named)}
-    if draft.problems:
-        return None
-    messages = tuple(
-        Message(turn.role, tuple(_parts(turn, shown)), turn.train, turn.tool_calls) for turn in draft.turns
-    )
-    return Conversation(draft.id, messages, draft.where, draft.tools)
-
-
-def _parts(turn: Turn, shown: Mapping[Named, Media | None]) -> Iterator[str | Media]:
-    for part in turn.parts:
-        assert not isinstance(part, Placeholder), turn
-        media = part if isinstance(part, str) else shown[part]
-        assert media is not None, part
-        yield media
-
-
-def _shared_ids(read: Sequence[tuple[Table, Sequence[Conversation]]]) -> list[str]:
-    """Name the files that give the same ids: the cache could not tell their items apart."""
-    shared = Counter(item.id for _, items in read for item in items)
-    files: dict[str, list[str]] = {}
-    for table, _ in read:
-        files.setdefault(table.path.stem, []).append(str(table.shown))
-    mistakes = []
-    for stem, paths in files.items():
-        ids = [key for key, count in shared.items() if count > 1 and os.path.dirname(key) == stem]
-        if ids:
-            mistakes.append(
-                f"data.sources: {' and '.join(paths)} both hold {listed(ids)}; "
-                "rename one file, or list it once"
-            )
-    return mistakes

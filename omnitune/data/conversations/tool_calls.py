@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .json_items import brief, half_character, parsed
+from ..json_items import brief, half_character, parsed
 from .message_parts import present, unknown_keys
 
 

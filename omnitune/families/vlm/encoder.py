@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -16,10 +16,11 @@ from torch import Tensor
 from ...batch import Batch
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
+from ...data.conversations.tokens import Encoded, LeftOut
 from ...errors import UserError
 from .collate import PADS
 from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_tokens
-from .media import DecodedMedia, Size, decode
+from .media import DecodedMedia, decode
 from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
 
 VERSION = 1
@@ -30,29 +31,6 @@ NUM_TRIES = 8
 """Sizes that are tried to make an item fit."""
 NOT_KEPT = ("attention_mask", "labels", "input_ids", "text_replacement_offsets")
 """What the processor may give that is found in another way, or not at all."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation as the model reads it."""
-
-    tokens: dict[str, Tensor]
-    """`input_ids` and `labels` (L,), whatever else has an entry a token, and what describes the media (grids,
-    sizes), as the processor gives it for this item alone."""
-    media: dict[str, Tensor]
-    """Pixels, as the processor gives them for this item alone."""
-    shrunk: dict[str, tuple[Size, Size]] = field(default_factory=dict)
-    """Pictures and clips that were made smaller to fit: (width, height) without that and with it."""
-
-    def __len__(self) -> int:
-        return len(self.tokens["input_ids"])
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """An item that is left out, and why."""
-
-    reason: str
 
 
 class ConversationEncoder:

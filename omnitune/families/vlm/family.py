@@ -14,6 +14,7 @@ from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
 from ...data.media import probe
 from ...errors import UserError
+from ...files import File
 from ...options import NOT_LEARNED, option
 from ...random import Draw
 from ...sampling import Question
@@ -286,5 +287,5 @@ def conversation_of(question: Question) -> Conversation:
     parts: list[str | Media] = []
     if question.image is not None:
         probed = probe(question.image)
-        parts.append(Media("image", (question.image,), probed.width, probed.height))
+        parts.append(Media("image", (File(question.image),), probed.width, probed.height))
     return Conversation("question", (Message("user", (*parts, question.prompt)),), question.prompt)

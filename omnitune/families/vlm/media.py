@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ...data.conversations.conversation import Conversation, Media, Message
@@ -40,7 +41,7 @@ class DecodedMedia:
 
     @property
     def name(self) -> str:
-        return self.media.paths[0].name
+        return PurePosixPath(self.media.files[0].name).name
 
     def fitted(self, limits: tuple[int, int] | None, scale: float) -> Size:
         """Its size within a budget, times what an item's pictures are shrunk by (of their area)."""
@@ -81,11 +82,11 @@ class DecodedMedia:
 def decode(media: Media, options: ChatOptions) -> DecodedMedia:
     """Decode a picture, or of a clip the frames that are taken."""
     if media.kind == "image":
-        return DecodedMedia(media, read_image(media.paths[0]), (0,), 0.0)
-    if len(media.paths) > 1 or not media.fps:
+        return DecodedMedia(media, read_image(media.files[0]), (0,), 0.0)
+    if len(media.files) > 1 or not media.fps:
         return _decode_pictures(media, options)
     indices = frame_indices(media.num_frames, media.fps, options)
-    return DecodedMedia(media, read_frames(media.paths[0], indices), indices, media.fps)
+    return DecodedMedia(media, read_frames(media.files[0], indices), indices, media.fps)
 
 
 def frame_indices(num_frames: int, fps: float, options: ChatOptions) -> tuple[int, ...]:
@@ -102,12 +103,13 @@ def _decode_pictures(media: Media, options: ChatOptions) -> DecodedMedia:
     """A clip that is stated as pictures: they are taken to be `video_fps` a second."""
     import numpy as np
 
-    indices = spread_evenly(len(media.paths), min(len(media.paths), options.video_frames))
-    frames = [read_image(media.paths[index])[0] for index in indices]
+    indices = spread_evenly(len(media.files), min(len(media.files), options.video_frames))
+    frames = [read_image(media.files[index])[0] for index in indices]
     for index, frame in zip(indices, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise UserError(
-                f"{media.paths[index]}: is {frame.shape[1]}x{frame.shape[0]}, the first picture of the clip "
+                f"{media.files[index].name}: is {frame.shape[1]}x{frame.shape[0]}, "
+                "the first picture of the clip "
                 f"{frames[0].shape[1]}x{frames[0].shape[0]}; bring the pictures of a clip to one size"
             )
     return DecodedMedia(media, np.stack(frames), indices, options.video_fps)

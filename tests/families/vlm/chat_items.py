@@ -9,9 +9,11 @@ from torch import Tensor
 
 from omnitune.data.conversations.conversation import Conversation, Media, Message
 from omnitune.data.conversations.options import ChatOptions
+from omnitune.data.conversations.tokens import Encoded
 from omnitune.data.media import probe
 from omnitune.families.vlm.encoder import ConversationEncoder, Encoded
 from omnitune.families.vlm.types import TYPES
+from omnitune.files import File
 
 ASSETS = Path(__file__).parents[3] / "omnitune" / "assets"
 WHERE = "train.json: item 1"
@@ -19,7 +21,7 @@ WHERE = "train.json: item 1"
 
 def media(path: Path) -> Media:
     seen = probe(path)
-    return Media(seen.kind, (path,), seen.width, seen.height, seen.num_frames, seen.fps)
+    return Media(seen.kind, (File(path),), seen.width, seen.height, seen.num_frames, seen.fps)
 
 
 def picture(name: str = "rocket") -> Media:
@@ -33,7 +35,7 @@ def clip(name: str = "tornado") -> Media:
 def drawn(folder: Path, width: int, height: int, name: str = "drawn") -> Media:
     path = folder / f"{name}.png"
     Image.linear_gradient("L").resize((width, height)).convert("RGB").save(path)
-    return Media("image", (path,), width, height)
+    return Media("image", (File(path),), width, height)
 
 
 def user(*parts: str | Media) -> Message:

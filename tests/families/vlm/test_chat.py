@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnitune.data.conversations.conversation import Conversation, Media
 from omnitune.data.conversations.options import ChatOptions
+from omnitune.data.conversations.tokens import Encoded, LeftOut
 from omnitune.errors import UserError
 from omnitune.families.vlm.collate import collate
 from omnitune.families.vlm.encoder import ConversationEncoder, Encoded, LeftOut
@@ -61,7 +62,7 @@ def processor(tiny_vlm: Callable[..., Path]) -> Callable[..., Any]:
 
 
 def opened(conversation: Conversation) -> list[Any]:
-    return [Image.open(each.paths[0]).convert("RGB") for each in conversation.media]
+    return [Image.open(each.files[0].path).convert("RGB") for each in conversation.media]
 
 
 def plain(conversation: Conversation, pictures: bool = True) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def plain(conversation: Conversation, pictures: bool = True) -> list[dict[str, A
             return {"type": "text", "text": each}
         if not pictures:
             return {"type": each.kind}
-        return {"type": "image", "image": Image.open(each.paths[0]).convert("RGB")}
+        return {"type": "image", "image": Image.open(each.files[0].path).convert("RGB")}
 
     return [{"role": m.role, "content": [part(each) for each in m.parts]} for m in conversation.messages]
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from omnitune.data.conversations.conversation import Media
 from omnitune.data.conversations.options import ChatOptions
+from omnitune.data.conversations.tokens import LeftOut
 from omnitune.data.media import read_frames
 from omnitune.errors import UserError
 from omnitune.families.vlm.collate import collate
-from omnitune.families.vlm.encoder import LeftOut
 from omnitune.families.vlm.media import decode, fit_area, frame_indices, scale_area
 
 OPTIONS = ChatOptions()
@@ -52,7 +52,7 @@ def test_frames_of_a_clip_are_those_of_its_file() -> None:
     seen = decode(media, ChatOptions(video_frames=3))
     assert seen.indices == frame_indices(media.num_frames, media.fps, ChatOptions(video_frames=3))
     assert len(seen.indices) > 1
-    assert (seen.pixels == read_frames(media.paths[0], seen.indices)).all()
+    assert (seen.pixels == read_frames(media.files[0].path, seen.indices)).all()
     assert seen.metadata(seen.size) == {
         "total_num_frames": media.num_frames,
         "fps": media.fps,
@@ -64,13 +64,14 @@ def test_frames_of_a_clip_are_those_of_its_file() -> None:
 
 
 def test_clip_may_be_stated_as_pictures(tmp_path: Path) -> None:
-    paths = tuple(drawn(tmp_path, 40, 30 + i // 3, str(i)).paths[0] for i in range(4))
-    seen = decode(Media("video", paths[:3], 40, 30, 3), ChatOptions(video_frames=2))
+    files = tuple(drawn(tmp_path, 40, 30 + i // 3, str(i)).files[0] for i in range(4))
+    seen = decode(Media("video", files[:3], 40, 30, 3), ChatOptions(video_frames=2))
     assert (seen.indices, seen.fps, seen.pixels.shape) == ((0, 2), 2.0, (2, 30, 40, 3))
     with pytest.raises(UserError) as told:
-        decode(Media("video", paths, 40, 30, 4), OPTIONS)
+        decode(Media("video", files, 40, 30, 4), OPTIONS)
     assert str(told.value) == (
-        f"{paths[3]}: is 40x31, the first picture of the clip 40x30; bring the pictures of a clip to one size"
+        f"{files[3].name}: is 40x31, the first picture of the clip 40x30; "
+        "bring the pictures of a clip to one size"
     )
 
 
@@ -133,7 +134,7 @@ def test_processor_sees_the_resized_picture(processor: Any, tmp_path: Path) -> N
     own = processor("qwen2_vl")
     item = talk(user(drawn(tmp_path, 112, 56), "What?"), answer("no"))
     row = encoded(chat(own, "qwen2_vl", image_pixels=(1, 56 * 28)), item)
-    with Image.open(item.media[0].paths[0]) as image:
+    with Image.open(item.media[0].files[0].path) as image:
         small = image.convert("RGB").resize((56, 28), Image.Resampling.BICUBIC)
     expected = own.image_processor(images=[small], return_tensors="pt")
     assert row.tokens["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist() == [[1, 2, 4]]

@@ -165,7 +165,7 @@ def test_an_answer_is_what_the_library_generates(
     prepared: Any, loaded_vlm: Any, tiny_vlm: Any, model_type: str
 ) -> None:
     whole, _, _ = prepared(model_type)
-    shown = PICTURE.media[0].paths[0]
+    shown = PICTURE.media[0].files[0].path
     (said,) = whole.sample([Question("What is this?", shown, 4)])
     model, processor = loaded_vlm(model_type)
     given = whole.conversation_encoder(ChatOptions()).encode_prompt(

@@ -97,7 +97,7 @@ def test_an_answer_is_what_the_library_generates_with_the_tower_there_or_not(
     prepared: Any, stripped: Vlm
 ) -> None:
     whole, _, _ = prepared
-    asked = Question("What is this?", PICTURE.media[0].paths[0], 4)
+    asked = Question("What is this?", PICTURE.media[0].files[0].path, 4)
     (said,) = whole.sample([asked])
     prompt = whole.conversation_encoder(ChatOptions()).encode_prompt(
         talk(user(PICTURE.media[0], "What is this?"))

@@ -9,13 +9,19 @@ from conftest import Make
 from omnitune import config
 from omnitune.data.captions.item import Item
 from omnitune.data.captions.lists import LineLists
-from omnitune.data.captions.sources import Folder, Scan, scan
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 
 
 def scanned(root: Path, **options: Any) -> Scan:
     return scan([LineLists(path=Path("set"), **options)], root, Hashes(root / "memo"))
+
+
+def images(found: Scan) -> list[Path]:
+    return [found.items.open(i, "first_frame").path for i in range(len(found.items))]
 
 
 def mistakes(root: Path, **options: Any) -> list[str]:
@@ -40,9 +46,9 @@ def lists(make: Make, **texts: str) -> None:
 
 def test_lines_of_one_number_belong_together(make: Make, tmp_path: Path, clips: list[Path]) -> None:
     lists(make, prompts="\ufeff a fox, red \r\na\u2028hen", videos="videos/a.mp4\n./videos/b.mp4\n\n")
-    assert scanned(tmp_path).items == [
-        Item("set/videos/a.mp4", clips[0], "video", "a fox, red", 48, 32, 9, 24.0, "set/videos.txt:1"),
-        Item("set/videos/b.mp4", clips[1], "video", "a\u2028hen", 48, 32, 9, 24.0, "set/videos.txt:2"),
+    assert list(scanned(tmp_path).items) == [
+        Item("set/videos/a.mp4", "videos/a.mp4", "a fox, red", "set/videos.txt:1", "video", 48, 32, 9, 24.0),
+        Item("set/videos/b.mp4", "videos/b.mp4", "a\u2028hen", "set/videos.txt:2", "video", 48, 32, 9, 24.0),
     ]
     assert scanned(tmp_path).notes == []
 
@@ -51,17 +57,17 @@ def test_lines_of_one_number_belong_together(make: Make, tmp_path: Path, clips: 
 def test_pictures_that_stand_for_first_frames_are_no_items_of_their_own(make: Make, tmp_path: Path) -> None:
     picture, other = make.image("set/images/a.png"), make.image("other.webp")
     lists(make, images=f"images/a.png\n{other}\n")
-    assert [item.image for item in scanned(tmp_path).items] == [picture, other]
-    assert [item.image for item in scanned(tmp_path, images=None).items] == [None, None]
+    assert images(scanned(tmp_path)) == [picture, other]
+    assert [item.media for item in scanned(tmp_path, images=None).items] == [{}, {}]
     make.text("set/same.txt", "images/a.png\nimages/a.png\n")
-    assert [item.image for item in scanned(tmp_path, images=Path("same.txt")).items] == [picture, picture]
+    assert images(scanned(tmp_path, images=Path("same.txt"))) == [picture, picture]
 
 
 @pytest.mark.usefixtures("clips")
 def test_lists_of_other_names_are_stated(make: Make, tmp_path: Path) -> None:
     lists(make, words="one\n", files="videos/b.mp4\n")
     (item,) = scanned(tmp_path, captions=Path("words.txt"), media=Path("files.txt")).items
-    assert (item.caption, item.path.name, item.where) == ("one", "b.mp4", "set/files.txt:1")
+    assert (item.caption, item.file, item.where) == ("one", "videos/b.mp4", "set/files.txt:1")
 
 
 @pytest.mark.usefixtures("clips")
@@ -85,7 +91,7 @@ def test_absolute_paths_within_the_folder_give_the_same_ids(
     outside = make.image("elsewhere/x.png")
     lists(make, videos=f"{clips[0]}\n{outside}\n")
     items = scanned(tmp_path).items
-    assert [(item.id, item.path) for item in items] == [
+    assert [(item.id, items.open(i).path) for i, item in enumerate(items)] == [
         ("set/videos/a.mp4", clips[0]),
         (f"set/{outside}", outside),
     ]
@@ -122,14 +128,16 @@ def test_every_mistake_of_the_pictures_is_told_with_its_line(make: Make, tmp_pat
         images="videos/a.mp4\nempty.png\nmoves.gif\n",
     )
     film, empty, animation = mistakes(tmp_path)
-    assert film == "set/images.txt:1: 'videos/a.mp4' is a clip; name a picture"
-    assert empty.startswith(f"set/images.txt:2: {tmp_path}/set/empty.png: cannot be read as a picture (")
-    assert animation == "set/images.txt:3: 'moves.gif' is a clip; name a picture"
+    assert film == "set/videos.txt:1: first_frame 'videos/a.mp4' is a clip; name a picture"
+    assert empty.startswith(
+        f"set/videos.txt:2: first_frame {tmp_path}/set/empty.png: cannot be read as a picture ("
+    )
+    assert animation == "set/videos.txt:3: first_frame 'moves.gif' is a clip; name a picture"
     make.text("set/images.txt", "/gone.png\n\nvideos/a.mp4\n")
     assert mistakes(tmp_path) == [
         "set/images.txt:2: is blank; fill it, or remove the line from every list",
         "set/images.txt:1: '/gone.png' does not exist; correct the name or remove the line",
-        "set/images.txt:3: 'videos/a.mp4' is a clip; name a picture",
+        "set/videos.txt:3: first_frame 'videos/a.mp4' is a clip; name a picture",
     ]
 
 
@@ -169,7 +177,7 @@ def test_a_folder_that_is_not_there_and_ids_that_a_folder_gives_too_are_told(
         scan(sources, tmp_path, Hashes(tmp_path / "memo"))
     assert str(caught.value).split("\n") == [
         f"data.sources: gone: does not exist (looked for {tmp_path}/gone)",
-        "data.sources: set and set both hold set/videos/a.mp4; rename one folder, or list it once",
+        "data.sources: set and set both hold set/videos/a.mp4; rename one, or list it once",
     ]
 
 
@@ -200,7 +208,10 @@ def test_a_run_states_sources_of_both_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.sources.1.name=lists", "data.sources.1.name is 'lists'; choose from folder, line_lists"),
+        (
+            "data.sources.1.name=lists",
+            "data.sources.1.name is 'lists'; choose from folder, line_lists, package.module:Class",
+        ),
         ("data.sources.1.image=a.txt", "data.sources.1.image is not an option; did you mean images?"),
         (
             "data.sources.0.captions=a.txt",
@@ -215,3 +226,15 @@ def test_what_is_no_source_is_told(tmp_path: Path, override: str, message: str) 
     with pytest.raises(UserError) as caught:
         config.load(file, [override])
     assert str(caught.value) == f"command line: {message}"
+
+
+@pytest.mark.usefixtures("clips")
+def test_further_lists_name_media_of_the_samples(make: Make, tmp_path: Path) -> None:
+    lists(make, controls="videos/b.mp4\nvideos/a.mp4\n")
+    found = scanned(tmp_path, lists={"control": Path("controls.txt")})
+    assert [dict(item.media) for item in found.items] == [
+        {"control": "videos/b.mp4"},
+        {"control": "videos/a.mp4"},
+    ]
+    with pytest.raises(ValueError, match="give that list as images"):
+        LineLists(path=Path("set"), lists={"first_frame": Path("controls.txt")})

@@ -7,7 +7,8 @@ from PIL import Image
 
 from omnitune.data import media
 from omnitune.data.captions.item import Item
-from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 
@@ -38,13 +39,13 @@ def scanned(root, folder="set"):
 
 @pytest.mark.parametrize("key", ["caption", "text", "prompt"])
 def test_jsonl_names_files_and_captions(make, tmp_path, key):
-    film = make.clip("set/deep/a.mp4", frames=9)
-    picture = make.image("set/b.png")
+    make.clip("set/deep/a.mp4", frames=9)
+    make.image("set/b.png")
     lines = rows({"file_name": "deep/a.mp4", key: " a fox "}, {key: "a hen", "file_name": "./b.png"})
     make.text("set/metadata.jsonl", "\ufeff" + lines + "\n")
-    assert scanned(tmp_path).items == [
-        Item("set/deep/a.mp4", film, "video", "a fox", 48, 32, 9, 24.0, "set/metadata.jsonl:1"),
-        Item("set/b.png", picture, "image", "a hen", 12, 8, 1, 0.0, "set/metadata.jsonl:2"),
+    assert list(scanned(tmp_path).items) == [
+        Item("set/deep/a.mp4", "deep/a.mp4", "a fox", "set/metadata.jsonl:1", "video", 48, 32, 9, 24.0),
+        Item("set/b.png", "b.png", "a hen", "set/metadata.jsonl:2", "image", 12, 8, 1, 0.0),
     ]
     assert scanned(tmp_path).notes == []
 
@@ -174,8 +175,8 @@ def test_every_mistake_of_a_jsonl_is_told_with_its_line(make, tmp_path):
     at = "set/metadata.jsonl"
     shape = '{"file_name": "a.png", "caption": "..."}'
     assert found[:-1] == [
-        f"{at}:2: is not JSON (Expecting value at column 35); write {shape} on one line",
-        f'{at}:3: \'["a.png", "words"]\' is not an object; write {shape}',
+        f"{at}:2: is not JSON (Expecting value at column 35); write {shape} on each line",
+        f"{at}:3: is ['a.png', 'words'], not an object; write {shape} on each line",
         f"{at}:4: file_name 'gone.png' does not exist in {tmp_path}/set; correct the name or remove the line",
         f"{at}:5: file_name 'a.png' is also on line 1; keep one",
         f"{at}:6: 'captoin' is not a column; did you mean caption?",
@@ -258,7 +259,7 @@ def test_sources_that_give_equal_ids_are_named(make, tmp_path):
         make.image(f"{folder}/x.png")
         make.text(f"{folder}/x.txt", "words")
     assert mistakes(tmp_path, "a/set", "b/set") == [
-        "data.sources: a/set and b/set both hold set/x.png; rename one folder, or list it once"
+        "data.sources: a/set and b/set both hold set/x.png; rename one, or list it once"
     ]
 
 
@@ -275,10 +276,10 @@ def test_a_second_scan_opens_no_file_and_one_after_a_change_that_file(make, tmp_
     make.image("set/b.png")
     make.text("set/metadata.jsonl", rows(row("a.mp4"), row("b.png")))
     opened, probe = [], media.probe
-    monkeypatch.setattr(media, "probe", lambda path: (opened.append(path.name), probe(path))[1])
-    first = scanned(tmp_path).items
+    monkeypatch.setattr(media, "probe", lambda file: (opened.append(file.path.name), probe(file))[1])
+    first = list(scanned(tmp_path).items)
     assert sorted(opened) == ["a.mp4", "b.png"]
-    assert scanned(tmp_path).items == first
+    assert list(scanned(tmp_path).items) == first
     assert len(opened) == 2
     make.image("set/b.png", height=20)
     assert [item.height for item in scanned(tmp_path).items] == [32, 20]
@@ -291,3 +292,48 @@ def test_a_file_that_could_not_be_read_is_looked_at_again(make, tmp_path):
     make.text("set/a.png", "")
     make.text("set/a.txt", "words")
     assert one_mistake(tmp_path) == one_mistake(tmp_path)
+
+
+CONTROLLED = Folder(path=Path("set"), media={"control": "edges"})
+
+
+def test_columns_name_further_media_of_a_sample(make, tmp_path):
+    for name in ("a", "b", "edges/a"):
+        make.image(f"set/{name}.png", height=16 if "/" in name else 8, width=24 if "/" in name else 12)
+    make.text("set/metadata.csv", "file_name,caption,edges\na.png,words,edges/a.png\nb.png,words,\n")
+    found = scan([CONTROLLED], tmp_path, Hashes(tmp_path / "memo"))
+    assert [dict(item.media) for item in found.items] == [{"control": "edges/a.png"}, {}]
+    assert found.items.open(0, "control").path == tmp_path / "set/edges/a.png"
+    assert found.notes == []
+
+
+def test_every_mistake_of_further_media_is_told_with_its_line(make, tmp_path):
+    make.image("set/a.png")
+    make.image("set/tall.png", height=20)
+    make.animation("set/moves.gif")
+    names = ("gone.png", "tall.png", "moves.gif", "../x.png")
+    for i in range(len(names)):
+        make.image(f"set/{i}.png")
+    lines = [{"file_name": f"{i}.png", "caption": "words", "edges": name} for i, name in enumerate(names)]
+    make.text("set/metadata.jsonl", rows(*lines, row("a.png")))
+    with pytest.raises(UserError) as caught:
+        scan([CONTROLLED], tmp_path, Hashes(tmp_path / "memo"))
+    at = "set/metadata.jsonl"
+    assert str(caught.value).split("\n") == [
+        f"{at}:1: edges 'gone.png' does not exist in {tmp_path}/set; correct the name or remove the line",
+        f"{at}:4: edges '../x.png' leaves the folder; move the file into it",
+        f"{at}:5: edges is missing, which media names",
+        f"{at}:2: control 'tall.png' is 12x20, and set/1.png 12x8; bring both to one shape",
+        f"{at}:3: control 'moves.gif' has 6 frames, and set/2.png has 1; make them equal",
+    ]
+
+
+def test_a_medium_has_a_name_of_its_own_and_columns_need_a_table(make, tmp_path):
+    make.image("set/a.png")
+    make.text("set/a.txt", "words")
+    with pytest.raises(UserError) as caught:
+        scan([Folder(path=Path("set"), media={"pixels": "edges"})], tmp_path, Hashes(tmp_path / "memo"))
+    assert str(caught.value).split("\n") == [
+        "data.sources: 'pixels' cannot name a medium, every sample has one of its own; rename it",
+        "set: holds no metadata.jsonl or metadata.csv, whose columns media names; add one",
+    ]

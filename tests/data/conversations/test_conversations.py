@@ -10,17 +10,19 @@ import pytest
 from conftest import Make
 
 from omnitune.data.conversations.conversation import Conversation, Media, Message
-from omnitune.data.conversations.sources import ConversationScan, ConversationSource, read_conversations
+from omnitune.data.conversations.scan import scan
+from omnitune.data.conversations.sources import ConversationSource
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
-from omnitune.files import Hashes
+from omnitune.files import File, Hashes
 
-ASSETS = Path(__file__).parents[2] / "omnitune" / "assets"
+ASSETS = Path(__file__).parents[3] / "omnitune" / "assets"
 FROG, FOX = ASSETS / "pictures/train/frog.png", ASSETS / "clips/validation/fox.mp4"
-FROG_SHOWN = Media("image", (FROG,), 128, 128)
+FROG_SHOWN = Media("image", (File(FROG),), 128, 128)
 
 
-def read(root: Path, path: str = "train.json", **options: Any) -> ConversationScan:
-    return read_conversations([ConversationSource(path=Path(path), **options)], root, Hashes(root / "memo"))
+def read(root: Path, path: str = "train.json", **options: Any) -> Scan:
+    return scan([ConversationSource(path=Path(path), **options)], root, Hashes(root / "memo"))
 
 
 def mistakes(root: Path, path: str = "train.json", **options: Any) -> list[str]:
@@ -110,9 +112,9 @@ SAME = {
 @pytest.mark.parametrize("item", SAME.values(), ids=SAME.keys())
 def test_every_format_gives_the_same_conversation(tmp_path: Path, item: dict[str, Any]) -> None:
     write(tmp_path, item)
-    scan = read(tmp_path)
-    assert scan.items == [Conversation("train/1", FROGS, "train.json: item 1")]
-    assert scan.notes == []
+    found = read(tmp_path)
+    assert found.items == [Conversation("train/1", FROGS, "train.json: item 1")]
+    assert found.notes == []
 
 
 @pytest.mark.parametrize(
@@ -136,9 +138,9 @@ def test_keys_and_roles_of_other_names_are_stated(tmp_path: Path) -> None:
     columns = {"messages": "turns", "images": "pictures"}
     tags = {"role_tag": "who", "content_tag": "says", "user_tag": "q", "assistant_tag": "a"}
     for format_ in ("auto", "sharegpt", "openai"):
-        scan = read(tmp_path, columns=columns, tags=tags, format=format_)
-        assert scan.items[0].messages == FROGS[1:3]
-        assert scan.notes == ["train.json: keys that nothing reads: id, image"]
+        found = read(tmp_path, columns=columns, tags=tags, format=format_)
+        assert found.items[0].messages == FROGS[1:3]
+        assert found.notes == ["train.json: keys that nothing reads: id, image"]
     write(tmp_path, {"q": "<image>\nWhat?", "a": "A frog.", "pictures": [str(FROG)]})
     columns = {"prompt": "q", "response": "a", "images": "pictures"}
     assert read(tmp_path, columns=columns).items[0].messages == FROGS[1:3]
@@ -152,8 +154,8 @@ def test_placeholders_take_files_in_the_order_of_all_turns(make: Make, tmp_path:
     )
     write(tmp_path, item)
     (found,) = read(tmp_path, media=Path("media")).items
-    a, b, c = (Media("image", (path,), 12, 8 + i) for i, path in enumerate(pictures))
-    d = Media("video", (clip,), 48, 32, 9, 24.0)
+    a, b, c = (Media("image", (File(path),), 12, 8 + i) for i, path in enumerate(pictures))
+    d = Media("video", (File(clip),), 48, 32, 9, 24.0)
     assert [message.parts for message in found.messages] == [(a, ", ", b, d, " what?"), ("As in ", c)]
     assert list(found.media) == [a, b, d, c]
 
@@ -165,13 +167,13 @@ def test_a_clip_may_be_a_list_of_pictures(make: Make, tmp_path: Path) -> None:
     write(tmp_path, chat(user([part]), answer("It.")), path="parts.json")
     for path in ("columns.json", "parts.json"):
         (found,) = read(tmp_path, path).items
-        assert list(found.media) == [Media("video", tuple(frames), 12, 8, 2, 0.0)]
+        assert list(found.media) == [Media("video", tuple(map(File, frames)), 12, 8, 2, 0.0)]
 
 
 def test_bundled_clips_are_probed(tmp_path: Path) -> None:
     write(tmp_path, chat(user([{"type": "video_url", "video_url": str(FOX)}]), answer()))
     (shown,) = read(tmp_path).items[0].media
-    assert (shown.kind, shown.paths, shown.width, shown.height) == ("video", (FOX,), 128, 128)
+    assert (shown.kind, shown.files, shown.width, shown.height) == ("video", (File(FOX),), 128, 128)
     assert shown.num_frames > 1
     assert shown.fps > 0
 
@@ -199,9 +201,9 @@ def test_calls_and_what_tools_give_are_messages(tmp_path: Path) -> None:
     calls = answer(None, tool_calls=[OPENAI_CALL])
     given = {"role": "tool", "content": "[]", "tool_call_id": "1"}
     write(tmp_path, chat(user("Hi"), calls, given, answer("No."), tools=[TOOL]))
-    scan = read(tmp_path)
-    assert scan.items[0].messages == expected
-    assert scan.notes == ["train.json: keys that nothing reads: tool_call_id"]
+    found = read(tmp_path)
+    assert found.items[0].messages == expected
+    assert found.notes == ["train.json: keys that nothing reads: tool_call_id"]
     write(tmp_path, chat(user("Hi"), answer("", tool_calls=[OPENAI_CALL] * 2), given, given, answer("No.")))
     found = read(tmp_path).items[0].messages
     assert found[1].tool_calls == (CALL, CALL)
@@ -238,9 +240,9 @@ def test_equal_items_are_two(tmp_path: Path) -> None:
 
 def test_a_part_of_a_file_is_spread_over_it(tmp_path: Path) -> None:
     write(tmp_path, *(talk("a", "b") for _ in range(10)))
-    scan = read(tmp_path, num_samples=4)
-    assert [item.id for item in scan.items] == ["train/1", "train/3", "train/6", "train/8"]
-    assert scan.notes == ["train.json: 4 of 10 items are read (num_samples)"]
+    found = read(tmp_path, num_samples=4)
+    assert [item.id for item in found.items] == ["train/1", "train/3", "train/6", "train/8"]
+    assert found.notes == ["train.json: 4 of 10 items are read (num_samples)"]
     assert mistakes(tmp_path, num_samples=11) == [
         "data.sources: train.json: num_samples is 11, but there are 10 items; lower it"
     ]
@@ -251,12 +253,12 @@ def test_sources_with_the_same_ids_are_told(tmp_path: Path) -> None:
         write(tmp_path, talk("a", "b"), path=path)
     sources = [ConversationSource(path=Path(p)) for p in ("a/train.json", "b/train.jsonl", "c/other.json")]
     with pytest.raises(UserError) as caught:
-        read_conversations(sources, tmp_path, Hashes(tmp_path / "memo"))
+        scan(sources, tmp_path, Hashes(tmp_path / "memo"))
     assert str(caught.value) == (
-        "data.sources: a/train.json and b/train.jsonl both hold train/1; rename one file, or list it once"
+        "data.sources: a/train.json and b/train.jsonl both hold train/1; rename one, or list it once"
     )
-    scan = read_conversations(sources[1:], tmp_path, Hashes(tmp_path / "memo"))
-    assert [item.id for item in scan.items] == ["train/1", "other/1"]
+    found = scan(sources[1:], tmp_path, Hashes(tmp_path / "memo"))
+    assert [item.id for item in found.items] == ["train/1", "other/1"]
 
 
 def test_files_that_are_none_are_told(make: Make, tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_files_that_are_none_are_told(make: Make, tmp_path: Path) -> None:
     }
     sources = [ConversationSource(path=Path(path)) for path in told]
     with pytest.raises(UserError) as caught:
-        read_conversations(sources, tmp_path, Hashes(tmp_path / "memo"))
+        scan(sources, tmp_path, Hashes(tmp_path / "memo"))
     assert str(caught.value).split("\n") == [f"data.sources: {path}: {line}" for path, line in told.items()]
     write(tmp_path, talk("a", "b"))
     assert mistakes(tmp_path, media=Path("gone")) == [
@@ -280,7 +282,7 @@ def test_files_that_are_none_are_told(make: Make, tmp_path: Path) -> None:
 
 
 TEXTS = {
-    "": "train.json: is empty; write a list of items",
+    "": "train.json: is empty; write JSON into it",
     "[]": "train.json: holds no items; write at least one",
     '{"a": 1}': "train.json: is {'a': 1}, not a list; write [ before it and ] behind it",
     '[\n {"a": }\n]': "train.json:2: is not JSON (Expecting value at column 8); correct it there",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from conftest import Make
 
-from omnitune.data.conversations.sources import ConversationSource, read_conversations
+from omnitune.data.conversations.scan import scan
+from omnitune.data.conversations.sources import ConversationSource
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 
@@ -15,9 +16,7 @@ from omnitune.files import Hashes
 def mistakes(root: Path, *items: Any, **options: Any) -> list[str]:
     (root / "train.json").write_text(json.dumps(items))
     with pytest.raises(UserError) as caught:
-        read_conversations(
-            [ConversationSource(path=Path("train.json"), **options)], root, Hashes(root / "memo")
-        )
+        scan([ConversationSource(path=Path("train.json"), **options)], root, Hashes(root / "memo"))
     return str(caught.value).split("\n")
 
 

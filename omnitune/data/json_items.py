@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class JsonItem:
     """An item of a file."""
 
     number: int
@@ -56,22 +56,25 @@ def read_text(shown: Path, path: Path, mistakes: list[str]) -> str | None:
         return None
 
 
-def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[Stated]:
+def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[JsonItem]:
     """All items of a file that are objects, in order."""
-    text = read_text(shown, path, mistakes)
-    if text is None:
-        return []
     before = len(mistakes)
-    read = _of_lines if path.suffix.lower() == ".jsonl" else _of_list
-    found = list(read(shown, text, mistakes))
+    if path.suffix.lower() == ".jsonl":
+        text = read_text(shown, path, mistakes)
+        # Not splitlines: texts may hold U+2028.
+        found = [] if text is None else list(of_lines(shown, text.split("\n"), mistakes))
+    else:
+        found = list(_of_list(shown, path, mistakes))
     if not found and len(mistakes) == before:
         mistakes.append(f"{shown}: holds no items; write at least one")
     return found
 
 
-def _of_lines(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
-    # Not splitlines: texts may hold U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
+def of_lines(
+    shown: Path, lines: Iterable[str], mistakes: list[str], shape: str = "one object"
+) -> Iterator[JsonItem]:
+    """The objects of JSON lines, one after the other; blank lines are none. Mistakes tell the `shape`."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{shown.as_posix()}:{number}"
@@ -79,32 +82,41 @@ def _of_lines(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
             value = parsed(line)
         except json.JSONDecodeError as error:
             mistakes.append(
-                f"{where}: is not JSON ({error.msg} at column {error.colno}); write one object on each line"
+                f"{where}: is not JSON ({error.msg} at column {error.colno}); write {shape} on each line"
             )
             continue
         if isinstance(value, dict):
-            yield Stated(number, where, value)
+            yield JsonItem(number, where, value)
         else:
-            mistakes.append(f"{where}: is {brief(value)}, not an object; write one object on each line")
+            mistakes.append(f"{where}: is {brief(value)}, not an object; write {shape} on each line")
 
 
-def _of_list(shown: Path, text: str, mistakes: list[str]) -> Iterator[Stated]:
+def read_json(shown: Path, path: Path, mistakes: list[str]) -> Any:
+    """What a JSON file holds; None, with a mistake told, where it is none."""
+    text = read_text(shown, path, mistakes)
+    if text is None:
+        return None
     if not text.strip():
-        mistakes.append(f"{shown}: is empty; write a list of items")
-        return
+        mistakes.append(f"{shown}: is empty; write JSON into it")
+        return None
     try:
-        values = parsed(text)
+        return parsed(text)
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data"
         way = f"rename it to {shown.stem}.jsonl if each line is an item" if lines else "correct it there"
         mistakes.append(f"{shown}:{error.lineno}: is not JSON ({error.msg} at column {error.colno}); {way}")
-        return
+        return None
+
+
+def _of_list(shown: Path, path: Path, mistakes: list[str]) -> Iterator[JsonItem]:
+    before, values = len(mistakes), read_json(shown, path, mistakes)
     if not isinstance(values, list):
-        mistakes.append(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
+        if len(mistakes) == before:
+            mistakes.append(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
         return
     for number, value in enumerate(values, start=1):
         where = f"{shown.as_posix()}: item {number}"
         if isinstance(value, dict):
-            yield Stated(number, where, value)
+            yield JsonItem(number, where, value)
         else:
             mistakes.append(f"{where}: is {brief(value)}, not an object; write one or remove it")

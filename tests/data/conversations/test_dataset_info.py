@@ -8,9 +8,11 @@ import pytest
 from conftest import Make
 
 from omnitune.data.conversations.conversation import Media, Message
-from omnitune.data.conversations.sources import ConversationScan, ConversationSource, read_conversations
+from omnitune.data.conversations.scan import scan
+from omnitune.data.conversations.sources import ConversationSource
+from omnitune.data.sources import Scan
 from omnitune.errors import UserError
-from omnitune.files import Hashes
+from omnitune.files import File, Hashes
 
 MESSAGES = [{"role": "user", "content": "<image>Who are they?"}, {"role": "assistant", "content": "Kane."}]
 DEMO = {
@@ -21,8 +23,8 @@ DEMO = {
 }
 
 
-def read(root: Path, path: str = "data", **options: Any) -> ConversationScan:
-    return read_conversations([ConversationSource(path=Path(path), **options)], root, Hashes(root / "memo"))
+def read(root: Path, path: str = "data", **options: Any) -> Scan:
+    return scan([ConversationSource(path=Path(path), **options)], root, Hashes(root / "memo"))
 
 
 def mistakes(root: Path, path: str = "data", **options: Any) -> list[str]:
@@ -46,13 +48,13 @@ def demo(make: Make) -> Path:
 @pytest.mark.parametrize("path", ["data", "data/dataset_info.json"])
 def test_the_demo_set_is_read(make: Make, tmp_path: Path, demo: Path, path: str) -> None:
     describe(make, mllm_demo=DEMO)
-    scan = read(tmp_path, path)
-    shown = Media("image", (demo,), 12, 8)
+    found = read(tmp_path, path)
+    shown = Media("image", (File(demo),), 12, 8)
     expected = (Message("user", (shown, "Who are they?")), Message("assistant", ("Kane.",)))
-    assert [item.messages for item in scan.items] == [expected] * 4
-    assert [item.id for item in scan.items][:2] == ["mllm_demo/1", "mllm_demo/2"]
-    assert scan.items[1].where == "data/mllm_demo.json: item 2"
-    assert scan.notes == []
+    assert [item.messages for item in found.items] == [expected] * 4
+    assert [item.id for item in found.items][:2] == ["mllm_demo/1", "mllm_demo/2"]
+    assert found.items[1].where == "data/mllm_demo.json: item 2"
+    assert found.notes == []
 
 
 @pytest.mark.usefixtures("demo")
@@ -60,12 +62,12 @@ def test_data_sets_are_chosen_by_name(make: Make, tmp_path: Path) -> None:
     hub = {"hf_hub_url": "org/pets", "split": "test"}
     describe(make, demo=DEMO, en={"file_name": "alpaca/en.json"}, pets=hub, rank={**DEMO, "ranking": True})
     for dataset in ("en,demo", ["en", "demo"]):
-        scan = read(tmp_path, dataset=dataset)
-        assert [item.id for item in scan.items][:2] == ["en/1", "mllm_demo/1"]
-        assert scan.notes == []
-    scan = read(tmp_path)
-    assert [item.id for item in scan.items][3:] == ["mllm_demo/4", "en/1"]
-    assert scan.notes == [
+        found = read(tmp_path, dataset=dataset)
+        assert [item.id for item in found.items][:2] == ["en/1", "mllm_demo/1"]
+        assert found.notes == []
+    found = read(tmp_path)
+    assert [item.id for item in found.items][3:] == ["mllm_demo/4", "en/1"]
+    assert found.notes == [
         "data/dataset_info.json: read demo, en; left out: pets (hf_hub_url), rank (ranking)"
     ]
     assert mistakes(tmp_path, dataset=["pets", "rank", "dem", "x"]) == [
@@ -102,7 +104,7 @@ def test_what_dataset_info_states_is_not_stated_twice(make: Make, tmp_path: Path
 def test_media_may_lie_elsewhere(make: Make, tmp_path: Path) -> None:
     describe(make, demo=DEMO)
     other = make.image("other/demo/1.jpg")
-    assert read(tmp_path, media=Path("other")).items[0].media[0].paths == (other,)
+    assert read(tmp_path, media=Path("other")).items[0].media[0].files == (File(other),)
 
 
 ENTRIES: list[tuple[Any, str]] = [
@@ -162,7 +164,7 @@ def test_what_has_its_usual_value_is_no_mistake(make: Make, tmp_path: Path) -> N
 
 
 TEXTS = {
-    "": "data/dataset_info.json:1: is not JSON (Expecting value at column 1); correct it there",
+    "": "data/dataset_info.json: is empty; write JSON into it",
     '{\n"a": x}': "data/dataset_info.json:2: is not JSON (Expecting value at column 6); correct it there",
     "[]": 'data/dataset_info.json: is []; write {"name": {"file_name": "train.json"}}',
     "{}": 'data/dataset_info.json: is {}; write {"name": {"file_name": "train.json"}}',

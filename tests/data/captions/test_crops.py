@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from omnitune.data.captions.crops import Clips, Crop, View, load_pixels, num_frames_at, plan, view
+from omnitune.data.captions.crops import Clips, load_pixels, num_frames_at, place, view
 from omnitune.data.captions.item import Item
-from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
 from omnitune.data.sizes import Bucket
+from omnitune.data.view import Crop, View
 from omnitune.errors import UserError
-from omnitune.files import Hashes
+from omnitune.files import File, Hashes
 
 ONE, FIVE, NINE = Bucket(1, 32, 48), Bucket(5, 32, 48), Bucket(9, 32, 48)
 
@@ -29,11 +31,11 @@ class Fixed:
 
 
 def clip(frames, fps=24.0, name="a", width=48, height=32):
-    return Item(f"set/{name}", Path(name), "video", "words", width, height, frames, fps, f"set/{name}.txt")
+    return Item(f"set/{name}", name, "words", f"set/{name}.txt", "video", width, height, frames, fps)
 
 
 def picture(name="p", width=48, height=32):
-    return Item(f"set/{name}", Path(name), "image", "words", width, height, 1, 0.0, f"set/{name}.txt")
+    return Item(f"set/{name}", name, "words", f"set/{name}.txt", "image", width, height, 1)
 
 
 def indices(item, frames, draw=None, **options):
@@ -100,10 +102,10 @@ def test_times_of_a_fixed_rate_give_what_the_rate_gives(fps):
 
 def test_clips_of_variable_rate_without_a_rate_to_show_are_noted():
     item = uneven([0.0, 0.1, 0.2, 0.3, 3.0])
-    assert plan([item], [FIVE], Clips()).notes == [
+    assert place([item], [FIVE], Clips()).notes == [
         "1 clip is of variable frame rate, shown frame by frame; state data.fps to pick frames by time: set/a"
     ]
-    assert plan([item], [FIVE], Clips(fps=1.0, short="hold")).notes[0].startswith("1 clip is too short")
+    assert place([item], [FIVE], Clips(fps=1.0, short="hold")).notes[0].startswith("1 clip is too short")
 
 
 def test_windows_lie_where_they_are_asked_to():
@@ -174,20 +176,19 @@ def test_keys_are_equal_exactly_for_equal_views():
 
 def test_a_clip_goes_to_the_most_frames_that_it_fills():
     items = [clip(20, name="long"), clip(8, name="middling"), clip(5, name="just"), picture()]
-    layout = plan(items, [ONE, FIVE, NINE], Clips())
-    assert [bucket for _, bucket in layout.kept] == [NINE, FIVE, FIVE, ONE]
-    assert [item for item, _ in layout.kept] == items
-    assert (layout.dropped, layout.notes) == ([], [])
+    placement = place(items, [ONE, FIVE, NINE], Clips())
+    assert placement.buckets == [NINE, FIVE, FIVE, ONE]
+    assert placement.notes == []
 
 
 def test_the_target_rate_decides_what_a_clip_fills():
-    ((_, bucket),) = plan([clip(20, fps=24.0)], [ONE, FIVE, NINE], Clips(fps=8)).kept
+    (bucket,) = place([clip(20, fps=24.0)], [ONE, FIVE, NINE], Clips(fps=8)).buckets
     assert bucket == FIVE
 
 
 def error(items, buckets, clips):
     with pytest.raises(UserError) as caught:
-        plan(items, buckets, clips)
+        place(items, buckets, clips)
     return str(caught.value).split("\n")
 
 
@@ -204,11 +205,10 @@ def test_all_short_clips_are_listed_with_the_ways_out():
 
 def test_short_clips_are_skipped_visibly():
     items = [clip(4, name="x"), clip(9, name="y")]
-    layout = plan(items, [ONE, FIVE], Clips(short="skip"))
-    assert layout.kept == [(items[1], FIVE)]
+    placement = place(items, [ONE, FIVE], Clips(short="skip"))
+    assert placement.buckets == [None, FIVE]
     reason = "4 of the 5 frames needed at 24 fps"
-    assert [(dropped.item, dropped.reason) for dropped in layout.dropped] == [(items[0], reason)]
-    assert layout.notes == [f"1 clip is too short and left out (data.short: skip): set/x: {reason}"]
+    assert placement.notes == [f"1 clip is too short and left out (data.short: skip): set/x: {reason}"]
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_short_clips_are_skipped_visibly():
     ],
 )
 def test_short_clips_are_placed_as_asked_and_visibly(short, bucket, done):
-    layout = plan([clip(4)], [ONE, FIVE, NINE], Clips(short=short))
-    assert [bucket for _, bucket in layout.kept] == [bucket]
-    assert layout.notes == [
+    placement = place([clip(4)], [ONE, FIVE, NINE], Clips(short=short))
+    assert placement.buckets == [bucket]
+    assert placement.notes == [
         f"1 clip is too short and {done} (data.short: {short}): set/a: 4 of the 5 frames needed at 24 fps"
     ]
 
@@ -247,9 +247,9 @@ def test_pictures_need_a_bucket_of_one_frame():
 
 
 def test_clips_among_pictures_are_shown_as_one_frame_visibly():
-    layout = plan([clip(40), picture()], [ONE], Clips(window="middle"))
-    assert [bucket for _, bucket in layout.kept] == [ONE, ONE]
-    assert layout.notes == ["1 clip is shown as one frame: data.buckets.frames is [1]"]
+    placement = place([clip(40), picture()], [ONE], Clips(window="middle"))
+    assert placement.buckets == [ONE, ONE]
+    assert placement.notes == ["1 clip is shown as one frame: data.buckets.frames is [1]"]
     assert indices(clip(41), 1, window="middle") == [20]
 
 
@@ -261,20 +261,21 @@ def test_a_rate_of_zero_is_refused():
 def test_pixels_are_exactly_those_of_the_frames_asked_for(make, shown, tmp_path):
     make.clip("set/a.mp4")
     make.text("set/a.txt", "words")
-    (item,) = scan([Folder(path=Path("set"))], tmp_path, Hashes(tmp_path)).items
+    items = scan([Folder(path=Path("set"))], tmp_path, Hashes(tmp_path)).items
+    item, file = items[0], items.open(0)
     shown_frames = view(item, Bucket(5, 32, 32), Clips(fps=8, window="middle"), Fixed())
-    pixels = load_pixels(item, shown_frames)
+    pixels = load_pixels(file, shown_frames)
     assert (tuple(pixels.shape), pixels.dtype) == ((3, 5, 32, 32), torch.float32)
     assert shown((pixels.permute(1, 2, 3, 0).numpy() + 1) * 127.5) == list(shown_frames.indices)
-    looped = load_pixels(item, replace(shown_frames, indices=(3, 4, 3)))
+    looped = load_pixels(file, replace(shown_frames, indices=(3, 4, 3)))
     assert torch.equal(looped[:, 0], looped[:, 2])
 
 
 def test_pixels_of_a_picture_at_its_own_size_are_untouched(tmp_path):
     original = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(original).save(tmp_path / "p.png")
-    item = replace(picture(), path=tmp_path / "p.png")
-    pixels = load_pixels(item, view(item, ONE, Clips(), Fixed()))
+    item, file = picture(), File(tmp_path / "p.png")
+    pixels = load_pixels(file, view(item, ONE, Clips(), Fixed()))
     expected = torch.from_numpy(original).permute(2, 0, 1)[:, None]
     assert torch.equal(((pixels + 1) * 127.5).round().to(torch.uint8), expected)
     # As diffusers' VaeImageProcessor: pil_to_numpy, then normalize.
@@ -284,8 +285,8 @@ def test_pixels_of_a_picture_at_its_own_size_are_untouched(tmp_path):
 def test_the_crop_is_a_part_of_the_resized_picture(tmp_path):
     original = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
     Image.fromarray(original).save(tmp_path / "p.png")
-    item = replace(picture(width=200, height=90), path=tmp_path / "p.png")
-    pixels = load_pixels(item, view(item, ONE, Clips(), Fixed()))
+    item, file = picture(width=200, height=90), File(tmp_path / "p.png")
+    pixels = load_pixels(file, view(item, ONE, Clips(), Fixed()))
     resized = np.asarray(Image.fromarray(original).resize((71, 32), Image.Resampling.LANCZOS))
     expected = torch.from_numpy(resized[:, 11:59].copy()).permute(2, 0, 1)[:, None]
     assert torch.equal(((pixels + 1) * 127.5).round().to(torch.uint8), expected)

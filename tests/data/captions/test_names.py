@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import Make
 
-from omnitune.data.captions.sources import Folder, scan
+from omnitune.data.captions.scan import scan
+from omnitune.data.captions.sources import Folder
 from omnitune.errors import UserError
 from omnitune.files import Hashes
 

@@ -1,0 +1,119 @@
+"""Columns of an index: a million rows in little memory, each made again when it is asked for."""
+
+import pickle
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar, overload
+
+T = TypeVar("T")
+H = TypeVar("H")
+
+
+class Rows(Sequence[T]):
+    """A sequence whose rows are made again by `row` each time."""
+
+    @abstractmethod
+    def row(self, i: int) -> T:
+        """Make row i, which is from 0 to below the length."""
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        found = range(len(self))[i]
+        return self.row(found) if isinstance(found, int) else [self.row(k) for k in found]
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.row, range(len(self)))
+
+
+class _Packed:
+    """Pieces of bytes, one behind the other in one buffer: 4 bytes each beside their own."""
+
+    def __init__(self) -> None:
+        self.buffer, self.ends = bytearray(), array("I", [0])
+
+    def add(self, piece: bytes) -> None:
+        self.buffer += piece
+        if len(self.buffer) >> 32 and self.ends.typecode == "I":
+            self.ends = array("Q", self.ends)
+        self.ends.append(len(self.buffer))
+
+    def piece(self, i: int) -> bytearray:
+        return self.buffer[self.ends[i] : self.ends[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+
+class Texts(_Packed, Rows[str]):
+    """Strings."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        super().__init__()
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        self.add(text.encode(errors="surrogatepass"))  # names of files may hold bytes that are no text
+
+    def row(self, i: int) -> str:
+        return self.piece(i).decode(errors="surrogatepass")
+
+
+class Objects(_Packed, Rows[T]):
+    """Values of any class that can be pickled, each for itself."""
+
+    def __init__(self, values: Iterable[T]):
+        super().__init__()
+        for value in values:
+            self.add(pickle.dumps(value))
+
+    def row(self, i: int) -> T:
+        value: T = pickle.loads(self.piece(i))
+        return value
+
+
+class Digests(Rows[str]):
+    """Hashes of 128 bits, as `files.digest` spells them; an empty one where there is nothing to hash."""
+
+    def __init__(self, digests: Iterable[str] = ()):
+        self.buffer = b"".join(bytes.fromhex(digest).ljust(16, b"\0") for digest in digests)
+
+    def __len__(self) -> int:
+        return len(self.buffer) // 16
+
+    def row(self, i: int) -> str:
+        return self.buffer[16 * i : 16 * i + 16].hex()
+
+
+class Repeated(Rows[H], Generic[H]):
+    """Values of which few differ: 4 bytes each, and every value once."""
+
+    def __init__(self, values: Iterable[H] = ()):
+        self.numbers, self.places = array("I"), dict[H, int]()
+        self.values: list[H] = []
+        """Each value once, in the order of first appearance."""
+        for value in values:
+            self.append(value)
+
+    def append(self, value: H) -> None:
+        if value not in self.places:
+            self.places[value] = len(self.values)
+            self.values.append(value)
+        self.numbers.append(self.places[value])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, i: int) -> H:
+        return self.values[self.numbers[i]]
+
+    def by_value(self) -> Iterator[tuple[H, Sequence[int]]]:
+        """Pairs of a value and the rows that have it, in order."""
+        found = [array("I") for _ in self.values]
+        for i, number in enumerate(self.numbers):
+            found[number].append(i)
+        return zip(self.values, found, strict=True)

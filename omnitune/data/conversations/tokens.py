@@ -1,0 +1,123 @@
+"""Conversations as tokens and labels, kept on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...files import Hashes, digest, writable
+from ..cache import Store
+from .conversation import Conversation
+
+SHRUNK = "shape.shrunk"
+"""How many pictures and clips of an item were made smaller to fit."""
+REASON = "dropped"
+"""Under this name a store holds why an item is left out, as bytes of text."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model reads it."""
+
+    tokens: dict[str, Tensor]
+    """`input_ids` and `labels` (L,), whatever else has an entry a token, and what describes the media (grids,
+    sizes), as the processor gives it for this item alone."""
+    media: dict[str, Tensor]
+    """Pixels, as the processor gives them for this item alone."""
+    shrunk: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    """Pictures and clips that were made smaller to fit: (width, height) without that and with it."""
+
+    def __len__(self) -> int:
+        return len(self.tokens["input_ids"])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a conversation is not trained on."""
+
+    reason: str
+
+
+class Encoder(Protocol):
+    """What turns a conversation into tensors: a family's chat."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides its output."""
+
+    def encode(self, conversation: Conversation) -> Encoded | LeftOut: ...
+
+
+class Tokens:
+    """Encoded conversations, kept on disk: token ids, labels, and the shapes of pixels."""
+
+    def __init__(self, encoder: Encoder, folder: Path):
+        self.encoder = encoder
+        self.store = Store(folder / f"tokens-{encoder.fingerprint[:16]}")
+        self.unwritten: dict[str, dict[str, Tensor]] | None = None
+
+    def fill(self, conversations: Sequence[Conversation], keys: Sequence[str]) -> None:
+        """Encode what is not kept yet; raises UserError with every item that cannot be encoded."""
+        self.store.refresh()
+        missing = set(self.store.missing(keys))
+        if missing and not writable(self.store.index):
+            self.unwritten = {}
+        mistakes: list[str] = []
+        for conversation, key in zip(conversations, keys, strict=True):
+            if key not in missing:
+                continue
+            missing.discard(key)
+            try:
+                self._keep(key, self.encoded(conversation))
+            except UserError as error:
+                mistakes.append(str(error))
+        if self.unwritten is None:
+            self.store.flush()
+            self.store.refresh()
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+
+    def _keep(self, key: str, entry: dict[str, Tensor]) -> None:
+        if self.unwritten is None:
+            self.store.add(key, entry)
+        else:
+            self.unwritten[key] = entry
+
+    def encoded(self, conversation: Conversation) -> dict[str, Tensor]:
+        """What is kept of a conversation, encoded anew."""
+        made = self.encoder.encode(conversation)
+        if isinstance(made, LeftOut):
+            return {REASON: torch.frombuffer(bytearray(made.reason.encode()), dtype=torch.uint8)}
+        shapes = {f"shape.{name}": torch.tensor(value.shape) for name, value in made.media.items()}
+        shrunk = {SHRUNK: torch.tensor(len(made.shrunk))} if made.shrunk else {}
+        return {**made.tokens, **shapes, **shrunk}
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """Tokens of one conversation."""
+        if self.unwritten is not None and key in self.unwritten:
+            return self.unwritten[key]
+        return self.store.read(key)
+
+    def reason(self, key: str) -> str | None:
+        """Why an item is left out."""
+        entry = self.read(key)
+        return bytes(entry[REASON].tolist()).decode() if REASON in entry else None
+
+    def media(self, conversation: Conversation) -> dict[str, Tensor]:
+        """Its tokens and pixels, decoded anew."""
+        made = self.encoder.encode(conversation)
+        assert isinstance(made, Encoded), conversation.id
+        return {**made.tokens, **made.media}
+
+
+def key_of(conversation: Conversation, hashes: Hashes) -> str:
+    """A hash of what a conversation says and shows, wherever it lies."""
+    parts: list[str] = [repr(conversation.tools)]
+    for message in conversation.messages:
+        said = [p if isinstance(p, str) else (p.kind, *hashes.of_all(p.files)) for p in message.parts]
+        parts.append(repr((message.role, said, message.train, message.tool_calls)))
+    return digest(*parts)
