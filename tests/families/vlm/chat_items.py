@@ -11,7 +11,7 @@ from omnitune.data.conversations.conversation import Conversation, Media, Messag
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.conversations.tokens import Encoded
 from omnitune.data.media import probe
-from omnitune.families.vlm.encoder import ConversationEncoder, Encoded
+from omnitune.families.vlm.encoder import ConversationEncoder
 from omnitune.families.vlm.types import TYPES
 from omnitune.files import File
 

@@ -16,7 +16,7 @@ from omnitune.data.conversations.options import ChatOptions
 from omnitune.data.conversations.tokens import Encoded, LeftOut
 from omnitune.errors import UserError
 from omnitune.families.vlm.collate import collate
-from omnitune.families.vlm.encoder import ConversationEncoder, Encoded, LeftOut
+from omnitune.families.vlm.encoder import ConversationEncoder
 from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
 
