@@ -201,12 +201,12 @@ def test_a_file_is_hashed_while_others_may_write_and_is_remembered_at_once(
     other.db.execute("pragma busy_timeout = 0")
     known: list[str] = []
 
-    def hash_file(path: Path) -> str:
-        if path.name == "c":
+    def hash_file(file: files.File) -> str:
+        if file.path.name == "c":
             other.db.execute("begin immediate")  # raises where another holds the lock
             known.extend(Path(row[0]).name for row in other.db.execute("select path from facts"))
             other.db.rollback()
-        return hashed(path)
+        return hashed(file)
 
     monkeypatch.setattr(files, "hash_file", hash_file)
     mine.of_all(paths)
