@@ -80,6 +80,7 @@ class Trainer:
     def _fit(self) -> None:
         for callback in self.callbacks:
             callback.on_start(self)
+        self.mesh.reshard()
         if self.finish_wish:
             self.last_step = self.step
         self.clock = time.monotonic()
@@ -96,6 +97,7 @@ class Trainer:
             self.stop_wish |= self.recorder.diverged is not None
             for callback in self.callbacks:
                 callback.on_step(self)
+            self.mesh.reshard()  # after samples and held-out losses
             stop, self.finish_wish = self.mesh.agree(self.stop_wish, self.finish_wish)
             if self.finish_wish and self.last_step == self.total:  # not between phases: the next begins there
                 self.last_step = self.total = self.step
@@ -183,9 +185,11 @@ class Trainer:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """For a while, hold the weights that users get, as the callbacks say."""
+        self.mesh.reshard()
         with ExitStack() as stack:
             for callback in self.callbacks:
                 stack.enter_context(callback.averaged_weights(self.weights()))
+            stack.callback(self.mesh.reshard)
             yield
 
     def tensors(self) -> dict[str, Tensor]:

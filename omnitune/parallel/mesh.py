@@ -150,6 +150,14 @@ class Mesh:
         """Let go of what was placed: another phase places its own."""
         self.placed, self.replicated = [], []
 
+    def reshard(self) -> None:
+        """Drop what a forward pass without a backward pass left gathered.
+
+        Until then parameters are whole tensors, and a change of the shards does not reach them.
+        """
+        for module in self.placed:
+            module.reshard()
+
     def backward(self, loss: Tensor, last: bool) -> None:
         """Backpropagate a loss divided by its global count; ranks sum their gradients after the last."""
         for module in self.placed:

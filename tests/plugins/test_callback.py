@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import early_stop
+import mid_training
 import pytest
 import torch
 from documented import shows
@@ -14,10 +15,9 @@ from safetensors.torch import load_file
 
 from omnitune import cli, config
 from omnitune.callbacks import record
-from omnitune.callbacks.base import Callback, Record, Samples, TrainerView
+from omnitune.callbacks.base import Callback, Record, Samples
 from omnitune.checkpoint import newest
 from omnitune.commands.train import train
-from omnitune.objectives.held_out import Step, held_out_loss
 from omnitune.testing.runs import metrics, run, small_run, write_run
 
 STATED = {"name": "early_stop:EarlyStop"}
@@ -47,6 +47,7 @@ def kept(name: str) -> dict[str, Any]:
 
 def test_the_guide_shows_what_is_tested() -> None:
     assert shows("callbacks.md", early_stop)
+    assert shows("callbacks.md", mid_training)
 
 
 def test_its_state_survives_a_resume_bit_for_bit(home: Path) -> None:
@@ -136,30 +137,17 @@ def test_a_live_one_gets_every_record_and_all_samples(tiny_wan: Path, cache: Pat
         assert sum(one.rows.levels) / 4 == pytest.approx(one.means["u"], rel=1e-5)
 
 
-class Held(Callback):
-    """Measures the training items in mid-training."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_start(self, trainer: TrainerView) -> None:
-        self.on_step(trainer)
-
-    def on_step(self, trainer: TrainerView) -> None:
-        step = Step(
-            trainer.family, trainer.objective, trainer.conditions, trainer.stages, trainer.batches,
-            trainer.mesh.device,
-        )  # fmt: skip
-        self.losses.append(held_out_loss(step, levels=2).mean)
-
-
-def test_a_held_out_loss_in_mid_training_changes_nothing(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
-    described = small_run(tiny_wan, cache)
-    held = Held()
-    with chdir(tmp_path):
-        for name, callbacks in (("with", [held]), ("without", [])):
-            stated = config.load(write_run(tmp_path / f"{name}.yaml", described))[0]
-            train(stated, *callbacks)
-        assert metrics(Path("runs/with")) == metrics(Path("runs/without"))
-    assert len(held.losses) == 4
-    assert held.losses[-1] < held.losses[0]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_held_out_loss_in_mid_training_changes_nothing(home: Path, tiny_wan: Path, ranks: int) -> None:
+    stated = {"trainable": "full", "ema": {"decay": 0.5}, "optimizer": {"lr": 1e-3}}
+    described = small_run(
+        tiny_wan, home / "cache", **stated, callbacks=[{"name": "mid_training:MidTraining"}]
+    )
+    write_run(home / "run.yaml", described)
+    for words in (["name=with"], ["name=without", "callbacks=[]"]):
+        done = run("train", "run.yaml", *words, cwd=home, ranks=ranks)
+        assert done.code == 0, done.err
+    assert metrics(home / "runs/with") == metrics(home / "runs/without")
+    rows = [json.loads(line) for line in (home / "runs/with/held_out.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[-1]["loss"] < rows[0]["loss"]
