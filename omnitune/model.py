@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .export.weights import init_adapters, load_trained
+from .export.start import init_adapters
+from .export.weights import load_trained
 from .families.base import Family
 from .memory.checkpointing import checkpoint_blocks
 from .parallel.state import load_whole
@@ -48,7 +49,8 @@ def load_with_adapters(resolved: "ResolvedRun", device: str) -> tuple[Family, di
     run, claims = resolved.run, resolved.claims
     compute = apply_claims(family.components, claims, run.seed)
     if run.init_from is not None:
-        init_adapters(family, run.init_from, claims, later=resolved.earlier is not None)
+        later = resolved.earlier is not None
+        init_adapters(family, run.init_from, claims, resolved.formats, later)
     return family, compute
 
 

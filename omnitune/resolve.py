@@ -19,7 +19,7 @@ from .data.loader import READERS, MicroBatches, usable_cores
 from .data.order import Order
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
-from .export.weights import component_folders, lora_files
+from .export.start import component_folders, lora_files
 from .families import resolve as find_family
 from .families.base import Family
 from .files import Hashes, digest, read_jsonl
@@ -28,8 +28,8 @@ from .model import load_family
 from .sampling import check_files, check_samples, parse_bucket
 from .stages import MEDIA, Stage, split_stages
 from .trainable.adapters import claim_always
-from .trainable.freezing import expand
-from .trainable.parameters import Outline
+from .trainable.freezing import spell_rules
+from .trainable.parameters import ParameterIndex
 from .trainable.rules import Claims, Rule, claim, match
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ResolvedRun:
         with noted():
             self.family_class = find_family(run.model.family)
             with noted():
-                self.replaced = component_folders(run.init_from, self.family_class.layout)
+                self.replaced = component_folders(run.init_from, self.formats)
             with noted():  # the rest is looked at as the family's defaults make it
                 options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
@@ -81,7 +81,7 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
-        cacheable, live = split_stages(self.shape.stages, self.claims.ever.names)
+        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.names)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()
@@ -119,17 +119,17 @@ class ResolvedRun:
         run, family = self.run, self.shape
         assert run.trainable is not None, run.name
         targets = self.family_class.lora_targets
-        rules = expand(run.trainable, run.frozen, family.components, family.roles, family.cores, targets)
+        rules = spell_rules(run.trainable, run, family.components, family.roles, family.cores, targets)
         with self.mistakes.noted():
             self._check_adapters(rules)
         claims = claim(family.components, rules, family.roles)
-        stated = run.frozen.statements(family.roles)
+        stated = run.statements(family.roles)
         claims = claim_always(claims, family.always_trained, stated, family.roles)
         self.claims = claims if self.earlier is None else claims.after(self.earlier)
 
     def _check_adapters(self, rules: Sequence[Rule]) -> None:
         cls = self.family_class
-        taken = match(Outline(self.shape.components, self.shape.roles), rules).taken
+        taken = match(ParameterIndex(self.shape.components, self.shape.roles), rules).taken
         claimed = {(number, name.split(".")[0]) for name, number in taken.items()}
         able = [name for name in cls.adapter_components if name in self.shape.components]
         mistakes = [
@@ -147,6 +147,11 @@ class ResolvedRun:
                 f"memory.checkpointing: {self.run.memory.checkpointing} has no effect: no gradient flows "
                 f"through a repeated layer of {self.shape.name} here; leave it out"
             )
+
+    @property
+    def formats(self) -> Sequence[str]:
+        """Those in which `init_from` may be."""
+        return (self.run.init_format,) if self.run.init_format else self.family_class.formats
 
     # What a step needs
 
@@ -267,7 +272,7 @@ class ResolvedRun:
 
     def base_hash(self, weights: Mapping[str, str]) -> str:
         """Hash everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
-        files = lora_files(self.run.init_from, self.family_class.layout)
+        files = lora_files(self.run.init_from, self.formats)
         started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
         return digest(*(f"{name} {value}" for name, value in weights.items()), *started)
 

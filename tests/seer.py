@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.parameters import role_of
 from omnitune.trainable.rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim
 
@@ -67,7 +67,7 @@ LORA = LoraEverywhere(lora=Lora(rank=2), lr=1e-4)
 
 
 def spell(trainable: Trainable, tied: bool = True, **flags: Any) -> list[Rule]:
-    return expand(trainable, Flags(**flags), components(tied), ROLES, CORES, TARGETS)
+    return spell_rules(trainable, Freezing(**flags), components(tied), ROLES, CORES, TARGETS)
 
 
 def claims(trainable: Trainable, tied: bool = True, **flags: Any) -> Claims:

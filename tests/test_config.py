@@ -18,7 +18,7 @@ from omnitune.config.yaml import Loader
 from omnitune.errors import UserError
 from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, VPrediction
 from omnitune.optim import Adam, AdamW
-from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule
+from omnitune.trainable.rules import Lora, LoraEverywhere, Rule
 
 ROOT = Path(__file__).parent.parent
 
@@ -535,7 +535,7 @@ LEARNED = [
 
 FREE = [
     "name", "model.path", "data.sources.0.name", "data.sources.0.path", "data.cache",
-    "data.num_workers", "init_from", "schedule.steps", "parallel.replicate", "parallel.shard",
+    "data.num_workers", "init_from", "init_format", "schedule.steps", "parallel.replicate", "parallel.shard",
     "parallel.micro_batch_size", "parallel.timeout", "checkpoint.every", "checkpoint.keep",
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
     "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",

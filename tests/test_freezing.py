@@ -25,7 +25,7 @@ from torch import nn
 
 from omnitune.errors import UserError
 from omnitune.trainable.adapters import apply_claims
-from omnitune.trainable.freezing import Flags, RoleLine, expand, role_table
+from omnitune.trainable.freezing import Freezing, RoleLine, role_table, spell_rules
 from omnitune.trainable.rules import Claims, Lora, Rule, Trainable, claim
 
 FAMILIAR = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
@@ -61,7 +61,7 @@ def test_full_trains_exactly_the_open_parts(closed: tuple[bool, ...], tied: bool
         found = claims("full", tied, **flags)
         assert set(found.direct) == expected, flags
         assert not found.adapted
-        assert not found.left
+        assert not found.unadaptable
 
 
 @pytest.mark.parametrize("closed", EVERY_PART[1:])
@@ -184,7 +184,7 @@ def test_layers_are_named_one_by_one_where_a_glob_would_take_in_another() -> Non
     parts = components()
     # A convolution where the other block has a linear layer.
     parts["model"].visual["blocks"][1].fc = nn.Conv2d(4, 4, 1, device="meta")
-    rules = expand(LORA, Flags(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
+    rules = spell_rules(LORA, Freezing(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
     assert rules[0].params == ["vision_tower.blocks.*.qkv", "vision_tower.blocks.0.fc"]
 
 
@@ -209,7 +209,7 @@ def experts() -> nn.ModuleDict:
 def of_experts(trainable: Trainable, **flags: Any) -> Claims:
     parts = experts()
     roles = {name: (name,) for name in parts}
-    rules = expand(trainable, Flags(**flags), parts, roles, ("high", "low"), ("*.q_proj",))
+    rules = spell_rules(trainable, Freezing(**flags), parts, roles, ("high", "low"), ("*.q_proj",))
     return claim(parts, rules, roles)
 
 
@@ -268,7 +268,7 @@ def test_the_table_tells_of_each_role_what_trains_how_and_how_fast() -> None:
 def test_the_table_counts_what_requires_a_gradient(trainable: Trainable) -> None:
     with torch.device("cpu"):
         parts = nn.ModuleDict({"model": Seer(tied=True)})
-    rules = expand(trainable, Flags(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
+    rules = spell_rules(trainable, Freezing(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
     found = claim(parts, rules, ROLES)
     table = role_table(parts, found, ROLES, lr=1e-3)
     apply_claims(parts, found, 0)

@@ -7,7 +7,7 @@ from seer import CORES, LORA, ROLES, TARGETS, components, message
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, Rule, Trainable
 
 
@@ -104,7 +104,7 @@ def test_lora_on_a_tower_without_linear_layers_is_refused() -> None:
     parts = components()
     parts["model"].visual["blocks"] = nn.ModuleList([nn.Conv2d(4, 4, 1, device="meta") for _ in range(2)])
     with pytest.raises(UserError) as caught:
-        expand(LORA, Flags(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
+        spell_rules(LORA, Freezing(freeze_vision_tower=False), parts, ROLES, CORES, TARGETS)
     assert str(caught.value) == (
         "freeze_vision_tower: false, but vision_tower has no linear layer to put LoRA on; train it by a rule "
         "without lora"
@@ -113,7 +113,7 @@ def test_lora_on_a_tower_without_linear_layers_is_refused() -> None:
 
 def test_lora_targets_that_are_empty_are_refused() -> None:
     with pytest.raises(UserError) as caught:
-        expand(LORA, Flags(), components(), ROLES, CORES, ("language_model.*.gate",))
+        spell_rules(LORA, Freezing(), components(), ROLES, CORES, ("language_model.*.gate",))
     assert str(caught.value) == (
         "trainable: lora, but language_model has no linear layer to put LoRA on; train it by a rule without "
         "lora"

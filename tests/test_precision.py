@@ -9,7 +9,9 @@ from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.precision import hold_master_weights
 from omnitune.resolve import place
 from omnitune.testing.runs import metrics, run, small_run, write_run
-from omnitune.trainable.adapters import Lora, LoraEverywhere, apply_claims, claim, expand
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 RULES = {
     "lora": [{"params": "transformer.blocks.*.attn*", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}],
@@ -73,7 +75,15 @@ def test_dropout_stays_on_after_a_sample_so_that_resume_is_exact(tiny_wan, cache
 def test_adapters_see_and_compute_the_dtype_of_the_layer_they_are_on(tiny_wan):
     family = Wan.load(str(tiny_wan), "cpu", torch.bfloat16, only=["transformer"])
     claims = claim(
-        family.components, expand(LoraEverywhere(lora=Lora(rank=2)), ["transformer"], Wan.lora_targets)
+        family.components,
+        spell_rules(
+            LoraEverywhere(lora=Lora(rank=2)),
+            Freezing(),
+            family.components,
+            family.roles,
+            family.cores,
+            family.lora_targets,
+        ),
     )
     place(family, apply_claims(family.components, claims, 0), Mesh(Parallel()))
     seen = set()

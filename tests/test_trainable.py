@@ -7,16 +7,9 @@ import torch
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.adapters import (
-    Lora,
-    LoraEverywhere,
-    Rule,
-    adapter_state,
-    apply_claims,
-    claim,
-    expand,
-    param_groups,
-)
+from omnitune.trainable.adapters import adapter_state, apply_claims, param_groups
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, Rule, claim
 
 
 class Block(nn.Module):
@@ -107,17 +100,18 @@ def test_names_are_those_of_the_model_before_adapters() -> None:
     claims = claim(components(), rules)
     assert claims.names == {"transformer.to_q.weight", "text_encoder.conv.bias"}
     assert claims.components == {"transformer", "text_encoder"}
-    assert claims.left == {"transformer.to_q.bias": 0}
+    assert claims.unadaptable == {"transformer.to_q.bias": 0}
 
 
 def test_short_forms_spell_rules() -> None:
     lora = Lora(rank=3)
-    assert expand("full", ["high", "low"], ["a"]) == [Rule(params=["high", "low"])]
-    assert expand(LoraEverywhere(lora=lora, lr=1e-3), ["transformer"], ["a", "b"]) == [
+    model = (Freezing(), components(), {}, ["high", "low"], ["a", "b"])
+    assert spell_rules("full", *model) == [Rule(params=["high", "low"])]
+    assert spell_rules(LoraEverywhere(lora=lora, lr=1e-3), *model) == [
         Rule(params=["a", "b"], lr=1e-3, lora=lora)
     ]
     rules = [Rule(params="x")]
-    assert expand(rules, ["transformer"], []) == rules
+    assert spell_rules(rules, *model) == rules
 
 
 # Mistakes

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.adapters import Lora, Rule, apply_claims, claim, param_groups
+from omnitune.trainable.adapters import apply_claims, param_groups
+from omnitune.trainable.rules import Lora, Rule, claim
 
 
 def network(count: int, *, beside: int = 0) -> nn.ModuleDict:
@@ -72,7 +73,7 @@ def test_rules_behind_take_what_is_not_in_the_last_layers() -> None:
     claims = claim(components(), rules)
     assert sorted(claims.direct) == ["pair.language.blocks.1.weight", "pair.language.blocks.2.weight"]
     assert sorted(claims.adapted) == ["pair.language.blocks.0", "pair.language.embed"]
-    assert list(claims.left) == ["pair.language.norm.weight"]
+    assert list(claims.unadaptable) == ["pair.language.norm.weight"]
 
 
 def test_more_last_layers_than_there_are_is_refused_and_told_for_each_list() -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.adapters import Lora, Rule, claim
-from omnitune.trainable.parameters import Outline, called, role_of, spoken
+from omnitune.trainable.parameters import ParameterIndex, called, role_of, spoken
+from omnitune.trainable.rules import Lora, Rule, claim
 
 ROLES = {
     "tower": ("model.visual.embed", "model.visual.blocks"),
@@ -80,12 +80,6 @@ def test_a_glob_names_parameters_by_role(glob: str, expected: list[str]) -> None
     assert sorted(claim(components(), [Rule(params=glob)], WHOLE).direct) == sorted(expected)
 
 
-def test_a_rule_alone_tells_what_it_matches_by_role() -> None:
-    rule = Rule(params="tower.blocks")
-    assert rule.matches(BLOCKS[0], WHOLE)
-    assert not rule.matches(BLOCKS[0])
-
-
 def message(glob: str, *, tied: bool = False, lora: Lora | None = None) -> str:
     with pytest.raises(UserError) as caught:
         claim(components(tied), [Rule(params=glob, lora=lora)], WHOLE)
@@ -113,7 +107,7 @@ def test_roles_that_are_whole_components_are_not_listed() -> None:
 
 def test_a_tied_weight_is_listed_under_its_first_name() -> None:
     name = "vlm.model.language_model.embed.weight"
-    assert Outline(components(tied=True)).tied == {"vlm.head.weight": name}
+    assert ParameterIndex(components(tied=True)).tied == {"vlm.head.weight": name}
     claims = claim(components(tied=True), [Rule(params="language_model")], WHOLE)
     assert name in claims.direct
     assert "vlm.head.weight" not in claims.direct

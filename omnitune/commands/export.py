@@ -1,13 +1,15 @@
-"""Write a run's weights in the published layout."""
+"""Write a run's weights in a format."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from ..errors import UserError
+from ..export import export_format
 from ..export.weights import export as write_weights
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
+from ..progress import say
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from .words import Word
@@ -20,19 +22,22 @@ class ExportRequest:
     folder: Annotated[Path, Word("runs/NAME")]
     checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
-    merged: Annotated[bool, Word("whole networks, adapters added to their weights")] = False
+    format: Annotated[str | None, Word("name, or package.module:Class; the family's own by default")] = None
+    merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
     out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
 
 
 def export(request: ExportRequest) -> Path:
-    """Write a checkpoint's weights in the published layout; returns their folder."""
+    """Write a checkpoint's weights in a format, and prove them; returns their folder."""
     run = read_run(request.folder)
     saved = find_checkpoint(request.folder, request.checkpoint)
     resolved, mesh = resolve_run(run), Mesh(Parallel())
-    name = "weights-raw" if request.raw and run.ema else "weights"
-    out = request.out or request.folder / (f"{name}-merged" if request.merged else name)
+    name = "merged" if request.merged else request.format
+    form = export_format(resolved.family_class, name)
+    suffix = f"-{form.name}" if name else ""
+    out = request.out or request.folder / (("weights-raw" if request.raw and run.ema else "weights") + suffix)
     if request.out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; name a new folder")
     family = set_up(resolved, mesh, saved, average=not request.raw)
-    write_weights(family, resolved.claims.ever, mesh, out, request.merged)
+    say(str(write_weights(family, resolved.claims.all_trained, mesh, out, form)))
     return out

@@ -129,7 +129,7 @@ def _rules(resolved: ResolvedRun) -> Iterator[str]:
             f"{head}\n  LoRA rank {rule.lora.rank}, alpha {alpha:g} on {len(mine)} layers, "
             f"{count(size)} parameters; {tail}"
         )
-        if left := [n for n, j in resolved.claims.left.items() if j == i]:
+        if left := [n for n, j in resolved.claims.unadaptable.items() if j == i]:
             yield (
                 f"  {len(left)} tensors stay frozen, no adapter can carry them: "
                 f"{', '.join(left[:3])}{' ...' * (len(left) > 3)}"

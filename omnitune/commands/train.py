@@ -253,9 +253,9 @@ def finish(phase: ResolvedRun, trainer: Trainer, family: "Family", folder: Path)
     from ..report import write_report
 
     with trainer.served():
-        export(family, phase.claims.ever, trainer.mesh, folder / "weights")
+        export(family, phase.claims.all_trained, trainer.mesh, folder / "weights")
     if phase.run.ema:
-        export(family, phase.claims.ever, trainer.mesh, folder / "weights-raw")
+        export(family, phase.claims.all_trained, trainer.mesh, folder / "weights-raw")
     if trainer.mesh.main:
         write_report(folder)
         say(f"weights: {folder / 'weights'}\nreport: {folder / 'report.html'}")

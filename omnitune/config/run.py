@@ -21,8 +21,8 @@ from ..optim import Adam, AdamW, Schedule
 from ..options import LEARNED, NOT_LEARNED, ByName, option
 from ..parallel.mesh import Parallel
 from ..sampling import Validation
-from ..trainable.adapters import LoraEverywhere, Rule
-from ..trainable.freezing import Flags
+from ..trainable.freezing import Freezing
+from ..trainable.rules import LoraEverywhere, Rule
 
 
 @option
@@ -82,29 +82,6 @@ AnyTrainable = Annotated[
 
 
 @option
-class Freezing:
-    """What is said of freezing, by role."""
-
-    freeze: dict[str, bool] = field(default_factory=dict)
-    """Role -> whether it stays as it is; false trains it. `omnitune plan` lists the roles of a model."""
-    freeze_vision_tower: bool | None = None
-    """The same as `freeze: {vision_tower: ...}`."""
-    freeze_multi_modal_projector: bool | None = None
-    """The same as `freeze: {multi_modal_projector: ...}`."""
-    freeze_language_model: bool | None = None
-    """The same as `freeze: {language_model: ...}`."""
-    freeze_llm: bool | None = None
-    """The same as `freeze_language_model`."""
-    train_mm_proj_only: bool | None = None
-    """True trains the projector alone; false says nothing."""
-
-    @property
-    def frozen(self) -> Flags:
-        """What is said of freezing."""
-        return Flags(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)})
-
-
-@option
 class Phase(Freezing):
     """A part of a run with rules and rates of its own."""
 
@@ -156,6 +133,8 @@ class Run(Freezing):
     """Of every random draw."""
     init_from: Annotated[Path | None, NOT_LEARNED] = None
     """LoRA file or exported weights folder to start from."""
+    init_format: Annotated[str | None, NOT_LEARNED] = None
+    """Format of that, by name or as `package.module:Class`; absent: found out."""
     ema: Ema | None = None
     """Keep an exponential moving average of what trains."""
     checkpoint: Annotated[Checkpoints, NOT_LEARNED] = Checkpoints()

@@ -20,7 +20,6 @@ from ..random import seed_of
 from ..sampling import Question, Request, Sampling
 from ..stages import Stage
 from .files import CONFIGS, ModelFolder, quiet
-from .layout import Layout
 
 if TYPE_CHECKING:
     from ..conditions.base import Condition, Medium
@@ -146,10 +145,9 @@ class Family(ABC):
     """Components whose LoRA the published pipeline can load."""
     autoencoder: ClassVar[str | None] = None
     """The component that `reconstruct` needs; None where pixels are not decoded."""
-    exports_whole: ClassVar[bool] = True
-    """Whether `export` is given all of a component that trains, or the parameters that train alone."""
-    layout: ClassVar[Layout | None] = None
-    """Of `init_from`; None: as the pipelines of diffusers are."""
+    formats: ClassVar[tuple[str, ...]]
+    """Formats (`omnitune.export`, or `package.module:Class`) that `export` writes, the usual one first, and
+    that `init_from` reads."""
     trained_on: ClassVar[str] = "captions"
     """The kind of data, as `data.name` calls it."""
     request_type: ClassVar[type[Request]]
@@ -367,27 +365,6 @@ class Family(ABC):
     def sample(self, requests: Sequence[Any], progress: bool = False) -> list[Any]:
         """Generate as the published pipeline does: uint8 (T, H, W, 3) each of `Sampling`, T is 1 for images;
         the answer to each `Question`."""
-
-    @abstractmethod
-    def export(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Write trained weights in the published layout: adapters as peft states, and whole components."""
-
-    def export_merged(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Write whole networks with the adapters added to their weights."""
-        raise UserError(
-            f"--merged: family {self.name} exports adapters, which its pipeline fuses itself "
-            "(load_lora_weights, fuse_lora, save_pretrained); leave it out"
-        )
 
 
 class Responder(Family):

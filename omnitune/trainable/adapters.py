@@ -7,32 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .parameters import Roles, role_of
-from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, claim, expand
+from .rules import Claims, Lora, Rule
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .freezing import Stated
-
-__all__ = [
-    "Claims",
-    "Lora",
-    "LoraEverywhere",
-    "Rule",
-    "Trainable",
-    "adapter_state",
-    "apply_claims",
-    "claim",
-    "claim_always",
-    "expand",
-    "param_groups",
-    "plain_settings",
-]
+    from .freezing import Statement
 
 
 def claim_always(
-    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Stated]", roles: Roles
+    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Statement]", roles: Roles
 ) -> Claims:
     """Add a rule for what options train (option -> parameters), but for what a rule trains itself.
 
@@ -60,7 +45,7 @@ def _with_rule(claims: Claims, names: Sequence[str], where: str) -> Claims:
         rules=[*claims.rules, Rule(params=list(names), weight_decay=0.0)],
         direct={**claims.direct, **dict.fromkeys(names, number)},
         adapted={module: i for module, i in claims.adapted.items() if module not in modules},
-        left={name: i for name, i in claims.left.items() if name not in names},
+        unadaptable={name: i for name, i in claims.unadaptable.items() if name not in names},
         distances={name: i for name, i in claims.distances.items() if name not in names},
     )
     for module, i in claims.adapted.items():
@@ -79,19 +64,11 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
     """
     from peft import inject_adapter_in_model
 
+    layers = {path: claims.rules[i].lora for path, i in claims.adapted.items()} | {**claims.frozen_adapters}
     for component, module in components.items():
-        adapted = {
-            path.removeprefix(component + "."): claims.rules[i].lora
-            for path, i in claims.adapted.items()
-            if path.startswith(component + ".")
-        }
-        adapted |= {
-            path.removeprefix(component + "."): lora
-            for path, lora in claims.kept.items()
-            if path.startswith(component + ".")
-        }
-        if adapted:
-            inject_adapter_in_model(_lora_config(adapted), module)
+        start = f"{component}."
+        if own := {p.removeprefix(start): lora for p, lora in layers.items() if p.startswith(start)}:
+            inject_adapter_in_model(_lora_config(own), module)
     everything = components.named_parameters(remove_duplicate=False)  # tied weights under all their names
     compute = {name: param.dtype for name, param in everything}
     for name, param in components.named_parameters():
@@ -153,14 +130,6 @@ def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
         rank_pattern={name: r for name, (r, _) in others.items()},
         alpha_pattern={name: a for name, (_, a) in others.items()},
     )
-
-
-def plain_settings() -> dict[str, Any]:
-    """Every setting of peft's LoRA at its default."""
-    from peft import LoraConfig
-
-    found: dict[str, Any] = LoraConfig().to_dict()
-    return found
 
 
 def _init_down(name: str, param: "nn.Parameter", seed: int) -> None:

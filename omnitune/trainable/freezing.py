@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from . import rules as plain
-from .parameters import Outline, Roles, glob_matches, role_of, spoken
-from .rules import Claims, Lora, Rule, Trainable, match, mistakes_of
+from ..options import option
+from .parameters import ParameterIndex, Roles, glob_matches, role_of, spoken
+from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, match, mistakes_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ NAMED = {
 
 
 @dataclass(frozen=True)
-class Stated:
+class Statement:
     """That a role is frozen, or that it trains, and where that stands."""
 
     where: str
@@ -40,32 +40,36 @@ class Stated:
         return f"{self.where}: {'true' if self.frozen or self.where == SHORTCUT else 'false'}"
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What a run says of freezing; None and a missing role say nothing."""
+@option
+class Freezing:
+    """What is said of freezing, by role; null and a missing role say nothing."""
 
-    freeze: Mapping[str, bool] = field(default_factory=dict)
-    """By role: true keeps it as it is, false trains it."""
+    freeze: dict[str, bool] = field(default_factory=dict)
+    """Role -> whether it stays as it is; false trains it. `omnitune plan` lists the roles of a model."""
     freeze_vision_tower: bool | None = None
+    """The same as `freeze: {vision_tower: ...}`."""
     freeze_multi_modal_projector: bool | None = None
+    """The same as `freeze: {multi_modal_projector: ...}`."""
     freeze_language_model: bool | None = None
+    """The same as `freeze: {language_model: ...}`."""
     freeze_llm: bool | None = None
+    """The same as `freeze_language_model`."""
     train_mm_proj_only: bool | None = None
-    """True opens the projector and freezes all else; false says nothing."""
+    """True trains the projector alone; false says nothing."""
 
-    def statements(self, roles: Roles) -> list[Stated]:
+    def statements(self, roles: Roles) -> list[Statement]:
         """One by one, of roles that the model lacks too."""
         named = [(key, role, getattr(self, key)) for key, role in NAMED.items()]
-        found = [Stated(key, role, value) for key, role, value in named if value is not None]
-        found += [Stated(f"freeze.{role}", role, value) for role, value in self.freeze.items()]
+        found = [Statement(key, role, value) for key, role, value in named if value is not None]
+        found += [Statement(f"freeze.{role}", role, value) for role, value in self.freeze.items()]
         if self.train_mm_proj_only:
-            found += [Stated(SHORTCUT, role, role != PROJECTOR) for role in {**roles, PROJECTOR: ()}]
+            found += [Statement(SHORTCUT, role, role != PROJECTOR) for role in {**roles, PROJECTOR: ()}]
         return found
 
 
-def expand(
+def spell_rules(
     trainable: Trainable,
-    flags: Flags,
+    freezing: Freezing,
     components: "nn.ModuleDict",
     roles: Roles,
     cores: Sequence[str],
@@ -75,26 +79,30 @@ def expand(
 
     The meta device is enough. Raises UserError with a line for everything that cannot hold.
     """
-    statements = flags.statements(roles)
-    if isinstance(trainable, list) and not statements:
+    statements = freezing.statements(roles)
+    if not statements and isinstance(trainable, list):
         return trainable
     if not statements and LANGUAGE not in roles:
-        return plain.expand(trainable, cores, lora_targets)
+        if isinstance(trainable, LoraEverywhere):
+            return [Rule(params=list(lora_targets), lr=trainable.lr, lora=trainable.lora)]
+        return [Rule(params=list(cores))]
     stated = _agreed(statements, roles)
-    outline = Outline(components, roles)
+    index = ParameterIndex(components, roles)
+    by_default = [LANGUAGE] if LANGUAGE in roles else [role for role in roles if role in cores]
+    targets = dict.fromkeys(by_default, lora_targets)
     if isinstance(trainable, list):
-        return _beside(trainable, stated, outline, cores, lora_targets)
-    return _spelled(trainable, stated, outline, cores, lora_targets)
+        return _beside(trainable, stated, index, targets)
+    return _for_each_role(trainable, stated, index, targets)
 
 
-def _agreed(statements: Sequence[Stated], roles: Roles) -> dict[str, Stated]:
+def _agreed(statements: Sequence[Statement], roles: Roles) -> dict[str, Statement]:
     """Role -> the first statement on it, after all are held against each other and against the roles."""
     mistakes = [
         f"{one.where}: the model has no {one.role}; its roles are {', '.join(roles)}"
         for one in statements
         if one.role not in roles
     ]
-    first: dict[str, Stated] = {}
+    first: dict[str, Statement] = {}
     for one in statements:
         if first.setdefault(one.role, one).frozen != one.frozen:
             mistakes.append(_disagreement(first[one.role], one))
@@ -103,11 +111,15 @@ def _agreed(statements: Sequence[Stated], roles: Roles) -> dict[str, Stated]:
     return first
 
 
-def _disagreement(one: Stated, other: Stated) -> str:
+def _disagreement(one: Statement, other: Statement) -> str:
     if other.where != SHORTCUT:
         return f"{one}, but {other}, and both speak of {one.role}; remove one"
     does = "freezes" if other.frozen else "trains"
     return f"{one}, but {other} {does} {one.role}; remove one"
+
+
+Targets = Mapping[str, Sequence[str]]
+"""Role -> globs over the layers that get adapters; every linear layer of a role that is not here."""
 
 
 @dataclass(frozen=True)
@@ -119,70 +131,55 @@ class _Method:
     """Of adapters."""
     full_lr: float | None
     """Of what trains itself."""
-    targets: Mapping[str, Sequence[str]]
-    """Role -> globs over the layers that get adapters; every linear layer of a role that is not here."""
+    targets: Targets
 
-    def rule(self, role: str, where: str, outline: Outline) -> Rule:
+    def rule(self, role: str, where: str, index: ParameterIndex) -> Rule:
         """Train a role: towers and networks of layers by LoRA if that is the method, all else itself."""
-        if self.lora is None or not (role in self.targets or _is_network(role, outline)):
+        if self.lora is None or not (role in self.targets or _is_network(role, index)):
             return Rule(params=role, lr=self.full_lr)
-        layers = _layers(role, self.targets.get(role), outline)
+        layers = _layers(role, self.targets.get(role), index)
         if not layers:
             raise UserError(
                 f"{where}, but {role} has no linear layer to put LoRA on; train it by a rule without lora"
             )
-        return Rule(params=_globs(layers, outline), lr=self.lr, lora=self.lora)
+        return Rule(params=_globs(layers, index), lr=self.lr, lora=self.lora)
 
 
-def _spelled(
-    trainable: Trainable,
-    stated: Mapping[str, Stated],
-    outline: Outline,
-    cores: Sequence[str],
-    lora_targets: Sequence[str],
+def _for_each_role(
+    trainable: Trainable, stated: Mapping[str, Statement], index: ParameterIndex, targets: Targets
 ) -> list[Rule]:
-    """Spell `full` or `{lora: ...}`: a rule for each role that trains."""
-    targets = dict.fromkeys(_trained_by_default(outline.roles, cores), lora_targets)
-    if isinstance(trainable, plain.LoraEverywhere):
+    """Spell `full` or `{lora: ...}`: a rule for each role that trains, by default those of `targets`."""
+    if isinstance(trainable, LoraEverywhere):
         method = _Method(trainable.lora, trainable.lr, trainable.lr, targets)
     else:
         method = _Method(None, None, None, targets)
     rules: list[Rule] = []
     closed: list[str] = []
-    for role in outline.roles:
+    for role in index.roles:
         said = stated.get(role)
         if said.frozen if said else role not in targets:
             closed.append(f"{role} by {said or 'default'}")
         else:
-            rules.append(method.rule(role, str(said) if said else "trainable: lora", outline))
+            rules.append(method.rule(role, str(said) if said else "trainable: lora", index))
     if not rules:
         raise UserError(f"trainable: nothing is left to train: frozen are {', '.join(closed)}; open one")
     return rules
 
 
-def _trained_by_default(roles: Roles, cores: Sequence[str]) -> list[str]:
-    return [LANGUAGE] if LANGUAGE in roles else [role for role in roles if role in cores]
-
-
 def _beside(
-    rules: list[Rule],
-    stated: Mapping[str, Stated],
-    outline: Outline,
-    cores: Sequence[str],
-    lora_targets: Sequence[str],
+    rules: list[Rule], stated: Mapping[str, Statement], index: ParameterIndex, targets: Targets
 ) -> list[Rule]:
     """Hold flags against a list of rules, and add a rule for each open role that the list does not touch."""
-    claims = match(outline, rules)
-    mistakes = [*mistakes_of(claims, outline), *_contradictions(stated, claims, outline)]
+    claims = match(index, rules)
+    mistakes = [*mistakes_of(claims, index), *_contradictions(stated, claims, index)]
     if mistakes:
         raise UserError("\n".join(mistakes))
     adapting = next((rule for rule in rules if rule.lora), None)
-    targets = dict.fromkeys(_trained_by_default(outline.roles, cores), lora_targets)
     lora, lr = (adapting.lora, adapting.lr) if adapting else (None, None)
     method = _Method(lora, lr, None, targets)
-    touched = {role_of(name, outline.roles) for name in claims.taken}
+    touched = {role_of(name, index.roles) for name in claims.taken}
     added = [
-        method.rule(role, str(said), outline)
+        method.rule(role, str(said), index)
         for role, said in stated.items()
         if not said.frozen and role not in touched
     ]
@@ -194,10 +191,10 @@ def _beside(
     return [*rules, *added]
 
 
-def _contradictions(stated: Mapping[str, Stated], claims: Claims, outline: Outline) -> Iterator[str]:
+def _contradictions(stated: Mapping[str, Statement], claims: Claims, index: ParameterIndex) -> Iterator[str]:
     """Tell of rules that train what is frozen, and of those that keep frozen what is said to train."""
     for role, said in stated.items():
-        names = outline.of_role(role)
+        names = index.of_role(role)
         by_rule: dict[int, list[str]] = {}
         for name in names:
             if (number := claims.trained.get(name)) is not None:
@@ -206,42 +203,44 @@ def _contradictions(stated: Mapping[str, Stated], claims: Claims, outline: Outli
             for number, trained in sorted(by_rule.items()):
                 such = f", {len(trained)} such" if trained[1:] else ""
                 yield f"{said}, but trainable.{number} trains {role} ({trained[0]}{such}); remove one"
-        elif not by_rule and (left := [claims.left[name] for name in names if name in claims.left]):
+        elif not by_rule and (
+            bare := [number for name in names if (number := claims.unadaptable.get(name)) is not None]
+        ):
             yield (
-                f"{said}, but trainable.{left[0]} puts LoRA on {role}, where no layer can carry it; "
+                f"{said}, but trainable.{bare[0]} puts LoRA on {role}, where no layer can carry it; "
                 "name that part in a rule without lora before it"
             )
 
 
-def _is_network(role: str, outline: Outline) -> bool:
+def _is_network(role: str, index: ParameterIndex) -> bool:
     """Whether LoRA is the light way to train a role; not for projectors and what has no list of layers."""
     if role == PROJECTOR:
         return False
-    return role.endswith("_tower") or any(outline.place(name) for name in outline.of_role(role))
+    return role.endswith("_tower") or any(index.place(name) for name in index.of_role(role))
 
 
-def _layers(role: str, targets: Sequence[str] | None, outline: Outline) -> list[str]:
+def _layers(role: str, targets: Sequence[str] | None, index: ParameterIndex) -> list[str]:
     """The layers of a role that get adapters: what `targets` match, or every linear layer."""
     from torch import nn
 
-    weights = [name for name in outline.of_role(role) if outline.carries(name)]
+    weights = [name for name in index.of_role(role) if index.carries(name)]
     modules = {name: name.rpartition(".")[0] for name in weights}
     if targets is None:
-        return [module for module in modules.values() if isinstance(outline.modules[module], nn.Linear)]
-    wanted = [n for n in weights if any(glob_matches(glob, outline.called[n]) for glob in targets)]
+        return [module for module in modules.values() if isinstance(index.modules[module], nn.Linear)]
+    wanted = [n for n in weights if any(glob_matches(glob, index.called[n]) for glob in targets)]
     return [modules[name] for name in wanted]
 
 
-def _globs(layers: Sequence[str], outline: Outline) -> list[str]:
+def _globs(layers: Sequence[str], index: ParameterIndex) -> list[str]:
     """Name layers by few globs: numbers become `*` where that takes in no other layer."""
     wanted = set(layers)
     alike: dict[str, list[str]] = {}
     for layer in layers:
-        name = spoken(layer, outline.roles)
+        name = spoken(layer, index.roles)
         alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
     found: list[str] = []
     for glob, names in alike.items():
-        reached = {name.rpartition(".")[0] for name in outline.matching(glob) if outline.carries(name)}
+        reached = {name.rpartition(".")[0] for name in index.matching(glob) if index.carries(name)}
         found += [glob] if reached <= wanted else names
     return found
 
@@ -262,17 +261,17 @@ class RoleLine:
 
 def role_table(components: "nn.ModuleDict", claims: Claims, roles: Roles, lr: float) -> list[RoleLine]:
     """One line a role; `lr` is the rate of rules that state none."""
-    outline = Outline(components, roles)
-    return [_line(role, claims, outline, lr) for role in roles]
+    index = ParameterIndex(components, roles)
+    return [_line(role, claims, index, lr) for role in roles]
 
 
-def _line(role: str, claims: Claims, outline: Outline, lr: float) -> RoleLine:
-    names, trained = outline.of_role(role), claims.trained
+def _line(role: str, claims: Claims, index: ParameterIndex, lr: float) -> RoleLine:
+    names, trained = index.of_role(role), claims.trained
     methods, rates, trainable = set[str](), set[float](), 0
     for name in names:
         if name not in trained:
             continue
-        rule, param = claims.rules[trained[name]], outline.parameters[name]
+        rule, param = claims.rules[trained[name]], index.parameters[name]
         rates.add(rule.rate(lr, claims.distance(name)))
         if name in claims.direct:
             methods.add("full")
@@ -281,5 +280,5 @@ def _line(role: str, claims: Claims, outline: Outline, lr: float) -> RoleLine:
             methods.add(f"LoRA rank {rule.lora.rank}")
             trainable += claims.adapter_size(name.rpartition(".")[0], param)
     method = "mixed" if len(methods) > 1 else next(iter(methods), "frozen")
-    parameters = sum(outline.parameters[name].numel() for name in names)
+    parameters = sum(index.parameters[name].numel() for name in names)
     return RoleLine(role, parameters, trainable, method, tuple(sorted(rates)))

@@ -21,6 +21,11 @@ Roles = Mapping[str, Sequence[str]]
 """Role -> the prefixes of its parameters."""
 
 
+def base_name(name: str) -> str:
+    """A parameter's name whether or not its layer has an adapter."""
+    return name.replace(".base_layer.", ".")
+
+
 def role_of(name: str, roles: Roles) -> str | None:
     """The role of a parameter or module, None if it is in none."""
     found = _prefix_of(name, roles)
@@ -69,7 +74,7 @@ class Place:
     length: int
 
 
-class Outline:
+class ParameterIndex:
     """The parameters of a model by name, as rules see them; the meta device is enough."""
 
     def __init__(self, components: "nn.ModuleDict", roles: Roles | None = None):
@@ -138,32 +143,32 @@ def _adaptable(module: "nn.Module") -> bool:
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
-def distances(claimed: Sequence[str], outline: Outline) -> dict[str, int]:
+def distances(claimed: Sequence[str], index: ParameterIndex) -> dict[str, int]:
     """How many layers lie between each of some parameters and the end of their network.
 
     With n layers it is n for the first, 1 for the last, n + 1 for what stands before them and 0 for what
     follows (Bao et al. 2021, BEiT). Lists of layers side by side in one module count as one sequence. What is
     in no list belongs to the lists under its nearest parent that has any.
     """
-    places = {name: outline.place(name) for name in claimed}
+    places = {name: index.place(name) for name in claimed}
     used = list(dict.fromkeys(place.layers for place in places.values() if place))
     beside: dict[str, list[str]] = {}
     for layers in used:
         beside.setdefault(layers.rpartition(".")[0], []).append(layers)
-    order = {name: i for i, name in enumerate(outline.parameters)}
+    order = {name: i for i, name in enumerate(index.parameters)}
     starts = {one: min(order[n] for n in order if n.startswith(f"{one}.")) for one in used}
     found: dict[str, int] = {}
     for name, place in places.items():
         if place:
             sequence = beside[place.layers.rpartition(".")[0]]
             behind = sequence[sequence.index(place.layers) + 1 :]
-            found[name] = place.length - place.index + sum(outline.lists[one] for one in behind)
+            found[name] = place.length - place.index + sum(index.lists[one] for one in behind)
             continue
         scopes = reversed([f"{parent}." for parent in _parents(name)])
         near = next((here for scope in scopes if (here := [o for o in used if o.startswith(scope)])), [])
         if near and order[name] < min(starts[one] for one in near):
             sequence = beside[near[0].rpartition(".")[0]]
-            found[name] = 1 + sum(outline.lists[one] for one in sequence)
+            found[name] = 1 + sum(index.lists[one] for one in sequence)
         else:
             found[name] = 0
     return found

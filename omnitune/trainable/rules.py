@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..options import option
-from .parameters import Outline, Roles, called, distances, glob_matches
+from .parameters import ParameterIndex, Roles, base_name, called, distances, glob_matches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,15 +72,11 @@ class Rule:
     def globs(self) -> list[str]:
         return [self.params] if isinstance(self.params, str) else self.params
 
-    def matches(self, name: str, roles: Roles | None = None) -> bool:
-        """Whether a glob matches, wherever among the layers the parameter lies."""
-        return any(glob_matches(glob, called(name, roles or {})) for glob in self.globs)
-
-    def reaches(self, name: str, outline: Outline) -> bool:
+    def reaches(self, name: str, index: ParameterIndex) -> bool:
         """Whether a parameter lies in the last layers, where only those are wanted."""
         if self.last_layers is None:
             return True
-        place = outline.place(name)
+        place = index.place(name)
         return place is not None and place.index >= place.length - self.last_layers
 
 
@@ -106,15 +102,6 @@ Trainable = list[Rule] | Literal["full"] | LoraEverywhere
 """A list of rules, `full` (all of the core network), or `{lora: {...}}` (the family's default layers)."""
 
 
-def expand(trainable: Trainable, cores: Sequence[str], lora_targets: Sequence[str]) -> list[Rule]:
-    """Spell the short forms of `trainable` as rules."""
-    if isinstance(trainable, list):
-        return trainable
-    if isinstance(trainable, LoraEverywhere):
-        return [Rule(params=list(lora_targets), lr=trainable.lr, lora=trainable.lora)]
-    return [Rule(params=list(cores))]
-
-
 @dataclass(frozen=True)
 class Claims:
     """What each rule claims among the parameters of a model, before anything is changed."""
@@ -124,11 +111,11 @@ class Claims:
     """Parameter name -> number of the rule that trains it."""
     adapted: Mapping[str, int]
     """Module name -> number of the rule that puts an adapter on it."""
-    left: Mapping[str, int] = field(default_factory=dict)
+    unadaptable: Mapping[str, int] = field(default_factory=dict)
     """Parameters under a LoRA rule that no adapter can carry (biases, norms): they stay frozen."""
-    carried: frozenset[str] = frozenset()
+    previously_trained: frozenset[str] = frozenset()
     """Parameters that trained in an earlier phase and do not in this one."""
-    kept: Mapping[str, Lora] = field(default_factory=dict)
+    frozen_adapters: Mapping[str, Lora] = field(default_factory=dict)
     """Module name -> its adapter of an earlier phase, which stays as it is."""
     distances: Mapping[str, int] = field(default_factory=dict)
     """Parameter name -> layers from it to the end of its network, under rules with `layer_decay`."""
@@ -137,27 +124,27 @@ class Claims:
         """The same behind an earlier phase, whose results stay. Raises UserError for adapters that differ."""
         mine = {module: self.rules[number].lora for module, number in self.adapted.items()}
         before = {module: earlier.rules[number].lora for module, number in earlier.adapted.items()}
-        theirs = {**earlier.kept, **{module: lora for module, lora in before.items() if lora}}
+        theirs = {**earlier.frozen_adapters, **{module: lora for module, lora in before.items() if lora}}
         for module, lora in theirs.items():
             if mine.get(module, lora) != lora:
                 raise UserError(
                     f"trainable.{self.adapted[module]}.lora: {module} has an adapter of an earlier phase "
                     f"with {lora}; state the same"
                 )
-        trained = {*earlier.direct, *earlier.carried}
+        trained = {*earlier.direct, *earlier.previously_trained}
         return replace(
             self,
-            carried=frozenset(trained - set(self.direct)),
-            kept={module: lora for module, lora in theirs.items() if module not in mine},
+            previously_trained=frozenset(trained - set(self.direct)),
+            frozen_adapters={module: lora for module, lora in theirs.items() if module not in mine},
         )
 
     @property
-    def ever(self) -> "Claims":
+    def all_trained(self) -> "Claims":
         """All that trained in this phase and before, for what reads no rules."""
         return replace(
             self,
-            direct={**dict.fromkeys(self.carried, -1), **self.direct},
-            adapted={**dict.fromkeys(self.kept, -1), **self.adapted},
+            direct={**dict.fromkeys(self.previously_trained, -1), **self.direct},
+            adapted={**dict.fromkeys(self.frozen_adapters, -1), **self.adapted},
         )
 
     @property
@@ -168,7 +155,7 @@ class Claims:
     @property
     def taken(self) -> dict[str, int]:
         """Parameter name -> number of the rule that it falls under, also if that leaves it frozen."""
-        return {**self.trained, **self.left}
+        return {**self.trained, **self.unadaptable}
 
     @property
     def names(self) -> set[str]:
@@ -183,11 +170,11 @@ class Claims:
         """The rule that trains a parameter, named as it is after adapters were added."""
         if ".lora_" in name:
             return self.adapted.get(name.split(".lora_")[0])
-        return self.direct.get(name.replace(".base_layer.", "."))
+        return self.direct.get(base_name(name))
 
     def distance(self, name: str) -> int:
         """As in `distances`, of a parameter named as it is after adapters were added; else 0."""
-        base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else name.replace(".base_layer.", ".")
+        base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else base_name(name)
         return self.distances.get(base, 0)
 
     def adapter_size(self, module: str, weight: "Tensor") -> int:
@@ -197,37 +184,37 @@ class Claims:
         return lora.rank * (weight[0].numel() + len(weight))
 
 
-def match(outline: Outline, rules: Sequence[Rule]) -> Claims:
+def match(index: ParameterIndex, rules: Sequence[Rule]) -> Claims:
     """What each rule takes, also if some take nothing."""
     direct: dict[str, int] = {}
     adapted: dict[str, int] = {}
-    left: dict[str, int] = {}
+    unadaptable: dict[str, int] = {}
     first: dict[str, int] = {}
     for number, rule in enumerate(rules):
-        for name in (name for glob in rule.globs for name in outline.matching(glob)):
-            if rule.reaches(name, outline):
+        for name in (name for glob in rule.globs for name in index.matching(glob)):
+            if rule.reaches(name, index):
                 first.setdefault(name, number)
-    for name in (name for name in outline.parameters if name in first):
+    for name in (name for name in index.parameters if name in first):
         number = first[name]
         if rules[number].lora is None:
             direct[name] = number
-        elif outline.carries(name):
+        elif index.carries(name):
             adapted[name.rpartition(".")[0]] = number
         else:
-            left[name] = number
-    claims = Claims(rules, direct, adapted, left)
+            unadaptable[name] = number
+    claims = Claims(rules, direct, adapted, unadaptable)
     apart: dict[str, int] = {}
     for number, rule in enumerate(rules):
         if rule.layer_decay is not None:
-            apart |= distances([name for name, i in claims.trained.items() if i == number], outline)
+            apart |= distances([name for name, i in claims.trained.items() if i == number], index)
     return replace(claims, distances=apart)
 
 
 def claim(components: "nn.ModuleDict", rules: Sequence[Rule], roles: Roles | None = None) -> Claims:
     """Match rules against parameters, on the meta device too. Raises UserError for one without effect."""
-    outline = Outline(components, roles)
-    claims = match(outline, rules)
-    mistakes = list(mistakes_of(claims, outline))
+    index = ParameterIndex(components, roles)
+    claims = match(index, rules)
+    mistakes = list(mistakes_of(claims, index))
     if not rules:
         mistakes.append("trainable: no rule, so nothing would train; use full, {lora: {}} or a list of rules")
     if mistakes:
@@ -235,7 +222,7 @@ def claim(components: "nn.ModuleDict", rules: Sequence[Rule], roles: Roles | Non
     return claims
 
 
-def mistakes_of(claims: Claims, outline: Outline) -> Iterator[str]:
+def mistakes_of(claims: Claims, index: ParameterIndex) -> Iterator[str]:
     """One line for each glob of a rule that has no effect: the rest of a list would hide it."""
     for number, rule in enumerate(claims.rules):
         if not rule.globs:
@@ -244,24 +231,24 @@ def mistakes_of(claims: Claims, outline: Outline) -> Iterator[str]:
         whole = isinstance(rule.params, str)
         for i, glob in enumerate(rule.globs):
             where = f"trainable.{number}" if whole else f"trainable.{number}.params.{i}"
-            if mistake := _mistake(glob, number, claims, outline):
+            if mistake := _mistake(glob, number, claims, index):
                 yield f"{where}: {mistake}"
-        yield from _mistakes_of_layers(number, claims, outline)
+        yield from _mistakes_of_layers(number, claims, index)
 
 
-def _mistake(glob: str, number: int, claims: Claims, outline: Outline) -> str | None:
+def _mistake(glob: str, number: int, claims: Claims, index: ParameterIndex) -> str | None:
     """Why a glob of a rule has no effect, if it has none."""
     rule, taken = claims.rules[number], claims.taken
-    matched = outline.matching(glob)
+    matched = index.matching(glob)
     if not matched:
-        return _tied(glob, outline) or f"{glob!r} matches no parameter{outline.nearest(glob)}"
-    reached = [name for name in matched if rule.reaches(name, outline)]
+        return _tied(glob, index) or f"{glob!r} matches no parameter{index.nearest(glob)}"
+    reached = [name for name in matched if rule.reaches(name, index)]
     if not reached:
         return f"{glob!r} matches nothing in the last {rule.last_layers} of a list of layers"
     if any(claims.trained.get(name) == number for name in reached):
         return None
     if any(taken.get(name) == number for name in reached):
-        tied = next((n for n in reached if n in outline.tied.values()), None)
+        tied = next((n for n in reached if n in index.tied.values()), None)
         why = f", {tied} is tied" if tied else ""
         return f"{glob!r} matches no layer that can carry LoRA{why}; name linear or convolution layers"
     first = taken[reached[0]]
@@ -271,19 +258,19 @@ def _mistake(glob: str, number: int, claims: Claims, outline: Outline) -> str | 
     )
 
 
-def _tied(glob: str, outline: Outline) -> str | None:
+def _tied(glob: str, index: ParameterIndex) -> str | None:
     """Tell of a tied parameter that a glob finds only under the name that it is not listed under."""
-    for alias, name in outline.tied.items():
-        if glob_matches(glob, called(alias, outline.roles)):
+    for alias, name in index.tied.items():
+        if glob_matches(glob, called(alias, index.roles)):
             return f"{glob!r} matches {alias} alone, which is tied to {name}; they are one: name that"
     return None
 
 
-def _mistakes_of_layers(number: int, claims: Claims, outline: Outline) -> Iterator[str]:
+def _mistakes_of_layers(number: int, claims: Claims, index: ParameterIndex) -> Iterator[str]:
     """Tell of `last_layers` and `layer_decay` that do not fit the layers a rule matches."""
     rule = claims.rules[number]
-    matched = {name for glob in rule.globs for name in outline.matching(glob)}
-    places = [place for name in outline.parameters if name in matched and (place := outline.place(name))]
+    matched = {name for glob in rule.globs for name in index.matching(glob)}
+    places = [place for name in index.parameters if name in matched and (place := index.place(name))]
     if rule.last_layers is not None:
         for layers, length in {place.layers: place.length for place in places}.items():
             if length < rule.last_layers:

@@ -12,15 +12,19 @@ from recorded import Calls, call
 from torch import Tensor
 
 from omnitune import config
-from omnitune.commands import init
+from omnitune.commands.init import InitRequest, init
 from omnitune.data.sizes import Bucket
+from omnitune.export.weights import export
 from omnitune.families.base import Noisy
 from omnitune.families.cogview4 import CogView4, CogView4Options
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
+from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import Lora, LoraEverywhere, adapter_state, apply_claims, claim, expand
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)
@@ -62,7 +66,7 @@ def test_the_small_pipeline_is_small(family: CogView4) -> None:
 
 
 def test_the_run_that_init_writes_is_valid_and_has_the_published_shift(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(init.text(CogView4))
+    (tmp_path / "run.yaml").write_text(init(InitRequest("cogview4")))
     run, _ = config.load(tmp_path / "run.yaml")
     assert run.objective == FlowMatching(
         timesteps="uniform", shift=DynamicShift(kind="linear", base=0.25, max=0.75)
@@ -197,7 +201,14 @@ def test_a_picture_comes_out_of_bfloat16(model: Path) -> None:
 def test_the_pipeline_loads_the_lora_of_the_usual_layers(
     family: CogView4, model: Path, tmp_path: Path
 ) -> None:
-    rules = expand(LoraEverywhere(lora=Lora(rank=2, alpha=6)), family.cores, family.lora_targets)
+    rules = spell_rules(
+        LoraEverywhere(lora=Lora(rank=2, alpha=6)),
+        Freezing(),
+        family.components,
+        family.roles,
+        family.cores,
+        family.lora_targets,
+    )
     claims = claim(family.components, rules)
     assert len(claims.adapted) == 2 * 4  # blocks, and q, k, v and out of each
     apply_claims(family.components, claims, seed=0)
@@ -205,9 +216,9 @@ def test_the_pipeline_loads_the_lora_of_the_usual_layers(
     for name, parameter in core.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)
-    family.export(tmp_path, {"transformer": adapter_state(core, core.state_dict())}, {})
+    export(family, claims, Mesh(Parallel()), tmp_path / "weights")
     pipe = CogView4Pipeline.from_pretrained(model)
-    pipe.load_lora_weights(tmp_path)
+    pipe.load_lora_weights(tmp_path / "weights")
     calls = Calls()
     calls.watch("transformer", core)
     with torch.no_grad():

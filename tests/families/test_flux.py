@@ -14,17 +14,21 @@ from torch import Tensor
 
 from omnitune import config
 from omnitune.batch import Batch
-from omnitune.commands import init
+from omnitune.commands.init import InitRequest, init
 from omnitune.config import validate_options
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
+from omnitune.export.weights import export
 from omnitune.families.base import Noisy
 from omnitune.families.flux import Flux, FluxOptions
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
+from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import Lora, LoraEverywhere, Rule, adapter_state, apply_claims, claim, expand
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, Rule, claim
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)
@@ -72,7 +76,7 @@ def test_the_small_pipeline_is_small(family: Flux) -> None:
 
 
 def test_the_run_that_init_writes_is_valid_and_has_the_published_shift(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(init.text(Flux))
+    (tmp_path / "run.yaml").write_text(init(InitRequest("flux")))
     run, _ = config.load(tmp_path / "run.yaml")
     assert run.objective == FlowMatching(timesteps="logit_normal", shift=DynamicShift(base=0.5, max=1.15))
 
@@ -206,19 +210,25 @@ def test_the_pipeline_loads_the_lora_of_the_usual_layers_and_of_clip(
     family: Flux, model: Path, tmp_path: Path
 ) -> None:
     lora = Lora(rank=2, alpha=6)
-    rules = expand(LoraEverywhere(lora=lora), family.cores, family.lora_targets)
+    rules = spell_rules(
+        LoraEverywhere(lora=lora),
+        Freezing(),
+        family.components,
+        family.roles,
+        family.cores,
+        family.lora_targets,
+    )
     claims = claim(family.components, [*rules, Rule(params="text_encoder.*_proj", lora=lora)])
     # 8 in attention and 4 in the two feed-forward nets of a double block; q, k, v of a single one; CLIP's.
     assert len(claims.adapted) == 2 * 12 + 2 * 3 + 2 * 4
     apply_claims(family.components, claims, seed=0)
-    trained: dict[str, Any] = {name: family.components[name] for name in Flux.adapter_components}
     for name, parameter in family.components.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)
-    family.export(tmp_path, {n: adapter_state(m, m.state_dict()) for n, m in trained.items()}, {})
+    export(family, claims, Mesh(Parallel()), tmp_path / "weights")
     pipe = FluxPipeline.from_pretrained(model)
     before = pipe.encode_prompt(LONG)[1]
-    pipe.load_lora_weights(tmp_path)
+    pipe.load_lora_weights(tmp_path / "weights")
     batch, noisy = texts(family, LONG), noised(family, 1)
     fed = inputs(family, noisy, batch)
     with torch.no_grad():

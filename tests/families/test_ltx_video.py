@@ -15,14 +15,17 @@ from torch import Tensor
 from omnitune.conditions.frames import FrameConditioning
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
-from omnitune.export.weights import adapter_state
+from omnitune.export.weights import export
 from omnitune.families.base import Noisy
 from omnitune.families.ltx_video import LTXVideo
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
+from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import Lora, LoraEverywhere, apply_claims, claim, expand
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 CAPTIONS = ["rocket", "an airplane flies over the sea, seen from below"]
 NO_DRAW = Draw(0, [0, 1])
@@ -273,7 +276,14 @@ def test_reconstruction_draws_nothing_and_decodes_at_level_0(model: Path) -> Non
 def test_both_pipelines_load_the_lora_of_the_usual_layers(model: Path, tmp_path: Path) -> None:
     family = load(model, "transformer", "text_encoder")
     core: Any = family.components["transformer"]
-    rules = expand(LoraEverywhere(lora=Lora(rank=2, alpha=6)), family.cores, family.lora_targets)
+    rules = spell_rules(
+        LoraEverywhere(lora=Lora(rank=2, alpha=6)),
+        Freezing(),
+        family.components,
+        family.roles,
+        family.cores,
+        family.lora_targets,
+    )
     claims = claim(family.components, rules)
     assert len(claims.adapted) == 2 * 2 * 4  # q, k, v and out of both attentions of each block
     apply_claims(family.components, claims, seed=0)
@@ -282,10 +292,10 @@ def test_both_pipelines_load_the_lora_of_the_usual_layers(model: Path, tmp_path:
             torch.nn.init.normal_(parameter)
     batch = prepared(family, CAPTIONS, [24.0, 24.0])
     live = predicted(family, at([0.3, 0.8], latents()), batch)
-    family.export(tmp_path, {"transformer": adapter_state(core, core.state_dict())}, {})
+    export(family, claims, Mesh(Parallel()), tmp_path / "weights")
     for kind in (LTXPipeline, LTXImageToVideoPipeline):
         pipe = kind.from_pretrained(model)
-        pipe.load_lora_weights(tmp_path)
+        pipe.load_lora_weights(tmp_path / "weights")
         family.components["transformer"] = pipe.transformer
         torch.testing.assert_close(
             predicted(family, at([0.3, 0.8], latents()), batch), live, atol=1e-5, rtol=1e-5

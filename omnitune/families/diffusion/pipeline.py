@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import Mistakes, UserError
@@ -40,7 +39,7 @@ class DiffusersFamily(Denoiser):
     fp32: ClassVar[tuple[str, ...]] = ("vae",)
     """Components that compute in fp32 whatever `model.dtype` says, as the published pipeline advises."""
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
-    """Components whose LoRA the published pipeline can load."""
+    formats = ("diffusers",)
     pipeline_class: ClassVar[Any]
     files: ModelFiles
 
@@ -103,6 +102,10 @@ class DiffusersFamily(Denoiser):
             if self.files.classes[name][0] == "diffusers":
                 return self._cast(name, cls.from_config(config))
             return self._cast(name, cls(cls.config_class.from_dict(config)))
+
+    def on_meta(self, name: str) -> nn.Module:
+        """A network as the family has it, changed where that was asked for, on the meta device."""
+        return self.changed(name, self.published(name))
 
     def _cast(self, name: str, module: nn.Module) -> nn.Module:
         """Bring a network to its dtype, but what diffusers' from_pretrained keeps in fp32."""
@@ -290,30 +293,3 @@ class DiffusersFamily(Denoiser):
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
         return {LORA_FILE: {name: name for name in names}} if names else {}
-
-    def adapter_config(self, component: str) -> Any:
-        module: Any = self.components[component]
-        return module.peft_config["default"]
-
-    def export(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Write adapters (component -> peft state) as one LoRA file and whole components as their folders."""
-        for file, names in self.adapter_files(list(adapters)).items():
-            states = {f"{part}_lora_layers": dict(adapters[name]) for part, name in names.items()}
-            notes = {
-                f"{part}_lora_adapter_metadata": self.adapter_config(name).to_dict()
-                for part, name in names.items()
-            }
-            self.pipeline_type.save_lora_weights(folder, weight_name=file, **states, **notes)
-        for name, state in full.items():
-            if name in self.extras:
-                (folder / name).mkdir(parents=True)
-                save_file(dict(state), folder / name / "model.safetensors", {"format": "pt"})
-                continue
-            module: Any = self.changed(name, self.published(name))
-            module.load_state_dict(dict(state), assign=True)
-            module.save_pretrained(folder / name)

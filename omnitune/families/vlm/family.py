@@ -21,16 +21,16 @@ from ...stages import Stage
 from ..base import LoadRequest, Responder
 from .collate import collate
 from .encoder import ConversationEncoder
-from .export import write_adapter, write_full, write_merged
 from .files import VlmFiles
 from .head import losses_for_logits
 from .packing import SEGMENT, block_mask, pack
 from .rows import KINDS, conversations_of, has_media, hide_absent_pictures, stored_outputs, tower_outputs
-from .start import MODEL, PeftFolders
 from .tokens import OPTION, check_spelling, token_parameters
 from .tower_cache import Player, record_outputs, stripped_class
 from .types import TYPES, VlmType, module_tree, roles_of
 
+MODEL = "model"
+"""The one component: peft and transformers have it whole."""
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
 
@@ -52,13 +52,12 @@ class VlmOptions:
 class Vlm(Responder):
     name = "vlm"
     core = MODEL
-    exports_whole = False
     tasks = ("image-text-to-text", "video-text-to-text")
     adapter_components = (MODEL,)
     lora_targets = (f"{LANGUAGE}.*_proj", f"{LANGUAGE}.*.*_proj", f"{LANGUAGE}.*.fc?")
     licence = "as the model's page says"
     Options = VlmOptions
-    layout = PeftFolders()
+    formats = ("peft", "merged")
     variants: ClassVar[Mapping[str, str]] = {
         "qwen2_5_vl": "Qwen/Qwen2.5-VL-3B-Instruct",
         "qwen3_vl": "Qwen/Qwen3-VL-4B-Instruct",
@@ -281,35 +280,6 @@ class Vlm(Responder):
         )
         new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
-
-    # Results
-
-    def export(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        trained = dict(full.get(MODEL, {}))
-        if adapters:
-            write_adapter(folder, self, dict(adapters[MODEL]), trained)
-        else:
-            write_full(folder, self, trained)
-
-    def export_merged(
-        self,
-        folder: Path,
-        adapters: Mapping[str, Mapping[str, Tensor]],
-        full: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        if getattr(self.files.config, "quantization_config", None) is not None:
-            raise UserError(
-                f"--merged: {self.files.base} is quantised, and an adapter cannot be added to its weights "
-                "without loss; give the model it was made of as model.path, or use the adapter as it is"
-            )
-        if not adapters:
-            raise UserError("--merged: nothing was trained by LoRA, weights/ is whole already; leave it out")
-        write_merged(folder, self, adapters[MODEL], full.get(MODEL, {}))
 
 
 def conversation_of(question: Question) -> Conversation:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from omnitune import config
 from omnitune.data.conversations.options import ChatOptions
+from omnitune.export.merged import Merged
 from omnitune.export.weights import export
 from omnitune.families.vlm.collate import collate
-from omnitune.families.vlm.export import write_merged
 from omnitune.families.vlm.types import TYPES
 from omnitune.testing.tiny_vlm import tiny_types
 from omnitune.testing.training import start_training
@@ -53,13 +53,7 @@ class Left:
 
     def merged(self) -> Path:
         """The whole model with the adapter in it."""
-
-        def merge(folder: Path, adapters: Any, full: Any) -> None:
-            write_merged(folder, self.family, adapters["model"], full.get("model", {}))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.family, "export", merge)
-            export(self.family, self.job.claims, self.mesh, self.folder / "merged")
+        export(self.family, self.job.claims, self.mesh, self.folder / "merged", Merged())
         return self.folder / "merged"
 
     def inputs(self) -> list[dict[str, Tensor]]:

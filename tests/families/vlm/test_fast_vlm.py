@@ -17,7 +17,7 @@ from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES, roles_of
 from omnitune.random import Draw
 from omnitune.sampling import Question
-from omnitune.trainable.freezing import Flags, expand
+from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "vlm" / "categories.yaml"
@@ -126,9 +126,9 @@ def test_batch_norms_keep_their_statistics(pretrained_vlm: Path, tmp_path: Path,
 def test_a_tower_of_convolutions_takes_no_lora_and_says_so(prepared: Any) -> None:
     family = prepared[0]
     word = LoraEverywhere(lora=Lora(rank=2))
-    flags = Flags(freeze_vision_tower=False)
+    flags = Freezing(freeze_vision_tower=False)
     with pytest.raises(UserError) as told:
-        expand(word, flags, family.components, family.roles, family.cores, family.lora_targets)
+        spell_rules(word, flags, family.components, family.roles, family.cores, family.lora_targets)
     assert str(told.value) == (
         "freeze_vision_tower: false, but vision_tower has no linear layer to put LoRA on; "
         "train it by a rule without lora"

@@ -15,7 +15,7 @@ from test_export_vlm import loaded
 from torch import Tensor
 
 from omnitune import cli, config
-from omnitune.families.vlm.start import PeftFolders
+from omnitune.export.peft import Peft
 from omnitune.model import load_with_adapters
 from omnitune.resolve import resolve_run
 from omnitune.testing import runs
@@ -307,7 +307,7 @@ def test_the_config_of_a_base_beside_an_adapter_is_no_model(
     ran = left("lora")
     folder = copied(ran, tmp_path / "theirs")
     shutil.copy(exported(left("full")) / "config.json", folder)
-    assert PeftFolders().folders(folder) == {}
+    assert Peft().folders(folder) == {}
     shutil.copy(exported(left("full")) / "model.safetensors", folder)
     assert f"init_from: {folder} holds a whole model and an adapter; give a folder with one of them" in (
         refused(ran, tmp_path / "new", folder, capsys)

@@ -21,9 +21,9 @@ from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES
 from omnitune.stages import is_under
 from omnitune.testing.tiny_vlm import tiny_types
-from omnitune.trainable.adapters import apply_claims, claim, param_groups
-from omnitune.trainable.freezing import Flags, expand
-from omnitune.trainable.rules import Lora, LoraEverywhere
+from omnitune.trainable.adapters import apply_claims, param_groups
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 VISION, PROJECTOR, LANGUAGE = ROLES = "vision_tower", "multi_modal_projector", "language_model"
 OPEN = [c for c in product((True, False), repeat=3) if any(c)]
@@ -67,10 +67,10 @@ def copied(family: Vlm) -> Vlm:
     return other
 
 
-def trained(family: Vlm, batch: dict[str, Any], steps: int, trainable: Any, flags: Flags) -> Vlm:
+def trained(family: Vlm, batch: dict[str, Any], steps: int, trainable: Any, flags: Freezing) -> Vlm:
     """A copy of the family after steps of a run that says this of what trains."""
     family = copied(family)
-    rules = expand(trainable, flags, family.components, family.roles, family.cores, family.lora_targets)
+    rules = spell_rules(trainable, flags, family.components, family.roles, family.cores, family.lora_targets)
     claims = claim(family.components, rules, family.roles)
     apply_claims(family.components, claims, seed=0)
     optimizer = torch.optim.AdamW(param_groups(family.components, claims, 1e-2, 0.0))
@@ -98,15 +98,15 @@ def of_roles(model_type: str, model: nn.Module, *roles: str) -> set[str]:
     return {n for n in names if pattern is None or not re.search(pattern, n)}
 
 
-def flags(trains: tuple[bool, ...]) -> Flags:
+def flags(trains: tuple[bool, ...]) -> Freezing:
     tower, projector, language = (not opened for opened in trains)
-    return Flags(
+    return Freezing(
         freeze_vision_tower=tower, freeze_multi_modal_projector=projector, freeze_language_model=language
     )
 
 
-def in_freeze(trains: tuple[bool, ...]) -> Flags:
-    return Flags(freeze={role: not opened for role, opened in zip(ROLES, trains, strict=True)})
+def in_freeze(trains: tuple[bool, ...]) -> Freezing:
+    return Freezing(freeze={role: not opened for role, opened in zip(ROLES, trains, strict=True)})
 
 
 def opened(trains: tuple[bool, ...]) -> list[str]:
@@ -145,7 +145,7 @@ def test_freeze_by_role_trains_the_same(
 def test_the_shortcut_trains_the_projector_alone(prepared: Prepared, model_type: str) -> None:
     family, batch = prepared(model_type)
     for trainable in ("full", LORA):
-        after = trained(family, batch, 1, trainable, Flags(train_mm_proj_only=True))
+        after = trained(family, batch, 1, trainable, Freezing(train_mm_proj_only=True))
         assert moved(family.model, after.model) == of_roles(model_type, family.model, PROJECTOR)
         assert not any(".lora_" in name for name, _ in after.model.named_parameters())
 
@@ -154,7 +154,7 @@ def test_the_shortcut_trains_the_projector_alone(prepared: Prepared, model_type:
 @pytest.mark.parametrize("trainable", ["full", LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("model_type", tiny_types())
 def test_all_frozen_is_refused(
-    prepared: Prepared, model_type: str, trainable: Any, spell: Callable[..., Flags]
+    prepared: Prepared, model_type: str, trainable: Any, spell: Callable[..., Freezing]
 ) -> None:
     family, batch = prepared(model_type)
     with pytest.raises(UserError) as told:
@@ -217,7 +217,7 @@ def test_the_newline_of_llava_next_is_a_role_of_its_own(prepared: Prepared) -> N
     family, batch = prepared("llava_next")
     every = trained(family, batch, 1, "full", flags((True, True, True)))
     assert "model.image_newline" not in moved(family.model, every.model)
-    alone = Flags(freeze={"image_newline": False}, freeze_llm=True)
+    alone = Freezing(freeze={"image_newline": False}, freeze_llm=True)
     for trainable in ("full", LORA):
         after = trained(family, batch, 1, trainable, alone)
         assert moved(family.model, after.model) == {"model.image_newline"}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnitune import cli, config
 from omnitune.commands import train as commands
-from omnitune.export.weights import LORA_FILE
+from omnitune.families.diffusion.pipeline import LORA_FILE
 from omnitune.model import load_with_adapters, set_up
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.resolve import resolve_run
