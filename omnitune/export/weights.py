@@ -31,7 +31,8 @@ def export(
 ) -> Proof | None:
     """Write what was trained in a format, the family's own by default, and prove it by reading it back.
 
-    All ranks call it; the main rank writes, and has the proof. `notes`, and those of conditions, go into the metadata.
+    All ranks call it; the main rank writes, and has the proof. `notes` go into the metadata, and those of
+    conditions.
     """
     form = form or export_format(type(family), None)
     weights = collect(family, claims, mesh, form.whole, {**family.export_notes, **(notes or {})})

@@ -54,7 +54,10 @@ class GreyControl(Condition):
         control = family.normalised_mode(grey(frames / 127.5 - 1))
 
         def shown(forward: Any) -> Any:
-            return lambda hidden_states, **rest: forward(torch.cat([hidden_states, control], 1), **rest)
+            def call(hidden_states: Tensor, **rest: Any) -> Any:
+                return forward(torch.cat([hidden_states, control.to(hidden_states)], 1), **rest)
+
+            return call
 
         return replace(request, pipeline=ControlPipeline, wrappers=[*request.wrappers, shown])
 

@@ -50,7 +50,7 @@ def clip() -> Path:
 
 def test_the_guide_shows_the_condition_that_is_tested() -> None:
     source = (Path(__file__).parent / "grey_control.py").read_text()
-    assert len(source.splitlines()) < 65
+    assert sum(bool(line) for line in source.splitlines()) < 60
     assert f"```python\n{source}```" in GUIDE.read_text()
 
 
