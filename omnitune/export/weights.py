@@ -31,10 +31,11 @@ def export(
 ) -> Proof | None:
     """Write what was trained in a format, the family's own by default, and prove it by reading it back.
 
-    All ranks call it; the main rank writes, and has the proof. `notes` go into the metadata.
+    All ranks call it; the main rank writes, and has the proof. `notes` go into the metadata, and those of
+    conditions.
     """
     form = form or export_format(type(family), None)
-    weights = collect(family, claims, mesh, form.whole, notes or {})
+    weights = collect(family, claims, mesh, form.whole, {**family.export_notes, **(notes or {})})
     if not mesh.main:
         return None
     with atomic_folder(folder) as temporary:
