@@ -1,6 +1,6 @@
 """The one order in which a model is set up: for training, sampling, evaluation, export and every phase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,43 +45,13 @@ def set_up(
 def load_with_adapters(resolved: "ResolvedRun", device: str) -> tuple[Family, dict[str, torch.dtype]]:
     """Load, widen, add adapters, start from `init_from`; also the dtype in which each parameter computes."""
     encoded = tuple(use for stage in resolved.cached for use in stage.uses)
-    family = load_family(resolved, device, resolved.train_components, without=encoded)
+    family = resolved.load_family(device, resolved.train_components, without=encoded)
     run, claims = resolved.run, resolved.claims
     compute = apply_claims(family.components, claims, run.seed)
     if run.init_from is not None:
         later = resolved.earlier is not None
         init_adapters(family, run.init_from, claims, resolved.formats, later)
     return family, compute
-
-
-def load_family(
-    resolved: "ResolvedRun",
-    device: str,
-    only: Sequence[str] | None = None,
-    without: Sequence[str] | None = None,
-) -> Family:
-    """Load components and let conditions and data change them; None: all.
-
-    Parameters under the prefixes `without` belong to stages that are cached: they need not be there.
-    """
-    model = resolved.run.model
-    dtype: torch.dtype = getattr(torch, model.dtype)
-    family = resolved.family_class.load(
-        model.path,
-        device,
-        dtype,
-        only=only,
-        options=resolved.options,
-        revision=model.revision,
-        config=model.config,
-        replaced=resolved.replaced,
-        without=without,
-    )
-    for condition in resolved.run.conditions:
-        family.add_condition(condition)
-    if resolved.data is not None:
-        resolved.data.fit(family)
-    return family
 
 
 def place(family: Family, compute: Mapping[str, torch.dtype], mesh: "Mesh") -> None:

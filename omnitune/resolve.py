@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from . import config
@@ -24,7 +25,6 @@ from .families import resolve as find_family
 from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
-from .model import load_family
 from .sampling import check_files, check_samples, parse_bucket
 from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
@@ -70,7 +70,7 @@ class ResolvedRun:
             with noted():  # the rest is looked at as the family's defaults make it
                 options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
-            self.shape = load_family(self, "meta")
+            self.shape = self.load_family("meta")
             if lack := self.shape.missing_condition():
                 self.mistakes.errors.append(UserError(lack))
             self._match()
@@ -99,7 +99,7 @@ class ResolvedRun:
         with self.mistakes.noted():
             _ = self.sample_size
         self._check_media()
-        check_samples(self.run.validation, family, self.mistakes)
+        check_samples(self.run.validation, family.request_type, family.media, self.mistakes)
 
     def _check_media(self) -> None:
         """Note what conditions need of each sample and the data do not bring."""
@@ -153,6 +153,32 @@ class ResolvedRun:
     def formats(self) -> Sequence[str]:
         """Those in which `init_from` may be."""
         return (self.run.init_format,) if self.run.init_format else self.family_class.formats
+
+    def load_family(
+        self, device: str, only: Sequence[str] | None = None, without: Sequence[str] | None = None
+    ) -> Family:
+        """Load components, or all for None, and let conditions and data change them.
+
+        Parameters under the prefixes `without` belong to stages that are cached: they need not be there.
+        """
+        model = self.run.model
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        family = self.family_class.load(
+            model.path,
+            device,
+            dtype,
+            only=only,
+            options=self.options,
+            revision=model.revision,
+            config=model.config,
+            replaced=self.replaced,
+            without=without,
+        )
+        for condition in self.run.conditions:
+            family.add_condition(condition)
+        if self.data is not None:
+            self.data.fit(family)
+        return family
 
     # What a step needs
 
@@ -293,7 +319,7 @@ class ResolvedRun:
 
     def fill_cache(self, index: "Index", cache: StageCache, mesh: "Mesh") -> Filled:
         """Encode what the cache lacks for the data; all ranks share the work."""
-        load = partial(load_family, self, str(mesh.device), [])
+        load = partial(self.load_family, str(mesh.device), [])
         return fill(cache, self.bound.dataset(index), self.run.conditions, load, mesh)
 
 

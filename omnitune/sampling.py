@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
@@ -15,7 +15,6 @@ from .options import option
 
 if TYPE_CHECKING:
     from .data.media import Pixels
-    from .families.base import Family
 
 LISTS = {"first_frame": "images", "last_frame": "last_images"}
 """Media that have an option of their own; all others are under `media`."""
@@ -97,6 +96,20 @@ def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
         raise UserError(in_words(str(error))) from None
 
 
+@dataclass(frozen=True)
+class Medium:
+    """Something that samples bring for a condition: a text, a picture, a clip, a sound."""
+
+    name: str
+    """As stages call it: `caption`, `pixels`, `first_frame`, `control`."""
+    training: bool = True
+    """Whether the data must bring it; else the condition makes it of something that it also declares."""
+    sampling: Literal["required", "optional", "never"] = "required"
+    """Whether a sample that is generated has a file of it."""
+    clips_only: bool = False
+    """Whether a picture has none: it would be its own first frame."""
+
+
 class Request(ABC):
     """One sample to generate, as a kind of model takes it."""
 
@@ -111,7 +124,7 @@ class Request(ABC):
         """The samples that options ask for, in a size where samples have one."""
 
     @classmethod
-    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
+    def check(cls, options: Validation, media: Sequence[Medium], called: Called) -> list[str]:
         """What a model cannot make of options, one message each."""
         defaults = Validation()
         unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
@@ -169,9 +182,9 @@ class Sampling(Request):
         return cls(prompt, negative, bucket, options.steps, options.guidance, seed, fps, media)
 
     @classmethod
-    def check(cls, options: Validation, family: "Family", called: Called) -> list[str]:
-        known = {medium.name: medium.sampling for medium in family.media if medium.sampling != "never"}
-        found, given = super().check(options, family, called), options.media_files
+    def check(cls, options: Validation, media: Sequence[Medium], called: Called) -> list[str]:
+        known = {medium.name: medium.sampling for medium in media if medium.sampling != "never"}
+        found, given = super().check(options, media, called), options.media_files
         for name in sorted(given.keys() - known.keys()):
             out = f"train it with a condition that takes {name}, or leave them out"
             found.append(f"{called(option_of(name))}: the model is not given them; {out}")
@@ -234,10 +247,14 @@ def parse_bucket(text: str, where: str) -> Bucket:
 
 
 def check_samples(
-    options: Validation, family: "Family", mistakes: Mistakes, called: Called = IN_YAML
+    options: Validation,
+    kind: type[Request],
+    media: Sequence[Medium],
+    mistakes: Mistakes,
+    called: Called = IN_YAML,
 ) -> None:
     """Note what a model cannot make of options."""
-    mistakes.errors += map(UserError, family.request_type.check(options, family, called))
+    mistakes.errors += map(UserError, kind.check(options, media, called))
 
 
 def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAML) -> None:

@@ -57,7 +57,8 @@ def sample(request: SampleRequest) -> SampleResult:
             "--prompt: none is given, and the run's validation.prompts is empty; say what to generate"
         )
     resolved, mistakes = resolve_run(run), Mistakes()
-    check_samples(options, resolved.shape, mistakes, in_words)
+    shape = resolved.shape
+    check_samples(options, shape.request_type, shape.media, mistakes, in_words)
     check_files(options, mistakes, in_words)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)

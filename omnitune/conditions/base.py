@@ -1,31 +1,19 @@
 """Extra inputs to a model, each written once for all families."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..batch import Batch, Streams
 from ..data.dataset import Inputs
 from ..random import Draw
+from ..sampling import Medium
 
 if TYPE_CHECKING:
     from ..families.base import Denoiser, Family, Noisy
     from ..sampling import Sampling
     from ..stages import Stage
 
-
-@dataclass(frozen=True)
-class Medium:
-    """Something that samples bring for a condition: a text, a picture, a clip, a sound."""
-
-    name: str
-    """As stages call it: `caption`, `pixels`, `first_frame`, `control`."""
-    training: bool = True
-    """Whether the data must bring it; else the condition makes it of something that it also declares."""
-    sampling: Literal["required", "optional", "never"] = "required"
-    """Whether a sample that is generated has a file of it."""
-    clips_only: bool = False
-    """Whether a picture has none: it would be its own first frame."""
+__all__ = ["Condition", "Medium"]
 
 
 class Condition:

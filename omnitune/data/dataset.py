@@ -5,7 +5,7 @@ two kinds, in the folders of these names.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from torch import Tensor
 
@@ -13,11 +13,8 @@ from ..batch import Batch
 from ..errors import Mistakes, UserError
 from ..files import Hashes
 from ..random import Draw
-from .sizes import AnyBucket, Bucket
+from .sizes import AnyBucket, Bucket, TakesSizes
 from .view import View
-
-if TYPE_CHECKING:
-    from ..families.base import Family
 
 
 class Inputs(TypedDict):
@@ -144,7 +141,7 @@ class RunData(Protocol):
     def brings(self) -> Sequence[str]:
         """All that stages and conditions may need of a sample: its media, and its caption if it has one."""
 
-    def fit(self, family: "Family") -> None:
+    def fit(self, family: TakesSizes) -> None:
         """Fit another copy of the family to the run's sizes."""
 
     def index(self, hashes: Hashes, mistakes: Mistakes) -> Index:

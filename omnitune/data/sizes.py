@@ -1,5 +1,6 @@
 """Sizes of training samples, and which of them a model takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,3 +66,10 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+
+class TakesSizes(Protocol):
+    """A model, as far as data know it."""
+
+    def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
+        """Fit the model to the sizes of a run; returns what the user should know of it."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,9 @@ from ..data.sizes import Bucket, Limits
 from ..errors import UserError
 from ..options import option
 from ..random import seed_of
-from ..sampling import Question, Request, Sampling
+from ..sampling import Medium, Question, Request, Sampling
 from ..stages import Stage
 from .files import CONFIGS, ModelFolder, quiet
-
-if TYPE_CHECKING:
-    from ..conditions.base import Condition, Medium
 
 
 @dataclass
@@ -138,6 +135,18 @@ class NoOptions:
     """Of a family without options."""
 
 
+class ConditionHooks(Protocol):
+    """A condition, as far as families know it (`conditions.base.Condition`)."""
+
+    @property
+    def name(self) -> str: ...
+    def prepare(self, family: Any) -> None: ...
+    def media(self, family: Any) -> Sequence[Medium]: ...
+    def stages(self, family: Any) -> list[Stage]: ...
+    def sampling(self, family: Any, request: Sampling) -> Sampling: ...
+    def exports(self, family: Any) -> Mapping[str, Any]: ...
+
+
 class Family(ABC):
     """A pretrained model as named components, and the stages that turn a sample into tensors."""
 
@@ -182,7 +191,7 @@ class Family(ABC):
         """The networks that are loaded, by name."""
         self.extras: set[str] = set()
         """Components that are in no checkpoint: those of `add_component`."""
-        self.conditions: list[Condition] = []
+        self.conditions: list[ConditionHooks] = []
         self._changes: dict[str, list[Callable[[Any], object]]] = {}
 
     @classmethod
@@ -240,7 +249,7 @@ class Family(ABC):
         """Components whose forward the objective trains: more than one where experts share the levels."""
         return (self.core,)
 
-    def add_condition(self, condition: "Condition") -> None:
+    def add_condition(self, condition: ConditionHooks) -> None:
         """Let a condition change this copy of the model, and take up its stages and media."""
         condition.prepare(self)
         self.conditions.append(condition)
@@ -251,7 +260,7 @@ class Family(ABC):
         return [*self.own_stages, *(stage for one in self.conditions for stage in one.stages(self))]
 
     @property
-    def media(self) -> "list[Medium]":
+    def media(self) -> list[Medium]:
         """What samples bring for its conditions."""
         return [medium for condition in self.conditions for medium in condition.media(self)]
 

@@ -24,7 +24,6 @@ from omnitune.data import encode as precompute
 from omnitune.data.cache import Store, split_rows, stack_rows
 from omnitune.errors import UserError
 from omnitune.families.diffusion.pipeline import DiffusersFamily
-from omnitune.model import load_family
 from omnitune.parallel.mesh import Mesh
 from omnitune.random import Draw
 from omnitune.resolve import ResolvedRun
@@ -543,7 +542,7 @@ def ready(job: ResolvedRun, mesh: Mesh) -> Callable[[int], dict[str, Any]]:
     index = job.index()
     job.fill_cache(index, job.open_cache(), mesh)
     batches = job.batches(index, job.open_cache(), mesh)
-    family = load_family(job, "cpu", job.train_components)
+    family = job.load_family("cpu", job.train_components)
     stages = job.live_stages(family)
 
     def batch(step: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ...options import NOT_LEARNED, ByName, option
 from .. import buckets
 from ..buckets import Buckets
 from ..dataset import Index
-from ..sizes import Bucket
+from ..sizes import Bucket, TakesSizes
 from .crops import Clips
 from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
 from .item import Items
@@ -45,7 +45,7 @@ class CaptionData:
     def brings(self) -> Sequence[str]:
         return ["caption", *self.media]
 
-    def fit(self, family: "Family") -> None:
+    def fit(self, family: TakesSizes) -> None:
         if self.sizes is not None:
             family.fit_sizes(self.sizes)
 

@@ -9,7 +9,7 @@ from ...errors import Mistakes
 from ...files import Hashes
 from ...options import NOT_LEARNED, ByName, option
 from ..dataset import Index
-from ..sizes import Bucket
+from ..sizes import Bucket, TakesSizes
 from .options import ChatOptions
 from .rows import ConversationDataset, ConversationIndex, make_rows
 from .scan import scan
@@ -35,7 +35,7 @@ class ConversationData:
             with mistakes.noted():
                 family.check_packing()
 
-    def fit(self, family: "Family") -> None:
+    def fit(self, family: TakesSizes) -> None:
         """Do nothing: no weights depend on the sizes of pictures."""
 
     def index(self, hashes: Hashes, mistakes: Mistakes) -> ConversationIndex:
