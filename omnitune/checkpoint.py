@@ -110,10 +110,10 @@ def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str,
         sync(folder)
         _point(folder / "latest", saved.folder.name)
 
-    mesh.on_all_ranks(start if mesh.main else _nothing)
+    mesh.on_main(start)
     try:
         save_tensors(temporary / "tensors", tensors, mesh)
-        mesh.on_all_ranks(finish if mesh.main else _nothing)
+        mesh.on_main(finish)
     finally:
         if mesh.main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -141,7 +141,3 @@ def _point(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
-
-
-def _nothing() -> None:
-    pass

@@ -1,7 +1,7 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from .options import NOT_LEARNED, ByName, option
 
@@ -9,24 +9,11 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class OptimizerOptions(Protocol):
-    """What `optimizer` may be: an option with a field `name`, and these."""
-
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def max_grad_norm(self) -> float | None: ...
-    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
-        """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
-
-
 @option
 class AdamOptions:
     """What Adam and AdamW have in common."""
 
-    name: str
+    name: Literal["adam", "adamw"]
     lr: float = 1e-4
     """Learning rate of rules that state none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -45,6 +32,13 @@ class AdamOptions:
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm must be above 0, or null for none, not {self.max_grad_norm}")
 
+    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
+        """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
+        import torch
+
+        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
 
 @option
 class AdamW(AdamOptions):
@@ -52,11 +46,6 @@ class AdamW(AdamOptions):
 
     name: Literal["adamw"] = "adamw"
     weight_decay: float = 0.01
-
-    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
-        import torch
-
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @option
@@ -66,14 +55,10 @@ class Adam(AdamOptions):
     name: Literal["adam"] = "adam"
     weight_decay: float = 0.0
 
-    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
-        import torch
-
-        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
-
 
 AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
-"""What `optimizer` may be; a class of another package is one by `name: package.module:Class`."""
+"""What `optimizer` may be; a class of another package is one by `name: package.module:Class`, if it has `lr`,
+`weight_decay`, `max_grad_norm` and `build`."""
 
 
 @option

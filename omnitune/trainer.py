@@ -162,10 +162,11 @@ class Trainer:
             grad_norm=nan, means=dict.fromkeys(list(sums)[1:], nan), seconds=seconds,
             samples_per_second=size / seconds, peak_memory_bytes=self.mesh.peak_memory_bytes(),
             draws=merged_draws(self.mesh.gather(draws)) if self.record_draws else None,
-            rows=table.unread if table else None,
         )  # fmt: skip
         numbers = torch.cat([values[:1], grad_norm.reshape(1), values[1:] / size])
-        return Measured(record, numbers, self.mesh.sum(table.table) if table else None)
+        if table:
+            self.mesh.sum(table.table)
+        return Measured(record, numbers, table)
 
     def give_record(self, record: Record) -> None:
         if self.mesh.main:

@@ -59,11 +59,9 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         """The object that metrics.jsonl holds."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("draws", "rows")}
-        found: dict[str, Any] = {}
-        for name, value in numbers.items():  # a copy of what is a mapping, so that nobody changes the record
-            found |= dict(value) if name == "means" else {name: dict(value) if name == "lr" else value}
-        return found
+        apart = ("means", "draws", "rows")
+        numbers = {name: value for name, value in vars(self).items() if name not in apart}
+        return {**numbers, "lr": dict(self.lr), **self.means}  # copies, so that nobody changes the record
 
 
 @dataclass(frozen=True)

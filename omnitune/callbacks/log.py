@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,17 +26,17 @@ def cut_back(path: Path, step: int) -> None:
     write_text(path, "".join(f"{line}\n" for line in kept))
 
 
+def draws_of(record: Record) -> dict[str, Any] | None:
+    """Sample ids and hashes of the random draws of a step, where the run records them."""
+    return None if record.draws is None else {"step": record.step, **record.draws}
+
+
 class JsonLog(Callback):
-    """Writes one object a step to a file of the run's folder."""
+    """Writes one object a step to a file of the run's folder; nothing where `describe` gives None."""
 
-    name: str
-
-    def __init__(self) -> None:
+    def __init__(self, name: str, describe: Callable[[Record], dict[str, Any] | None]):
+        self.name, self.describe = name, describe
         self.file: IO[str] | None = None
-
-    def as_json(self, record: Record) -> dict[str, Any] | None:
-        """What the file says of a step; None: nothing."""
-        raise NotImplementedError
 
     def on_start(self, trainer: TrainerView) -> None:
         self.path = trainer.folder / self.name
@@ -43,7 +44,7 @@ class JsonLog(Callback):
             cut_back(self.path, trainer.step)
 
     def on_record(self, record: Record) -> None:
-        found = self.as_json(record)
+        found = self.describe(record)
         if found is not None:
             self.file = self.file or self.path.open("a", buffering=1)
             self.file.write(json.dumps(found) + "\n")
@@ -56,24 +57,6 @@ class JsonLog(Callback):
     def on_close(self, trainer: TrainerView) -> None:
         if self.file:
             self.file.close()
-
-
-class MetricsLog(JsonLog):
-    """metrics.jsonl: what each step measured."""
-
-    name = "metrics.jsonl"
-
-    def as_json(self, record: Record) -> dict[str, Any]:
-        return record.as_json()
-
-
-class DrawsLog(JsonLog):
-    """draws.jsonl: sample ids and hashes of the random draws of each step, where the run records them."""
-
-    name = "draws.jsonl"
-
-    def as_json(self, record: Record) -> dict[str, Any] | None:
-        return None if record.draws is None else {"step": record.step, **record.draws}
 
 
 class ProgressBar(Callback):

@@ -26,17 +26,14 @@ class Measured:
 
     record: Record
     values: Tensor
-    rows: Tensor | None = None
-    """(2, B): losses and levels of the global batch, whose ids the record has."""
+    rows: "RowTable | None" = None
+    """Of the whole global batch, summed over ranks."""
 
     def read(self) -> Record:
         """Wait for the device."""
         loss, grad_norm, *means = self.values.tolist()
         named = MappingProxyType(dict(zip(self.record.means, means, strict=True)))
-        rows = self.record.rows
-        if rows is not None and self.rows is not None:
-            losses, levels = self.rows.tolist()
-            rows = replace(rows, losses=losses, levels=None if rows.levels is None else levels)
+        rows = None if self.rows is None else self.rows.read()
         return replace(self.record, loss=loss, grad_norm=grad_norm, means=named, rows=rows)
 
 
@@ -93,11 +90,6 @@ class RowTable:
         self.table = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
         self.has_levels = False
 
-    @property
-    def unread(self) -> Rows:
-        """The rows without what is on the device still."""
-        return Rows(self.ids, [], [] if self.has_levels else None)
-
     def add(self, batch: Batch, loss: LossSum) -> None:
         """Take up a micro-batch, as the loader gave it; rows that fill up stand behind those that count."""
         pairs = zip(batch["position"], batch["row_weight"].tolist(), strict=True)
@@ -109,6 +101,11 @@ class RowTable:
         if loss.level is not None:
             self.has_levels = True
             self.table[1, at] = loss.level[: len(places)].detach().double()
+
+    def read(self) -> Rows:
+        """Wait for the device."""
+        losses, levels = self.table.tolist()
+        return Rows(self.ids, losses, levels if self.has_levels else None)
 
 
 def merged_draws(ranks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:

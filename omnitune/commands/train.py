@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import config
-from ..callbacks.base import Callback
+from ..callbacks.base import Callback, Record
 from ..callbacks.ema import EmaCallback
-from ..callbacks.log import DrawsLog, MetricsLog, ProgressBar
+from ..callbacks.log import JsonLog, ProgressBar, draws_of
 from ..callbacks.sample import SampleCallback
 from ..checkpoint import Saved, list_saved
 from ..config.identity import check_base, check_data, check_identity, data_lines, manifest
@@ -173,6 +173,7 @@ def build_trainer(
     ema = [EmaCallback(run.ema)] if run.ema else []
     samples = SampleCallback(run.validation, family, phase.sample_bucket(index), folder / "samples")
     stated = [options.build() for options in run.callbacks]
+    logs = [JsonLog("metrics.jsonl", Record.as_json), JsonLog("draws.jsonl", draws_of)]
     trainer = Trainer(
         family=family,
         objective=run.objective,
@@ -186,7 +187,7 @@ def build_trainer(
         folder=folder,
         seed=run.seed,
         checkpoints=run.checkpoint,
-        callbacks=[MetricsLog(), DrawsLog(), ProgressBar(), *ema, samples, *stated, *callbacks],
+        callbacks=[*logs, ProgressBar(), *ema, samples, *stated, *callbacks],
         state=state,
         record_draws=run.tracking.draws,
         num_workers=phase.num_workers,

@@ -12,7 +12,9 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from ..errors import UserError, shared
@@ -68,14 +70,23 @@ class Mesh:
         self.device = self._pick_device()
         self.mesh: Any = None
         if self.world > 1:
-            self._join(parallel.timeout)
+            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
+
+        def sizes() -> tuple[int, int]:
+            if mistake is not None:
+                raise mistake
+            return parallel.sizes(self.world)
+
         try:
-            sizes = self.on_all_ranks(lambda: self._sizes(parallel, mistake))
+            agreed = self.on_all_ranks(sizes)
         except UserError:
             self.close()
             raise
         if self.world > 1:
-            self._arrange(sizes)
+            # Nothing here changes a prediction in place, which is what this warns of.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            self.mesh = init_device_mesh(self.device.type, agreed, mesh_dim_names=("replicate", "shard"))
         self.dp_rank, self.dp_size = self.rank, self.world  # ranks that share a batch would share dp_rank
         self.placed: list[Any] = []
         self.replicated: list[nn.Parameter] = []
@@ -88,24 +99,6 @@ class Mesh:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
 
-    def _join(self, timeout: int) -> None:
-        import torch.distributed as dist
-
-        backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-
-    def _sizes(self, parallel: Parallel, mistake: UserError | None) -> tuple[int, int]:
-        if mistake is not None:
-            raise mistake
-        return parallel.sizes(self.world)
-
-    def _arrange(self, sizes: tuple[int, int]) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-
-        # Nothing here changes a prediction in place, which is what this warns of.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("replicate", "shard"))
-
     @property
     def main(self) -> bool:
         """Whether this rank writes files and speaks to the user."""
@@ -113,8 +106,6 @@ class Mesh:
 
     def close(self) -> None:
         if self.world > 1:
-            import torch.distributed as dist
-
             dist.destroy_process_group()
 
     def place(
@@ -178,12 +169,8 @@ class Mesh:
         return norm
 
     def _reduce_replicated(self) -> None:
-        if self.replicated:
-            import torch.distributed as dist
-
-            for param in self.replicated:
-                if param.grad is None:  # on all ranks: of an expert that the batch did not go to
-                    continue
+        for param in self.replicated:
+            if param.grad is not None:  # else on all ranks: of an expert that the batch did not go to
                 dist.all_reduce(param.grad)
                 param.grad /= self.dp_size
 
@@ -204,8 +191,6 @@ class Mesh:
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over data-parallel ranks."""
         if self.world > 1:
-            import torch.distributed as dist
-
             dist.all_reduce(values)
         return values
 
@@ -213,8 +198,6 @@ class Mesh:
         """The value of every data-parallel rank, on all of them."""
         if self.world == 1:
             return [value]
-        import torch.distributed as dist
-
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
@@ -223,8 +206,6 @@ class Mesh:
         """Whether any rank had each wish by the call before: one step late, so that no step waits for it."""
         if self.world == 1:
             return wishes
-        import torch.distributed as dist
-
         agreed = (False,) * len(wishes)
         if self._pending_vote is not None:
             work, votes = self._pending_vote
@@ -238,8 +219,6 @@ class Mesh:
         """Run `work` on the main rank and give its result, or its error, to all."""
         if self.world == 1:
             return work()
-        import torch.distributed as dist
-
         box: list[Any] = [None]
         if self.main:
             box = [_tried(work)]
