@@ -82,7 +82,7 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
-        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.names, self.bound.media)
+        cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.trained, self.bound.media)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
             self._check_memory()
@@ -194,7 +194,7 @@ class ResolvedRun:
     def learning_blocks(self, family: Family) -> dict[str, list[nn.Module]]:
         """Component -> the repeated layers that gradients flow through in a step."""
         components = {n: module for n, module in family.components.items() if n in self.train_components}
-        return learning_blocks(components, family.blocks, self.shape.stages, self.claims.names)
+        return learning_blocks(components, family.blocks, self.shape.stages, self.claims.trained)
 
     def live_stages(self, family: Family) -> list[Stage]:
         """The stages of a loaded family that run in every step."""

@@ -36,7 +36,7 @@ class Stage:
 
 
 def split_stages(
-    stages: list[Stage], trainable: set[str], media: Collection[str]
+    stages: list[Stage], trainable: Collection[str], media: Collection[str]
 ) -> tuple[list[Stage], list[Stage]]:
     """Split stages into (cacheable, live), given the names of trainable parameters and of what files hold.
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from types import MappingProxyType
@@ -28,45 +29,41 @@ from .random import Draw, seed_of
 from .stages import Stage, encode
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
     """Steps a placed family; everything it holds is a value that it knows by its protocol only."""
 
-    def __init__(
-        self,
-        *,
-        family: Family,
-        objective: Objective,
-        conditions: Sequence[Condition],
-        stages: Sequence[Stage],
-        batches: MicroBatches,
-        optimizer: torch.optim.Optimizer,
-        max_norm: float | None,
-        schedule: Schedule,
-        mesh: Mesh,
-        folder: Path,
-        seed: int,
-        checkpoints: checkpoint.Checkpoints,
-        callbacks: Sequence[Callback] = (),
-        state: dict[str, Any] | None = None,
-        record_draws: bool = False,
-        num_workers: int = 0,
-        start: int = 0,
-        total: int | None = None,
-        carried: Collection[str] = (),
-    ):
-        self.family, self.objective, self.conditions, self.stages = family, objective, conditions, stages
-        self.batches, self.optimizer, self.max_norm, self.schedule = batches, optimizer, max_norm, schedule
-        self.mesh, self.folder, self.seed, self.checkpoints = mesh, folder, seed, checkpoints
-        self.callbacks, self.state, self.record_draws = callbacks, state or {}, record_draws
-        self.num_workers = num_workers
-        self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.start, self.carried = start, carried  # of a phase: what trained before it, and no longer does
-        self.step, self.last_step = start, start + schedule.steps
+    family: Family
+    objective: Objective
+    conditions: Sequence[Condition]
+    stages: Sequence[Stage]
+    batches: MicroBatches
+    optimizer: torch.optim.Optimizer
+    max_norm: float | None
+    schedule: Schedule
+    mesh: Mesh
+    folder: Path
+    seed: int
+    checkpoints: checkpoint.Checkpoints
+    callbacks: Sequence[Callback]
+    state: dict[str, Any]
+    """What every checkpoint says of the run."""
+    record_draws: bool
+    num_workers: int
+    start: int
+    """The step that the phase begins after."""
+    total: int
+    """Steps of all phases."""
+    carried: Collection[str]
+    """What trained before the phase, and no longer does."""
+
+    def __post_init__(self) -> None:
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = self.saved_step = self.start
+        self.last_step = self.start + self.schedule.steps
         self.stop_wish = self.finish_wish = False
-        self.total = self.last_step if total is None else total  # steps of all phases
-        self.saved_step = start
         self.recorder = Recorder(self.give_record)
-        self.wants_rows = any(callback.wants_rows for callback in callbacks)
+        self.wants_rows = any(callback.wants_rows for callback in self.callbacks)
         self.clock = time.monotonic()
 
     def fit(self) -> None:

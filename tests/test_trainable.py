@@ -98,7 +98,7 @@ def test_claims_work_without_weights() -> None:
 def test_names_are_those_of_the_model_before_adapters() -> None:
     rules = [Rule(params="transformer.to_q", lora=Lora(rank=2)), Rule(params="text_encoder.conv.bias")]
     claims = claim(components(), rules)
-    assert claims.names == {"transformer.to_q.weight", "text_encoder.conv.bias"}
+    assert set(claims.trained) == {"transformer.to_q.weight", "text_encoder.conv.bias"}
     assert claims.components == {"transformer", "text_encoder"}
     assert claims.unadaptable == {"transformer.to_q.bias": 0}
 

@@ -16,24 +16,21 @@ class SampleCallback(Callback):
         self.options, self.family, self.folder = options, family, folder
         self.requests = family.request_type.of(options, bucket)
 
-    def due(self, step: int, last: int) -> bool:
-        if not self.requests:
-            return False
-        return step in (0, last) or bool(self.options.every and step % self.options.every == 0)
+    def due(self, step: int) -> bool:
+        return step in (0, self.last_step) or bool(self.options.every and step % self.options.every == 0)
 
     def on_start(self, trainer: TrainerView) -> None:
         self.start, self.last_step = trainer.step, trainer.last_step
-        if trainer.step == 0 and self.due(0, trainer.last_step):
+        if trainer.step == 0:
             self.write(trainer)
 
     def on_step(self, trainer: TrainerView) -> None:
-        if self.due(trainer.step, trainer.last_step):
+        if self.due(trainer.step):
             self.write(trainer)
 
     def on_end(self, trainer: TrainerView) -> None:
         # A run that a callback ended here did not know in its last step that it was the last.
-        ended_early = self.start < trainer.step < self.last_step
-        if ended_early and not self.due(trainer.step, self.last_step):
+        if self.start < trainer.step < self.last_step and not self.due(trainer.step):
             self.write(trainer)
 
     def write(self, trainer: TrainerView) -> None:

@@ -161,7 +161,7 @@ def why(resolved: ResolvedRun, stage: Stage) -> str:
         return "data.cache is null"
     if stage.draws:
         return f"it draws {', '.join(stage.draws)} anew each time"
-    trained = [use for use in stage.uses if any(is_under(name, use) for name in resolved.claims.names)]
+    trained = [use for use in stage.uses if any(is_under(name, use) for name in resolved.claims.trained)]
     if trained:
         return f"a rule trains {', '.join(trained)}"
     sources = [s.name for s in resolved.live if set(s.gives) & set(stage.needs)]

@@ -3,7 +3,7 @@
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,23 +67,12 @@ class Proof:
 
     differences: Mapping[str, float]
     """Tensor, or `MODULE.alpha`, on both sides -> its largest difference; infinite for another shape."""
-    missing: Collection[str]
-    """Written, and not read back."""
-    strange: Collection[str]
-    """Read back, and never written."""
-    tolerance: float
+    faults: Sequence[str]
+    """What is wrong; empty if everything came back."""
 
     @property
     def largest(self) -> float:
         return max(self.differences.values(), default=0.0)
-
-    @property
-    def faults(self) -> list[str]:
-        """What is wrong; empty if everything came back."""
-        # Not `>`: a difference that is no number is a fault too.
-        unlike = [name for name, value in self.differences.items() if not value <= self.tolerance]
-        kinds = {"missing": self.missing, "strange": self.strange, "different": unlike}
-        return [f"{kind}: {min(names)} ({len(names)} such)" for kind, names in kinds.items() if names]
 
     def __str__(self) -> str:
         total = f"{len(self.differences)} values read back, largest difference {self.largest:g}"
@@ -96,7 +85,12 @@ def compare(written: Weights, found: Weights, tolerance: float) -> Proof:
     differences = {name: _difference(mine[name], theirs[name]) for name in mine.keys() & theirs.keys()}
     ours, alphas = written.alphas, found.alphas
     differences |= {f"{m}.alpha": abs(ours[m] - alphas[m]) for m in ours.keys() & alphas.keys()}
-    return Proof(differences, mine.keys() - theirs.keys(), theirs.keys() - mine.keys(), tolerance)
+    # Not `>`: a difference that is no number is a fault too.
+    unlike = {name for name, value in differences.items() if not value <= tolerance}
+    missing, strange = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
+    kinds = {"missing": missing, "strange": strange, "different": unlike}
+    faults = [f"{kind}: {min(names)} ({len(names)} such)" for kind, names in kinds.items() if names]
+    return Proof(differences, faults)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

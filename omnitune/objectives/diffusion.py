@@ -90,6 +90,10 @@ class Diffusion:
             )
         if self.huber_delta <= 0:
             raise UserError(f"objective.huber_delta: {self.huber_delta} is not above 0")
+        self.check_schedule(family)
+
+    def check_schedule(self, family: Denoiser) -> None:
+        """Raise UserError for a family that was pretrained on a path of another kind."""
 
     def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         return {"samples": 1}
@@ -221,9 +225,8 @@ class FlowMatching(Diffusion):
         if not -1 <= self.mode_scale <= 2 / (math.pi - 2):
             raise ValueError(f"mode_scale must be in [-1, {2 / (math.pi - 2):.3f}], not {self.mode_scale}")
 
-    def prepare(self, family: "Family") -> None:
-        Diffusion.prepare(self, family)
-        if isinstance(family, Denoiser) and family.alphas_cumprod is not None:
+    def check_schedule(self, family: Denoiser) -> None:
+        if family.alphas_cumprod is not None:
             raise UserError(
                 f"objective.name: family {family.name} was pretrained on a variance-preserving schedule; "
                 "use epsilon or v_prediction"
@@ -287,11 +290,10 @@ class VariancePreserving(Diffusion):
     min_snr_gamma: float | None = None
     zero_terminal_snr: bool = False
 
-    def prepare(self, family: "Family") -> None:
-        Diffusion.prepare(self, family)
-        if isinstance(family, Denoiser) and family.alphas_cumprod is None:
+    def check_schedule(self, family: Denoiser) -> None:
+        if family.alphas_cumprod is None:
             raise UserError(f"objective.name: family {family.name} is a flow model; use flow_matching")
-        if isinstance(family, Denoiser) and family.prediction_type not in (None, self.name):
+        if family.prediction_type not in (None, self.name):
             raise UserError(
                 f"objective.name: {self.name}, but the scheduler of {family.request.path} says "
                 f"{family.prediction_type}, and so its pipeline reads what is predicted; use that"
@@ -328,11 +330,9 @@ class Epsilon(VariancePreserving):
     min_snr_gamma: float | None = None
     """Weigh by min(SNR, gamma) / SNR; 5 is usual."""
 
-    def prepare(self, family: "Family") -> None:
-        VariancePreserving.prepare(self, family)
-        assert isinstance(family, Denoiser)
-        assert family.alphas_cumprod is not None
-        if family.alphas_cumprod[-1] == 0:
+    def check_schedule(self, family: Denoiser) -> None:
+        VariancePreserving.check_schedule(self, family)
+        if self.schedule(family)[-1] == 0:
             raise UserError(
                 f"objective.name: family {family.name} ends at zero signal, where noise says "
                 "nothing; use v_prediction"
@@ -359,9 +359,8 @@ class VPrediction(VariancePreserving):
         a = VariancePreserving.schedule(self, family)
         return zero_terminal(a) if self.zero_terminal_snr else a
 
-    def prepare(self, family: "Family") -> None:
-        VariancePreserving.prepare(self, family)
-        assert isinstance(family, Denoiser)
+    def check_schedule(self, family: Denoiser) -> None:
+        VariancePreserving.check_schedule(self, family)
         if self.min_snr_gamma is not None and self.schedule(family)[-1] == 0:
             raise UserError(
                 "objective.min_snr_gamma: at zero terminal SNR its weight is 0 and the last "

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.loader import MicroBatches
 from ..data.order import Row
@@ -115,7 +114,8 @@ def held_out_loss(
     size = 1 if number > 1 and len(step.family.cores) > 1 else batch_size
     pairs = [[(i, k) for k in range(number)] for i in range(len(counts))]
     groups = pairs if step.objective.held_out_levels > 1 else [[pair for (pair,) in pairs]]
-    with evaluating(step.family.components):
+    # `requires_grad` stays as it is: sharding reads it when it first gathers a parameter.
+    with step.family.evaluating(), torch.no_grad():
         found = [
             _measure(step, some, quantiles, counts, seed) for group in groups for some in batched(group, size)
         ]
@@ -144,22 +144,6 @@ def _measure(
     rows = loss.row_losses([counts[i] for i, _ in chosen])
     u = torch.full_like(rows, math.nan) if loss.level is None else loss.level[: len(chosen)].double()
     return torch.stack([rows, u]).cpu()
-
-
-@contextmanager
-def evaluating(components: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode without gradients for a while; training goes on as if it had not been.
-
-    `requires_grad` stays as it is: sharding reads it when it first gathers a parameter.
-    """
-    modes = {module: module.training for module in components.modules()}
-    components.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 T = TypeVar("T")

@@ -158,13 +158,8 @@ class Claims:
         return {**self.trained, **self.unadaptable}
 
     @property
-    def names(self) -> set[str]:
-        """Every parameter whose effect changes in training, by its name in the base model."""
-        return set(self.trained)
-
-    @property
     def components(self) -> set[str]:
-        return {name.split(".")[0] for name in self.names}
+        return {name.split(".")[0] for name in self.trained}
 
     def rule(self, name: str) -> int | None:
         """The rule that trains a parameter, named as it is after adapters were added."""
