@@ -30,7 +30,8 @@ def run_of(folder: Path, model: Path, cache: Path | None, *conditions: str, **ke
         model, folder, conditions=[{"name": name} for name in conditions], **{"trainable": RULES, **keys}
     )
     described["data"] |= {
-        "sources": [{"path": str(clips(folder / "clips")), "media": {"control": "control_file"}}], "buckets": {"frames": [9], "sizes": ["32x32"]},
+        "sources": [{"path": str(clips(folder / "clips")), "media": {"control": "control_file"}}],
+        "buckets": {"frames": [9], "sizes": ["32x32"]},
         "cache": None if cache is None else str(cache),
     }  # fmt: skip
     return write_run(folder / "run.yaml", described)
@@ -44,8 +45,7 @@ def clips(folder: Path) -> Path:
     for file, control in zip(files, [*files[1:], files[0]], strict=True):
         copy(file, folder)
         copy(control, folder / "controls" / file.name)
-        text = file.with_suffix(".txt").read_text() if file.with_suffix(".txt").is_file() else file.stem
-        rows.append({"file_name": file.name, "text": text, "control_file": f"controls/{file.name}"})
+        rows.append({"file_name": file.name, "text": file.stem, "control_file": f"controls/{file.name}"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
