@@ -288,7 +288,6 @@ class VariancePreserving(Diffusion):
 
     name: str
     min_snr_gamma: float | None = None
-    zero_terminal_snr: bool = False
 
     def check_schedule(self, family: Denoiser) -> None:
         if family.alphas_cumprod is None:
