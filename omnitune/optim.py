@@ -1,12 +1,11 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
+
+import torch
 
 from .options import NOT_LEARNED, ByName, option
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 
 @option
@@ -32,10 +31,8 @@ class AdamOptions:
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm must be above 0, or null for none, not {self.max_grad_norm}")
 
-    def build(self, groups: list[dict[str, Any]]) -> "Optimizer":
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
-        import torch
-
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         return kind(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 

@@ -7,11 +7,9 @@ stage by the sample's id and variant. Generators run on the CPU: the same number
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 Key = int | str
 
@@ -27,9 +25,7 @@ def uniform_of(*parts: Key) -> float:
     return (seed_of(*parts) >> 11) * 2.0**-53
 
 
-def generator(*parts: Key) -> "torch.Generator":
-    import torch
-
+def generator(*parts: Key) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts) % 2**63)
 
 
@@ -40,24 +36,20 @@ class Draw:
         self,
         seed: int,
         keys: Sequence[Key],
-        device: "torch.device | str" = "cpu",
+        device: torch.device | str = "cpu",
         step: int | None = None,
     ):
         self.seed, self.keys, self.device, self.step = seed, list(keys), device, step
         self.hashes: dict[str, list[str]] | None = None
         """Set to {} to record a hash of every row that is drawn, by purpose."""
 
-    def normal(self, purpose: str, shape: Sequence[int] = ()) -> "Tensor":
+    def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal numbers, (rows, *shape) in fp32."""
-        import torch
-
         rows = [torch.randn(tuple(shape), generator=generator(self.seed, k, purpose)) for k in self.keys]
         return self._finish(purpose, rows)
 
-    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> "Tensor":
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Numbers in [0, 1), (rows, *shape) in fp32."""
-        import torch
-
         rows = [torch.rand(tuple(shape), generator=generator(self.seed, k, purpose)) for k in self.keys]
         return self._finish(purpose, rows)
 
@@ -65,7 +57,7 @@ class Draw:
         """One number in [0, 1) for row i, without torch: for decisions made while data are read."""
         return uniform_of(self.seed, self.keys[i], purpose)
 
-    def within(self, purpose: str, edges: Sequence[float]) -> "tuple[int, Tensor]":
+    def within(self, purpose: str, edges: Sequence[float]) -> tuple[int, Tensor]:
         """One cell of [0, 1) for the whole global batch, and numbers in it for its rows.
 
         `edges` ascend from 0 to 1; cell i, from edges[i] to edges[i + 1], comes up as often as it is wide.
@@ -74,9 +66,7 @@ class Draw:
         cell = next(i for i, edge in enumerate(edges[1:]) if chosen < edge)
         return cell, edges[cell] + self.uniform(purpose) * (edges[cell + 1] - edges[cell])
 
-    def _finish(self, purpose: str, rows: "list[Tensor]") -> "Tensor":
-        import torch
-
+    def _finish(self, purpose: str, rows: list[Tensor]) -> Tensor:
         if self.hashes is not None:
             self.hashes[purpose] = [blake2b(r.numpy().tobytes(), digest_size=8).hexdigest() for r in rows]
         return torch.stack(rows).to(self.device, non_blocking=True)

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from ..options import option
 from .base import Callback, TrainerView
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @option
@@ -28,7 +27,7 @@ class EmaCallback(Callback):
         self.decay = options.decay
         self.average: dict[str, Tensor] = {}
 
-    def attach(self, weights: "dict[str, Tensor]") -> None:
+    def attach(self, weights: dict[str, Tensor]) -> None:
         """Start from the weights as they are; before a checkpoint is restored into `tensors()`."""
         self.average = {name: w.detach().clone() for name, w in weights.items()}
 
@@ -37,13 +36,11 @@ class EmaCallback(Callback):
         for name, weight in trainer.weights().items():
             self.average[name].lerp_(weight.detach(), 1 - decay)
 
-    def tensors(self) -> "dict[str, Tensor]":
+    def tensors(self) -> dict[str, Tensor]:
         return {f"ema/{name}": value for name, value in self.average.items()}
 
     @contextmanager
-    def averaged_weights(self, weights: "dict[str, Tensor]") -> Iterator[None]:
-        import torch
-
+    def averaged_weights(self, weights: dict[str, Tensor]) -> Iterator[None]:
         raw = {name: w.detach().clone() for name, w in weights.items()}
         with torch.no_grad():
             for name, weight in weights.items():

@@ -3,21 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
+from ..random import generator
+from .freezing import Statement
 from .parameters import Roles, role_of
 from .rules import Claims, Lora, Rule
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from .freezing import Statement
-
 
 def claim_always(
-    claims: Claims, always: Mapping[str, Sequence[str]], stated: "Sequence[Statement]", roles: Roles
+    claims: Claims, always: Mapping[str, Sequence[str]], stated: Sequence[Statement], roles: Roles
 ) -> Claims:
     """Add a rule for what options train (option -> parameters), but for what a rule trains itself.
 
@@ -57,7 +56,7 @@ def _with_rule(claims: Claims, names: Sequence[str], where: str) -> Claims:
     return found
 
 
-def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dict[str, torch.dtype]":
+def apply_claims(components: nn.ModuleDict, claims: Claims, seed: int) -> dict[str, torch.dtype]:
     """Freeze everything, then add adapters and unfreeze what the claims name, all of it in fp32.
 
     Returns the dtype in which each parameter takes part in the forward pass: the one it was loaded in.
@@ -82,9 +81,7 @@ def apply_claims(components: "nn.ModuleDict", claims: Claims, seed: int) -> "dic
     return compute
 
 
-def param_groups(
-    components: "nn.ModuleDict", claims: Claims, lr: float, decay: float
-) -> list[dict[str, Any]]:
+def param_groups(components: nn.ModuleDict, claims: Claims, lr: float, decay: float) -> list[dict[str, Any]]:
     """Optimizer groups: one per rule, with `layer_decay` one per distance from the end, the nearest last.
 
     Call it after placing: `fully_shard` replaces the parameters.
@@ -132,12 +129,8 @@ def _lora_config(adapted: Mapping[str, Lora | None]) -> Any:
     )
 
 
-def _init_down(name: str, param: "nn.Parameter", seed: int) -> None:
+def _init_down(name: str, param: nn.Parameter, seed: int) -> None:
     """Kaiming-uniform with a = sqrt(5), as peft, from a generator keyed by the parameter's name."""
-    import torch
-
-    from ..random import generator
-
     if param.is_meta:
         return
     fan_in = param[0].numel()
@@ -145,7 +138,7 @@ def _init_down(name: str, param: "nn.Parameter", seed: int) -> None:
     param.data.copy_(values / fan_in**0.5)
 
 
-def adapter_state(module: "nn.Module", state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+def adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapters of a component as peft spells them in files, from its state dict."""
     from peft import get_peft_model_state_dict
 

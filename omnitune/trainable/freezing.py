@@ -7,15 +7,13 @@ the words `full` and `{lora: ...}` train by default. Statements that cannot both
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from ..errors import UserError
 from ..options import option
 from .parameters import ParameterIndex, Roles, glob_matches, role_of, spoken
 from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, match, mistakes_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 SHORTCUT = "train_mm_proj_only"
@@ -70,7 +68,7 @@ class Freezing:
 def spell_rules(
     trainable: Trainable,
     freezing: Freezing,
-    components: "nn.ModuleDict",
+    components: nn.ModuleDict,
     roles: Roles,
     cores: Sequence[str],
     lora_targets: Sequence[str],
@@ -221,8 +219,6 @@ def _is_network(role: str, index: ParameterIndex) -> bool:
 
 def _layers(role: str, targets: Sequence[str] | None, index: ParameterIndex) -> list[str]:
     """The layers of a role that get adapters: what `targets` match, or every linear layer."""
-    from torch import nn
-
     weights = [name for name in index.of_role(role) if index.carries(name)]
     modules = {name: name.rpartition(".")[0] for name in weights}
     if targets is None:
@@ -259,7 +255,7 @@ class RoleLine:
     """The learning rates in it, from low to high."""
 
 
-def role_table(components: "nn.ModuleDict", claims: Claims, roles: Roles, lr: float) -> list[RoleLine]:
+def role_table(components: nn.ModuleDict, claims: Claims, roles: Roles, lr: float) -> list[RoleLine]:
     """One line a role; `lr` is the rate of rules that state none."""
     index = ParameterIndex(components, roles)
     return [_line(role, claims, index, lr) for role in roles]

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..stages import is_under
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Roles = Mapping[str, Sequence[str]]
 """Role -> the prefixes of its parameters."""
@@ -77,7 +76,7 @@ class Place:
 class ParameterIndex:
     """The parameters of a model by name, as rules see them; the meta device is enough."""
 
-    def __init__(self, components: "nn.ModuleDict", roles: Roles | None = None):
+    def __init__(self, components: nn.ModuleDict, roles: Roles | None = None):
         self.roles: Roles = roles or {}
         self.parameters = dict(components.named_parameters())
         self.modules = dict(components.named_modules())
@@ -91,8 +90,6 @@ class ParameterIndex:
     @cached_property
     def lists(self) -> dict[str, int]:
         """The outermost lists of more than one layer, with their lengths."""
-        from torch import nn
-
         found: dict[str, int] = {}
         for name, module in self.modules.items():
             inner = any(name.startswith(f"{outer}.") for outer in found)
@@ -134,10 +131,7 @@ class ParameterIndex:
         return near + (f"; roles: {', '.join(roles)}" if roles else "")
 
 
-def _adaptable(module: "nn.Module") -> bool:
-    from torch import nn
-    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
+def _adaptable(module: nn.Module) -> bool:
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return False  # nn.MultiheadAttention reads its weight without calling it
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)

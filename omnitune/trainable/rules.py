@@ -7,14 +7,13 @@ its parameters: `vision_tower.blocks.*.attn`. The first matching rule wins; what
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..options import option
 from .parameters import ParameterIndex, Roles, base_name, called, distances, glob_matches
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 @option
@@ -172,7 +171,7 @@ class Claims:
         base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else base_name(name)
         return self.distances.get(base, 0)
 
-    def adapter_size(self, module: str, weight: "Tensor") -> int:
+    def adapter_size(self, module: str, weight: Tensor) -> int:
         """Parameters of an adapter: rank x (inputs + outputs), inputs counted over a convolution's kernel."""
         lora = self.rules[self.adapted[module]].lora
         assert lora is not None, module
@@ -205,7 +204,7 @@ def match(index: ParameterIndex, rules: Sequence[Rule]) -> Claims:
     return replace(claims, distances=apart)
 
 
-def claim(components: "nn.ModuleDict", rules: Sequence[Rule], roles: Roles | None = None) -> Claims:
+def claim(components: nn.ModuleDict, rules: Sequence[Rule], roles: Roles | None = None) -> Claims:
     """Match rules against parameters, on the meta device too. Raises UserError for one without effect."""
     index = ParameterIndex(components, roles)
     claims = match(index, rules)
