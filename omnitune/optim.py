@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from .options import NOT_LEARNED, ByName, option
+from .options import NOT_LEARNED, ByName, check_ranges, option
 
 
 @option
@@ -23,9 +23,7 @@ class AdamOptions:
     """The gradient is scaled down to this norm; null: never."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_ranges(self, lr="[0, inf)", eps="[0, inf)", weight_decay="[0, inf)")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), not {list(self.betas)}")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
@@ -76,14 +74,9 @@ class Schedule:
     """Of `piecewise`: [step, factor] pairs, the factor holding from that step on."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, not {self.steps}")
+        check_ranges(self, steps="[1, inf)", floor="[0, 1]", power="(0, inf)")
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup must be at least 0 and below steps ({self.steps}), not {self.warmup}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be between 0 and 1, not {self.floor}")
-        if self.power <= 0:
-            raise ValueError(f"power must be above 0, not {self.power}")
         if (self.decay == "piecewise") != bool(self.pieces):
             raise ValueError("pieces and decay: piecewise go together; give both or neither")
         if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):

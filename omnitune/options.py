@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -22,6 +23,23 @@ def option(cls: type[T]) -> type[T]:
     config = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
     cls.__pydantic_config__ = config  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def check_ranges(options: object, **intervals: str) -> None:
+    """Raise ValueError for a number outside its interval, `[0, 1)` or `[1, inf)`; null is in all of them.
+
+    YAML refuses infinity before; the command line and Python do not.
+    """
+    for name, interval in intervals.items():
+        low, high = map(float, interval[1:-1].split(","))
+        value = getattr(options, name)
+        if value is None:
+            continue
+        after = value >= low if interval[0] == "[" else value > low
+        before = value <= high if interval[-1] == "]" else value < high
+        if not (after and before):
+            bound = f"{low:g} or more" if interval[0] == "[" else f"above {low:g}"
+            raise ValueError(f"{name} must be {bound if high == inf else f'in {interval}'}, not {value}")
 
 
 def import_class(name: str) -> type[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
 from .files import write_json, write_text
-from .options import option
+from .options import check_ranges, option
 
 if TYPE_CHECKING:
     from .data.media import Pixels
@@ -54,16 +54,10 @@ class Validation:
     """Most tokens of an answer, of models that answer in text."""
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every must be 1 or more, not {self.every}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, not {self.steps}")
+        positive = "[1, inf)"
+        check_ranges(self, every=positive, steps=positive, fps="(0, inf)", max_tokens=positive)
         if not isfinite(self.guidance):  # the command line does not pass the checks of YAML
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
-        if self.fps <= 0:
-            raise ValueError(f"fps must be above 0, not {self.fps}")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be 1 or more, not {self.max_tokens}")
         if twice := LISTS.keys() & self.media.keys():
             raise ValueError(f"media.{min(twice)} is stated as {LISTS[min(twice)]}; move it there")
         for name, paths in self.media_files.items():

@@ -67,7 +67,7 @@ def test_one_step_and_steps_beyond_the_end_have_a_rate() -> None:
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"steps": 5, "warmup": 5}, r"warmup must be at least 0 and below steps \(5\), not 5"),
         ({"warmup": -1}, "warmup must be at least 0"),
-        ({"floor": 1.5}, "floor must be between 0 and 1, not 1.5"),
+        ({"floor": 1.5}, r"floor must be in \[0, 1\], not 1.5"),
         ({"decay": "polynomial", "power": -1.0}, "power must be above 0, not -1.0"),
         ({"pieces": [(1, 0.5)]}, "pieces and decay: piecewise go together"),
         ({"decay": "piecewise"}, "pieces and decay: piecewise go together"),

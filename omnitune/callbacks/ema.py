@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..options import option
+from ..options import check_ranges, option
 from .base import Callback, TrainerView
 
 
@@ -18,8 +18,7 @@ class Ema:
     """Share of the average that stays in each step; lower in the first steps: (1 + n) / (10 + n)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay < 1:
-            raise ValueError(f"decay must be between 0 and 1, not {self.decay}")
+        check_ranges(self, decay="(0, 1)")
 
 
 class EmaCallback(Callback):

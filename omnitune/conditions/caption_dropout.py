@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..data.dataset import Inputs
-from ..options import option
+from ..options import check_ranges, option
 from ..random import Draw
 from .base import Condition, Medium
 
@@ -24,8 +24,7 @@ class CaptionDropout(Condition):
     """Of each sample, each time it is seen; 0 to 1."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+        check_ranges(self, probability="[0, 1]")
 
     def media(self, family: "Family") -> Sequence[Medium]:
         return [Medium("caption", sampling="never")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from ..batch import Batch
 from ..errors import UserError
 from ..families.base import Denoiser
-from ..options import option
+from ..options import check_ranges, option
 from ..random import Draw
 from .base import Condition, Medium
 
@@ -37,10 +37,7 @@ class FrameConditioning(Condition):
     Some families have it in the prompt alone."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability must be above 0 and at most 1, not {self.probability}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, not {self.dropout}")
+        check_ranges(self, probability="(0, 1]", dropout="[0, 1)")
 
     @property
     def names(self) -> Sequence[str]:

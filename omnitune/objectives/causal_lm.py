@@ -8,7 +8,7 @@ from ..batch import Batch, LossSum
 from ..conditions.base import Condition
 from ..errors import UserError
 from ..families.base import Responder
-from ..options import NOT_LEARNED, option
+from ..options import NOT_LEARNED, check_ranges, option
 from ..random import Draw
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ class CausalLM:
     """Tokens whose logits exist at once; smaller takes less memory and learns the same."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be 1 or more, not {self.chunk}")
+        check_ranges(self, label_smoothing="[0, 1)", chunk="[1, inf)")
 
     def prepare(self, family: "Family") -> None:
         if not isinstance(family, Responder):

@@ -16,7 +16,7 @@ from ..batch import Batch, LossSum, Streams
 from ..conditions.base import Condition
 from ..errors import UserError
 from ..families.base import Denoiser, Noisy, StreamLevel
-from ..options import option
+from ..options import check_ranges, option
 from ..random import Draw
 
 if TYPE_CHECKING:
@@ -220,8 +220,7 @@ class FlowMatching(Diffusion):
     def __post_init__(self) -> None:
         if not isinstance(self.shift, DynamicShift) and self.shift <= 0:
             raise ValueError(f"shift must be above 0, not {self.shift}")
-        if self.logit_std <= 0:
-            raise ValueError(f"logit_std must be above 0, not {self.logit_std}")
+        check_ranges(self, logit_std="(0, inf)")
         if not -1 <= self.mode_scale <= 2 / (math.pi - 2):
             raise ValueError(f"mode_scale must be in [-1, {2 / (math.pi - 2):.3f}], not {self.mode_scale}")
 

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from ..errors import UserError, shared
-from ..options import option
+from ..options import check_ranges, option
 from .precision import hold_master_weights
 
 T = TypeVar("T")
@@ -41,10 +41,7 @@ class Parallel:
     """Seconds that a rank waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be 1 or more, not {self.micro_batch_size}")
-        if self.replicate < 1:
-            raise ValueError(f"replicate must be 1 or more, not {self.replicate}")
+        check_ranges(self, micro_batch_size="[1, inf)", replicate="[1, inf)")
         if self.shard < 1 and self.shard != -1:
             raise ValueError(f"shard must be 1 or more, or -1 for all devices, not {self.shard}")
 

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..options import option
+from ..options import check_ranges, option
 from .parameters import ParameterIndex, Roles, base_name, called, distances, glob_matches
 
 
@@ -29,12 +29,7 @@ class Lora:
     not between different numbers of devices."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be 1 or more, not {self.rank}")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha must be above 0, not {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        check_ranges(self, rank="[1, inf)", alpha="(0, inf)", dropout="[0, 1)")
 
 
 @option
@@ -56,11 +51,8 @@ class Rule:
     `lr`, the last of n at lr * layer_decay, what stands before them at lr * layer_decay ** (n + 1)."""
 
     def __post_init__(self) -> None:
-        _check_rates(lr=self.lr, weight_decay=self.weight_decay)
-        if self.last_layers is not None and self.last_layers < 1:
-            raise ValueError(f"last_layers must be 1 or more, not {self.last_layers}")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must be in (0, 1], not {self.layer_decay}")
+        check_ranges(self, lr="[0, inf)", weight_decay="[0, inf)")
+        check_ranges(self, last_layers="[1, inf)", layer_decay="(0, 1]")
 
     def rate(self, lr: float, distance: int = 0) -> float:
         """Its learning rate at a distance from the end; `lr` is that of rules that state none."""
@@ -88,13 +80,7 @@ class LoraEverywhere:
     """Learning rate; absent: `optimizer.lr`."""
 
     def __post_init__(self) -> None:
-        _check_rates(lr=self.lr)
-
-
-def _check_rates(**rates: float | None) -> None:
-    for name, rate in rates.items():
-        if rate is not None and rate < 0:
-            raise ValueError(f"{name} must be 0 or more, not {rate}")
+        check_ranges(self, lr="[0, inf)")
 
 
 Trainable = list[Rule] | Literal["full"] | LoraEverywhere

@@ -220,11 +220,11 @@ def test_missing_keys_are_told_where_they_belong(file: Path) -> None:
             "run.yaml:9: parallel: micro_batch_size must be 1 or more, not 0",
         ),
         ("validation: {fps: 0}", "run.yaml:9: validation: fps must be above 0, not 0.0"),
-        ("ema: {decay: 1}", "run.yaml:9: ema: decay must be between 0 and 1, not 1.0"),
+        ("ema: {decay: 1}", "run.yaml:9: ema: decay must be in (0, 1), not 1.0"),
         ("checkpoint: {keep: 0}", "run.yaml:9: checkpoint: keep must be 1 or more, or null for all, not 0"),
         (
             "conditions: [{name: caption_dropout, probability: 2}]",
-            "run.yaml:9: conditions.0: probability must be between 0 and 1, not 2.0",
+            "run.yaml:9: conditions.0: probability must be in [0, 1], not 2.0",
         ),
         (
             "name: ../elsewhere",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...errors import Mistakes, UserError
 from ...files import Hashes
-from ...options import NOT_LEARNED, ByName, option
+from ...options import NOT_LEARNED, ByName, check_ranges, option
 from .. import buckets
 from ..buckets import Buckets
 from ..dataset import Index
@@ -118,11 +118,7 @@ class Data(Clips):
     """Processes that read ahead; absent: none when all stages are cached, else 2, or 1 on one core."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "variants"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
+        check_ranges(self, batch_size="[1, inf)", variants="[1, inf)", num_workers="[0, inf)")
         if not self.sources:
             raise ValueError("sources is empty; name at least one folder")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...errors import Mistakes
 from ...files import Hashes
-from ...options import NOT_LEARNED, ByName, option
+from ...options import NOT_LEARNED, ByName, check_ranges, option
 from ..dataset import Index
 from ..sizes import Bucket, TakesSizes
 from .options import ChatOptions
@@ -81,10 +81,7 @@ class Conversations(ChatOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {self.batch_size}")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers}")
+        check_ranges(self, batch_size="[1, inf)", num_workers="[0, inf)")
         if not self.sources:
             raise ValueError("sources is empty; name at least one file")
 
