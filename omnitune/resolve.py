@@ -25,7 +25,7 @@ from .families import resolve as find_family
 from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
-from .sampling import check_files, check_samples, parse_bucket
+from .sampling import check_files, parse_bucket
 from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
 from .trainable.freezing import spell_rules
@@ -99,7 +99,7 @@ class ResolvedRun:
         with self.mistakes.noted():
             _ = self.sample_size
         self._check_media()
-        check_samples(self.run.validation, family.request_type, family.media, self.mistakes)
+        self.mistakes.errors += family.request_type.check(self.run.validation, family.media)
 
     def _check_media(self) -> None:
         """Note what conditions need of each sample and the data do not bring."""

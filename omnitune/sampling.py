@@ -118,11 +118,12 @@ class Request(ABC):
         """The samples that options ask for, in a size where samples have one."""
 
     @classmethod
-    def check(cls, options: Validation, media: Sequence[Medium], called: Called) -> list[str]:
-        """What a model cannot make of options, one message each."""
+    def check(cls, options: Validation, media: Sequence[Medium], called: Called = IN_YAML) -> list[UserError]:
+        """What a model cannot make of options."""
         defaults = Validation()
         unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
-        return [f"validation.{name}: has no effect, {cls.reason}; remove it" for name in unused]
+        reason = f"has no effect, {cls.reason}; remove it"
+        return [UserError(f"validation.{name}: {reason}") for name in unused]
 
     @abstractmethod
     def write(self, path: Path, result: Any) -> Path:
@@ -176,15 +177,16 @@ class Sampling(Request):
         return cls(prompt, negative, bucket, options.steps, options.guidance, seed, fps, media)
 
     @classmethod
-    def check(cls, options: Validation, media: Sequence[Medium], called: Called) -> list[str]:
+    def check(cls, options: Validation, media: Sequence[Medium], called: Called = IN_YAML) -> list[UserError]:
         known = {medium.name: medium.sampling for medium in media if medium.sampling != "never"}
         found, given = super().check(options, media, called), options.media_files
         for name in sorted(given.keys() - known.keys()):
             out = f"train it with a condition that takes {name}, or leave them out"
-            found.append(f"{called(option_of(name))}: the model is not given them; {out}")
+            found.append(UserError(f"{called(option_of(name))}: the model is not given them; {out}"))
         for name, need in known.items():
             if options.prompts and need == "required" and name not in given:
-                found.append(f"{called(option_of(name))}: every sample needs a {name}; give one a prompt")
+                lack = f"every sample needs a {name}; give one a prompt"
+                found.append(UserError(f"{called(option_of(name))}: {lack}"))
         return found
 
     def write(self, path: Path, result: Any) -> Path:
@@ -238,17 +240,6 @@ def parse_bucket(text: str, where: str) -> Bucket:
         raise UserError(f"{where}: {text!r} is not a size; write HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH")
     numbers = [int(p) for p in parts]
     return Bucket(*numbers) if len(numbers) == 3 else Bucket(1, *numbers)
-
-
-def check_samples(
-    options: Validation,
-    kind: type[Request],
-    media: Sequence[Medium],
-    mistakes: Mistakes,
-    called: Called = IN_YAML,
-) -> None:
-    """Note what a model cannot make of options."""
-    mistakes.errors += map(UserError, kind.check(options, media, called))
 
 
 def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAML) -> None:

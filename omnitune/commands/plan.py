@@ -99,15 +99,16 @@ def _row(name: str, *numbers: int) -> str:
 def trainable_count(resolved: ResolvedRun, component: str = "") -> int:
     """Parameters that train in a component: its own, and those of adapters."""
     prefix = f"{component}." if component else ""
-    params = dict(resolved.shape.components.named_parameters())
-    own = sum(params[n].numel() for n in resolved.claims.direct if n.startswith(prefix))
-    adapted = [m for m in resolved.claims.adapted if m.startswith(prefix)]
-    return own + sum(resolved.claims.adapter_size(m, params[f"{m}.weight"]) for m in adapted)
+    sizes = resolved.claims.sizes(dict(resolved.shape.components.named_parameters()))
+    return sum(size for name, size in sizes.items() if name.startswith(prefix))
 
 
 def _rules(resolved: ResolvedRun) -> Iterator[str]:
-    run, params = resolved.run, dict(resolved.shape.components.named_parameters())
-    for i, rule in enumerate(resolved.claims.rules):
+    run, claims = resolved.run, resolved.claims
+    sizes = claims.sizes(dict(resolved.shape.components.named_parameters()))
+    for i, rule in enumerate(claims.rules):
+        mine = [name for name, j in claims.trained.items() if j == i]
+        size = count(sum(sizes[name] for name in mine))
         lr = run.optimizer.lr if rule.lr is None else rule.lr
         decay = run.optimizer.weight_decay if rule.weight_decay is None else rule.weight_decay
         head = f"trainable.{i}: {', '.join(rule.globs)}"
@@ -117,20 +118,14 @@ def _rules(resolved: ResolvedRun) -> Iterator[str]:
         if rule.last_layers is not None:
             head += f", the last {rule.last_layers} of each list of layers"
         if rule.lora is None:
-            mine = [n for n, j in resolved.claims.direct.items() if j == i]
-            yield (
-                f"{head}\n  {len(mine)} tensors, {count(sum(params[n].numel() for n in mine))} "
-                f"parameters; {tail}"
-            )
+            yield f"{head}\n  {len(mine)} tensors, {size} parameters; {tail}"
             continue
-        mine = [m for m, j in resolved.claims.adapted.items() if j == i]
-        size = sum(resolved.claims.adapter_size(m, params[f"{m}.weight"]) for m in mine)
         alpha = rule.lora.alpha or rule.lora.rank
         yield (
             f"{head}\n  LoRA rank {rule.lora.rank}, alpha {alpha:g} on {len(mine)} layers, "
-            f"{count(size)} parameters; {tail}"
+            f"{size} parameters; {tail}"
         )
-        if left := [n for n, j in resolved.claims.unadaptable.items() if j == i]:
+        if left := [n for n, j in claims.unadaptable.items() if j == i]:
             yield (
                 f"  {len(left)} tensors stay frozen, no adapter can carry them: "
                 f"{', '.join(left[:3])}{' ...' * (len(left) > 3)}"

@@ -11,7 +11,7 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..sampling import check_files, check_samples, in_words, overridden, write_samples
+from ..sampling import check_files, in_words, overridden, write_samples
 from ..words import Word
 
 
@@ -58,7 +58,7 @@ def sample(request: SampleRequest) -> SampleResult:
         )
     resolved, mistakes = resolve_run(run), Mistakes()
     shape = resolved.shape
-    check_samples(options, shape.request_type, shape.media, mistakes, in_words)
+    mistakes.errors += shape.request_type.check(options, shape.media, in_words)
     check_files(options, mistakes, in_words)
     mistakes.raise_all()
     bucket = resolved.trained_bucket(folder, options.size)

@@ -103,17 +103,14 @@ def _agreed(statements: Sequence[Statement], roles: Roles) -> dict[str, Statemen
     first: dict[str, Statement] = {}
     for one in statements:
         if first.setdefault(one.role, one).frozen != one.frozen:
-            mistakes.append(_disagreement(first[one.role], one))
+            other = first[one.role]
+            both = f"{one}, and both speak of {one.role}"
+            if one.where == SHORTCUT:
+                both = f"{one} {'freezes' if one.frozen else 'trains'} {one.role}"
+            mistakes.append(f"{other}, but {both}; remove one")
     if mistakes:
         raise UserError("\n".join(mistakes))
     return first
-
-
-def _disagreement(one: Statement, other: Statement) -> str:
-    if other.where != SHORTCUT:
-        return f"{one}, but {other}, and both speak of {one.role}; remove one"
-    does = "freezes" if other.frozen else "trains"
-    return f"{one}, but {other} {does} {one.role}; remove one"
 
 
 Targets = Mapping[str, Sequence[str]]
@@ -258,23 +255,15 @@ class RoleLine:
 def role_table(components: nn.ModuleDict, claims: Claims, roles: Roles, lr: float) -> list[RoleLine]:
     """One line a role; `lr` is the rate of rules that state none."""
     index = ParameterIndex(components, roles)
-    return [_line(role, claims, index, lr) for role in roles]
-
-
-def _line(role: str, claims: Claims, index: ParameterIndex, lr: float) -> RoleLine:
-    names, trained = index.of_role(role), claims.trained
-    methods, rates, trainable = set[str](), set[float](), 0
-    for name in names:
-        if name not in trained:
-            continue
-        rule, param = claims.rules[trained[name]], index.parameters[name]
-        rates.add(rule.rate(lr, claims.distance(name)))
-        if name in claims.direct:
-            methods.add("full")
-            trainable += param.numel()
-        elif rule.lora:
-            methods.add(f"LoRA rank {rule.lora.rank}")
-            trainable += claims.adapter_size(name.rpartition(".")[0], param)
-    method = "mixed" if len(methods) > 1 else next(iter(methods), "frozen")
-    parameters = sum(index.parameters[name].numel() for name in names)
-    return RoleLine(role, parameters, trainable, method, tuple(sorted(rates)))
+    sizes, trained = claims.sizes(index.parameters), claims.trained
+    found = []
+    for role in roles:
+        names = index.of_role(role)
+        rules = {name: claims.rules[trained[name]] for name in names if name in trained}
+        methods = {f"LoRA rank {rule.lora.rank}" if rule.lora else "full" for rule in rules.values()}
+        method = "mixed" if len(methods) > 1 else next(iter(methods), "frozen")
+        rates = {rule.rate(lr, claims.distance(name)) for name, rule in rules.items()}
+        parameters = sum(index.parameters[name].numel() for name in names)
+        trainable = sum(sizes[name] for name in rules)
+        found.append(RoleLine(role, parameters, trainable, method, tuple(sorted(rates))))
+    return found

@@ -157,11 +157,15 @@ class Claims:
         base = f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else base_name(name)
         return self.distances.get(base, 0)
 
-    def adapter_size(self, module: str, weight: Tensor) -> int:
-        """Parameters of an adapter: rank x (inputs + outputs), inputs counted over a convolution's kernel."""
-        lora = self.rules[self.adapted[module]].lora
-        assert lora is not None, module
-        return lora.rank * (weight[0].numel() + len(weight))
+    def sizes(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+        """Parameter name in the base model -> how many values of it, or of its adapter, train."""
+        found = {name: parameters[name].numel() for name in self.direct}
+        for module, number in self.adapted.items():
+            lora, weight = self.rules[number].lora, parameters[f"{module}.weight"]
+            assert lora is not None, module
+            # rank x (inputs + outputs), inputs counted over a convolution's kernel
+            found[f"{module}.weight"] = lora.rank * (weight[0].numel() + len(weight))
+        return found
 
 
 def match(index: ParameterIndex, rules: Sequence[Rule]) -> Claims:
