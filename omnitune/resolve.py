@@ -20,7 +20,7 @@ from .data.loader import READERS, MicroBatches, usable_cores
 from .data.order import Order
 from .data.sizes import Bucket
 from .errors import Mistakes, UserError
-from .export.start import component_folders, lora_files
+from .export.start import start_format
 from .families import resolve as find_family
 from .families.base import Family
 from .files import Hashes, digest, read_jsonl
@@ -66,7 +66,8 @@ class ResolvedRun:
         with noted():
             self.family_class = find_family(run.model.family)
             with noted():
-                self.replaced = component_folders(run.init_from, self.formats)
+                if run.init_from is not None:
+                    self.replaced = start_format(run.init_from, self.formats).folders(run.init_from)
             with noted():  # the rest is looked at as the family's defaults make it
                 options = config.validate_options
                 self.options = options(self.family_class.Options, run.model.options, "model.options")
@@ -294,7 +295,8 @@ class ResolvedRun:
 
     def base_hash(self, weights: Mapping[str, str]) -> str:
         """Hash everything that a run starts from: the model's weights, and a LoRA of `init_from`."""
-        files = lora_files(self.run.init_from, self.formats)
+        path = self.run.init_from
+        files = [] if path is None else start_format(path, self.formats).files(path)
         started = [f"init_from {value}" for value in Hashes(self.memo_folder).of_all(files)]
         return digest(*(f"{name} {value}" for name, value in weights.items()), *started)
 

@@ -72,19 +72,16 @@ class Trainer:
             for callback in reversed(self.callbacks):
                 ending.callback(callback.on_close, self)
             ending.callback(self.recorder.flush)
-            self._fit()
-
-    def _fit(self) -> None:
-        for callback in self.callbacks:
-            callback.on_start(self)
-        self.mesh.reshard()
-        if self.finish_wish:
-            self.last_step = self.step
-        self.clock = time.monotonic()
-        with closing(self.read()) as steps:
-            self._run(steps)
-        for callback in self.callbacks:
-            callback.on_end(self)
+            for callback in self.callbacks:
+                callback.on_start(self)
+            self.mesh.reshard()
+            if self.finish_wish:
+                self.last_step = self.step
+            self.clock = time.monotonic()
+            with closing(self.read()) as steps:
+                self._run(steps)
+            for callback in self.callbacks:
+                callback.on_end(self)
 
     def _run(self, steps: Iterator[list[Batch]]) -> None:
         while self.step < self.last_step:

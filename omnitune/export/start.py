@@ -34,16 +34,6 @@ def start_format(path: Path, formats: Sequence[str]) -> Format:
     raise UserError(f"init_from: {path} holds neither {' nor '.join(dict.fromkeys(f.holds for f in found))}")
 
 
-def lora_files(path: Path | None, formats: Sequence[str]) -> list[Path]:
-    """The files that `init_adapters` reads: none if `init_from` names whole components alone."""
-    return [] if path is None else start_format(path, formats).files(path)
-
-
-def component_folders(path: Path | None, formats: Sequence[str]) -> dict[str, Path]:
-    """Component -> folder of weights in `init_from` that takes the place of the model's own."""
-    return {} if path is None else start_format(path, formats).folders(path)
-
-
 def init_adapters(
     family: Family, path: Path, claims: Claims, formats: Sequence[str], later: bool = False
 ) -> None:

@@ -11,7 +11,6 @@ from ..errors import MachineError, UserError
 from ..families.base import Family
 from ..files import atomic_folder
 from ..parallel.mesh import Mesh
-from ..trainable.adapters import adapter_state
 from ..trainable.parameters import base_name
 from ..trainable.rules import Claims
 from . import export_format
@@ -53,6 +52,8 @@ def export(
 
 def collect(family: Family, claims: Claims, mesh: Mesh, whole: bool, notes: Mapping[str, str]) -> Weights:
     """Gather what was trained on the main rank; with `whole`, all of a component that trains itself."""
+    from peft import get_peft_model_state_dict
+
     tensors: dict[str, Tensor] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for component in [name for name in family.components if name in claims.components]:
@@ -62,7 +63,8 @@ def collect(family: Family, claims: Claims, mesh: Mesh, whole: bool, notes: Mapp
             lora = mesh.full((n, t) for n, t in state.items() if ".lora_" in n)
             if mesh.main:
                 settings[component] = module.peft_config["default"].to_dict()
-                tensors |= {f"{component}.{n}": t for n, t in adapter_state(module, lora).items()}
+                spelled = get_peft_model_state_dict(module, state_dict=lora)
+                tensors |= {f"{component}.{n}": t for n, t in spelled.items()}
         if any(n.startswith(f"{component}.") for n in claims.direct):
             named = ((f"{component}.{base_name(n)}", t) for n, t in state.items() if ".lora_" not in n)
             tensors |= mesh.full((n, t) for n, t in named if whole or n in claims.direct)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError
 from ..random import generator
@@ -136,11 +136,3 @@ def _init_down(name: str, param: nn.Parameter, seed: int) -> None:
     fan_in = param[0].numel()
     values = torch.rand(param.shape, generator=generator(seed, "lora", name)) * 2 - 1
     param.data.copy_(values / fan_in**0.5)
-
-
-def adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapters of a component as peft spells them in files, from its state dict."""
-    from peft import get_peft_model_state_dict
-
-    found: dict[str, Tensor] = get_peft_model_state_dict(module, state_dict=dict(state))
-    return found

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from torch import nn
 
 from omnitune.errors import UserError
-from omnitune.trainable.adapters import adapter_state, apply_claims, param_groups
+from omnitune.trainable.adapters import apply_claims, param_groups
 from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere, Rule, claim
 
@@ -45,7 +46,7 @@ def training_names(parts: nn.ModuleDict) -> list[str]:
 
 def ranks(parts: nn.ModuleDict) -> dict[str, int]:
     """Adapted layer -> rank, from the shapes that a LoRA file would have."""
-    state = adapter_state(parts["transformer"], parts["transformer"].state_dict())
+    state = get_peft_model_state_dict(parts["transformer"])
     return {name.removesuffix(".lora_A.weight"): len(t) for name, t in state.items() if ".lora_A." in name}
 
 
