@@ -18,7 +18,7 @@ import yaml
 
 from omnitune.data import media
 from omnitune.errors import UserError
-from omnitune.report import curves, gallery, sections, write_report
+from omnitune.report import curves, gallery, page, sections, write_report
 from omnitune.report.contents import Sample, read_contents
 
 PROMPTS = ['a <script>alert("fox")</script> & snow', "a boat, un bateau, 船"]
@@ -309,16 +309,17 @@ def test_as_many_evenly_spaced_steps_are_embedded_as_the_limit_allows() -> None:
 def test_samples_beyond_the_limit_are_told(run: Path) -> None:
     samples = read_contents(run).samples
     limit = sum(gallery.embedded_size(s.path) for step in (0, 4) for s in samples[step])
-    page = Page(gallery.gallery(samples, limit))
-    assert {a["data-step"] for a in page.all("figure")} == {"0", "4"}
-    assert any("2 of 3 sampled steps are embedded" in words for words in page.words["p"])
+    shown = Page(page(read_contents(run), limit))
+    assert {a["data-step"] for a in shown.all("figure") if "data-step" in a} == {"0", "4"}
+    assert any("2 of 3 sampled steps are embedded" in words for words in shown.words["p"])
 
 
 def test_same_prompt_twice_makes_two_rows(tmp_path: Path) -> None:
     path = tmp_path / "000.png"
     media.write_image(path, np.zeros((4, 4, 3), np.uint8))
     twin = Sample(path, "fox", 0, "1x4x4", "")
-    assert Page(gallery.gallery({0: [twin, twin], 1: [twin, twin]})).words["h3"] == ["fox", "fox"]
+    rows = gallery.grid({0: [twin, twin], 1: [twin, twin]}, limit=1000).rows
+    assert [(prompt, list(cells)) for (prompt, *_), cells in rows.items()] == [("fox", [0, 1])] * 2
 
 
 def test_results_tell_better_from_worse(run: Path) -> None:
