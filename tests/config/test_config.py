@@ -20,7 +20,7 @@ from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, V
 from omnitune.optim import Adam, AdamW
 from omnitune.trainable.rules import Lora, LoraEverywhere, Rule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 BASE = """\
 model: {family: wan, path: models/wan}
