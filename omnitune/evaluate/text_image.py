@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..objectives.held_out import batched
 from ..progress import say
 from .data import candidates_of, middle, plain_caption, shown
 from .evaluator import Metric
-from .features import BATCH, Clip, FeatureNetwork, require
+from .features import Clip, FeatureNetwork, embed, require
 from .media import MediaEvaluator
 from .results import Measure
 
@@ -94,14 +93,13 @@ class TextEncoder:
 
     def embed(self, captions: Sequence[str]) -> Tensor:
         """(N, D) of length 1, fp32."""
-        found = []
-        for batch in batched(captions, BATCH):
-            tokens = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-            with torch.no_grad():
-                states = self.model(**tokens).last_hidden_state  # (B, L, D)
+
+        def encode(tokens: Any) -> Tensor:
+            states = self.model(**tokens).last_hidden_state  # (B, L, D)
             mask = tokens.attention_mask[..., None].to(states)
-            found.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
-        return torch.cat(found)
+            return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+
+        return embed(captions, self.tokenizer, encode)
 
 
 def minilm() -> TextEncoder:
@@ -152,7 +150,8 @@ class TextImageScorer:
         require("sklearn", "scikit-learn", "the text-image score")
         from sklearn.linear_model import RidgeCV
 
-        kept = _strangers(captions, evaluated)
+        known = {plain_caption(caption) for caption in evaluated}
+        kept = [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]
         if len(kept) < LEAST:
             raise UserError(
                 f"--fit: {len(kept)} of {len(captions)} captions are not evaluated ones, and {LEAST} are "
@@ -234,8 +233,3 @@ def _others(captions: Sequence[str]) -> Tensor:
     numbers = {caption: i for i, caption in enumerate(map(plain_caption, captions))}
     ids = torch.tensor([numbers[plain_caption(caption)] for caption in captions])
     return ids[:, None] != ids[None]
-
-
-def _strangers(captions: Sequence[str], evaluated: Sequence[str]) -> list[int]:
-    known = {plain_caption(caption) for caption in evaluated}
-    return [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]

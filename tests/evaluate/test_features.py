@@ -84,11 +84,11 @@ def test_an_inception_file_gives_kid_inception_with_the_pooling_of_fid(inception
     network = load_features(f"inception:{inception_file}")
     assert network.name == "Inception"
     assert network.features(noise[:2]).shape == (2, 2048)
-    block = network.module.module.Mixed_7c
+    block = network.module.Mixed_7c
     x = torch.randn(1, 2048, 8, 8)
     pooled = block.branch_pool.forward(F.max_pool2d(x, 3, 1, 1))
     assert torch.equal(block(x)[:, -192:], pooled)
-    block = network.module.module.Mixed_5b
+    block = network.module.Mixed_5b
     x = torch.randn(1, 192, 9, 9)
     pooled = block.branch_pool.forward(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
     assert torch.equal(block(x)[:, -32:], pooled)
