@@ -250,6 +250,10 @@ class Clip(FeatureNetwork):
 
         return embed(captions, self.tokenizer, encode)
 
+    def scores(self, features: Tensor, captions: Iterable[str]) -> Tensor:
+        """(N, M): cosines of N pictures, as features (N, D), with M captions; nothing is fitted."""
+        return F.normalize(features, dim=1) @ F.normalize(self.embed(captions), dim=1).mT
+
 
 def embed(captions: Iterable[str], tokenizer: Any, encode: Callable[[Any], Tensor]) -> Tensor:
     """(N, D) in fp32: what a text encoder makes of the tokens of captions, a batch at a time."""

@@ -33,7 +33,7 @@ class TextImage(Metric[MediaEvaluator]):
     needs, reads = ("samples", "features"), ("fit",)
 
     def lack(self) -> str | None:
-        if not self.evaluator.request.fit and not self.evaluator.request.has_clip:
+        if not self.evaluator.request.fit and not self.evaluator.request.features.startswith("clip:"):
             return "needs captioned pictures to fit the scorer on: --fit FOLDER (or --features clip:FOLDER)"
         if self.evaluator.num_captions < 2:
             return "needs two captions that differ: name more in --data"
@@ -44,7 +44,7 @@ class TextImage(Metric[MediaEvaluator]):
         if isinstance(one.network, Clip):
             if one.request.fit:
                 raise UserError("--fit: has no effect, CLIP needs no fit; leave it out")
-            self.scorer: TextImageScorer | ClipScorer = ClipScorer(one.network)
+            self.scorer: TextImageScorer | Clip = one.network
             return
         job, index = one.read(one.request.fit or (), "--fit", pictures=True)
         pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
@@ -78,7 +78,7 @@ class TextImage(Metric[MediaEvaluator]):
                 f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
                 f"there are {one.num_captions}"
             )
-        if isinstance(self.scorer, ClipScorer):
+        if isinstance(self.scorer, Clip):
             rows.append(row(lambda scores, _: Measure.mean_of("CLIPScore", clip_score(scores).tolist())))
         return rows
 
@@ -180,20 +180,6 @@ class TextImageScorer:
         predicted = (features - self.mean) / self.scale @ self.weight
         stated = self.encoder.embed(captions) - self.offset
         return F.normalize(predicted, dim=1) @ F.normalize(stated, dim=1).mT
-
-
-@dataclass(frozen=True)
-class ClipScorer:
-    """CLIP's own comparison of pictures with captions; nothing is fitted."""
-
-    network: Clip
-
-    @property
-    def name(self) -> str:
-        return self.network.name
-
-    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
-        return F.normalize(features, dim=1) @ F.normalize(self.network.embed(captions), dim=1).mT
 
 
 def clip_score(scores: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The report of a run: one page that needs nothing but itself."""
 
 from base64 import b64encode
+from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,6 +34,7 @@ def page(run: Contents, limit: int = MAX_EMBEDDED) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "asdict": asdict,
         "base64": lambda path: b64encode(path.read_bytes()).decode(),
         "clock": clock,
         "extent": formats.extent,

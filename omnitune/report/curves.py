@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from .contents import Record
 from .formats import short
@@ -21,18 +20,14 @@ class Series:
     name: str
     style: str
     """`raw`, `smooth`, or `c0`, `c1`... where several stand beside each other."""
-    points: Points
-
-    @property
-    def steps(self) -> list[int]:
-        return [step for step, _ in self.points]
-
-    @property
-    def values(self) -> list[float]:
-        return [value for _, value in self.points]
+    steps: list[int]
+    values: list[float]
 
     def thinned(self) -> "Series":
-        return Series(self.name, self.style, [self.points[i] for i in thin(self.values)])
+        """The same line of no more points than can be seen, in six digits."""
+        kept = thin(self.values)
+        values = [float(f"{self.values[i]:.6g}") for i in kept]
+        return Series(self.name, self.style, [self.steps[i] for i in kept], values)
 
 
 @dataclass(frozen=True)
@@ -53,31 +48,17 @@ class Chart:
     x: Axis
     y: Axis
     series: list[Series]
-    """Of no more points than can be seen."""
-    num_outside: int
-    """Of the first series, above the frame."""
+    cut: bool
+    """Whether spikes lie above the frame."""
     notes: list[str]
 
     def polyline(self, series: Series) -> str:
         """The points of a line, in units of the plot."""
         points = [
             f"{self.x.place(step) * PLOT:.2f},{(1 - self.y.place(value)) * PLOT:.2f}"
-            for step, value in series.points
+            for step, value in zip(series.steps, series.values, strict=True)
         ]
         return " ".join(points * 2 if len(points) == 1 else points)  # a line of no length is drawn as a dot
-
-    def numbers(self) -> dict[str, Any]:
-        """What page.js reads out."""
-        series = [
-            {
-                "name": s.name,
-                "style": s.style,
-                "steps": s.steps,
-                "values": [float(f"{v:.6g}") for v in s.values],
-            }
-            for s in self.series
-        ]
-        return {"x": [self.x.low, self.x.high], "y": [self.y.low, self.y.high], "series": series}
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -159,7 +140,9 @@ def _chart(
     """A chart of what is finite; None if nothing is. A spiky line has its moving average beside it."""
     finite = {label: [p for p in points if math.isfinite(p[1])] for label, points in lines.items()}
     series = [
-        Series(label, f"c{i % 6}", points) for i, (label, points) in enumerate(finite.items()) if points
+        Series(label, f"c{i % 6}", [step for step, _ in points], [value for _, value in points])
+        for i, (label, points) in enumerate(finite.items())
+        if points
     ]
     if not series:
         return None
@@ -168,12 +151,9 @@ def _chart(
     outside = [value for value in series[0].values if value > y.high]
     if spiky:
         (raw,) = series
-        span = max(10, len(raw.points) // 40)
-        averages = list(zip(raw.steps, smooth(raw.values, span), strict=True))
-        series = [
-            Series(raw.name, "raw", raw.points),
-            Series(f"smoothed over {span} steps", "smooth", averages),
-        ]
+        span = max(10, len(raw.values) // 40)
+        average = Series(f"smoothed over {span} steps", "smooth", raw.steps, smooth(raw.values, span))
+        series = [replace(raw, style="raw"), average]
     drawn = [s.thinned() for s in series]
     notes = []
     if left := sum(map(len, lines.values())) - sum(map(len, finite.values())):
@@ -181,4 +161,4 @@ def _chart(
     if outside:
         notes.append(f"{len(outside)} above the frame, the highest {short(max(outside))}")
     x = step_axis([step for s in drawn for step in s.steps])
-    return Chart(name, title, x, y, drawn, len(outside), notes)
+    return Chart(name, title, x, y, drawn, bool(outside), notes)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from omnitune.errors import UserError
-from omnitune.evaluate import Clip, ClipScorer, clip_score, features, kid, load_features
+from omnitune.evaluate import Clip, clip_score, features, kid, load_features
 from omnitune.evaluate.features import resized
 from omnitune.testing.tiny import train_tokenizer
 
@@ -147,7 +147,7 @@ def test_a_clip_folder_is_fed_as_its_own_processor_feeds_it(clip_folder, noise):
 def test_clip_scores_are_a_hundred_times_the_cosine_with_the_caption(clip_folder, noise):
     network = load_features(f"clip:{clip_folder}")
     captions = ["a red cat", "two blue boats", "a cat", "boats"]
-    scores = ClipScorer(network).scores(network.features(noise), captions)
+    scores = network.scores(network.features(noise), captions)
     cosines = F.cosine_similarity(network.features(noise), network.embed(captions))
     torch.testing.assert_close(clip_score(scores), 100 * cosines.clamp(min=0))
     assert kid(noise, noise, network).num_real == 4
