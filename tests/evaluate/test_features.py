@@ -148,7 +148,7 @@ def test_clip_scores_are_a_hundred_times_the_cosine_with_the_caption(clip_folder
     network = load_features(f"clip:{clip_folder}")
     captions = ["a red cat", "two blue boats", "a cat", "boats"]
     scores = network.scores(network.features(noise), captions)
-    cosines = F.cosine_similarity(network.features(noise), network.embed(captions))
+    cosines = F.cosine_similarity(network.features(noise), network.encoder.embed(captions))
     torch.testing.assert_close(clip_score(scores), 100 * cosines.clamp(min=0))
     assert kid(noise, noise, network).num_real == 4
 
