@@ -102,7 +102,7 @@ class Evaluator(ABC):
         self, name: str, known: "Mapping[str, type[Metric[Any]]]", applicable: Sequence[str]
     ) -> "Metric[Any]":
         if name not in known and ":" not in name:
-            raise UserError(f"--metrics: {name!r} is not one of {', '.join(known)}")
+            raise UserError(f"--metrics: {name!r} is not one of {', '.join(known)}, nor module:Class")
         try:
             metric: type[Metric[Any]] = known.get(name) or import_class(name)
         except ValueError as error:
