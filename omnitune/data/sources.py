@@ -6,6 +6,7 @@ A source is an option, of this package or of another one (`name: my_package.my_m
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,14 @@ class Findings:
 
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Add a UserError to the mistakes and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.mistakes.append(str(error))
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ def chunked(values: Iterable[T]) -> Iterator[list[T]]:
 
 def broken_link(path: Path) -> str | None:
     """What is wrong with a link that leads nowhere."""
-    if path.exists() or not path.is_symlink():
+    # Unlike those of Path, these take names of any length.
+    if os.path.exists(path) or not os.path.islink(path):
         return None
     return f"is a link to {os.readlink(path)!r}, which is not there; mend the link or remove it"
 
@@ -129,9 +139,9 @@ def broken_link(path: Path) -> str | None:
 def wrong_file(root: Path, file: str) -> str | None:
     """What is wrong with the name of a media file, relative to its folder or absolute."""
     path = root / file
-    if os.path.islink(path) and (problem := broken_link(path)):
+    if problem := broken_link(path):
         return problem
-    if not os.path.isfile(path):  # unlike Path.is_file, takes names of any length
+    if not os.path.isfile(path):
         place = "" if os.path.isabs(file) else f" in {root}"
         return f"does not exist{place}; correct the name or remove the line"
     return None if is_media(file) else f"is not one of {kinds()}; convert it"

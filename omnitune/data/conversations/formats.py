@@ -2,18 +2,18 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
+
+from ..json_items import did_you_mean
 
 Format = Literal["sharegpt", "openai", "alpaca"]
 Said = Literal["system", "user", "assistant", "tool", "call"]
 """A role as files state it: a call is an answer that asks a tool."""
 
 BESIDE = {"system": "system", "tools": "tools", "images": "images", "videos": "videos"}
-TURNS = {"messages": "conversations"}
 PAIR = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 COLUMNS: Mapping[Format, Mapping[str, str]] = {
-    "sharegpt": {**TURNS, **BESIDE},
+    "sharegpt": {"messages": "conversations", **BESIDE},
     "openai": {"messages": "messages", **BESIDE},
     "alpaca": {**PAIR, **BESIDE},
 }
@@ -71,9 +71,17 @@ class ItemFormat:
     """Part -> key of the item."""
     stated: frozenset[str]
     """Parts whose keys the user states."""
-    role_tag: str = ""
-    content_tag: str = ""
-    roles: Mapping[str, Said] = field(default_factory=dict)
+    tags: Mapping[str, str]
+    roles: Mapping[str, Said]
+    """What a message calls its side -> the role."""
+
+    @property
+    def role_tag(self) -> str:
+        return self.tags["role_tag"]
+
+    @property
+    def content_tag(self) -> str:
+        return self.tags["content_tag"]
 
     @property
     def example(self) -> str:
@@ -103,21 +111,22 @@ class ItemFormat:
 def wrong_names(names: Names) -> list[str]:
     """What is wrong with columns and tags, as far as the format is known."""
     formats: Sequence[Format] = get_args(Format) if names.format == "auto" else (names.format,)
-    columns = {part for one in formats for part in COLUMNS[one]}
-    tags = {tag for one in formats for tag in TAGS[one]}
-    problems = [
-        _unknown("columns", part, columns, names.format) for part in names.columns if part not in columns
-    ]
-    problems += [_unknown("tags", tag, tags, names.format) for tag in names.tags if tag not in tags]
-    problems += [
-        f"{kind}.{key} is blank; write the name, or remove it"
-        for kind, stated in (("columns", names.columns), ("tags", names.tags))
-        for key, name in stated.items()
-        if not name.strip()
-    ]
-    if names.format != "alpaca" and not problems:
-        problems += _same(names)
-    return problems
+    problems = []
+    for kind, stated, usual in (("columns", names.columns, COLUMNS), ("tags", names.tags, TAGS)):
+        known = {key for one in formats for key in usual[one]}
+        problems += [_unknown(kind, key, known, names.format) for key in stated if key not in known]
+        problems += [
+            f"{kind}.{key} is blank; write the name, or remove it"
+            for key, name in stated.items()
+            if not name.strip()
+        ]
+    if names.format == "alpaca" or problems:
+        return problems
+    # Tags of two roles that are one word, and columns of two parts that are one key.
+    tags = {**TAGS["openai" if names.format == "openai" else "sharegpt"], **names.tags}
+    roles = {tag: name for tag, name in tags.items() if tag in ROLES}
+    keys = {tag: name for tag, name in tags.items() if tag not in ROLES}
+    return [*_twice("tags", roles), *_twice("columns", names.columns), *_twice("tags", keys)]
 
 
 def _unknown(kind: str, key: str, known: Collection[str], stated: str) -> str:
@@ -125,30 +134,17 @@ def _unknown(kind: str, key: str, known: Collection[str], stated: str) -> str:
         return f"{kind}.{key}: {UNTRAINED[key]}; remove it"
     if any(key in one for one in (*COLUMNS.values(), *TAGS.values())):
         return f"{kind}.{key} has no effect on {stated} items; remove it, or state another format"
-    near = get_close_matches(key, known, 1)
-    way = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}"
-    return f"{kind}.{key} is not known; {way}"
+    choices = f"choose from {', '.join(sorted(known))}"
+    return f"{kind}.{key} is not known; {did_you_mean(key, known, choices)}"
 
 
-def _same(names: Names) -> list[str]:
-    """Tags of two roles that are one word, and columns of two parts that are one key."""
-    base = TAGS["openai" if names.format == "openai" else "sharegpt"]
-    tags = {tag: name for tag, name in {**base, **names.tags}.items() if tag in ROLES}
-    problems = _twice("tags", tags, names.tags) + _twice("columns", names.columns, names.columns)
-    named = {**base, **names.tags}
-    if named["role_tag"] == named["content_tag"]:
-        problems.append(f"tags.role_tag and tags.content_tag are both {named['role_tag']!r}; correct one")
-    return problems
-
-
-def _twice(kind: str, names: Mapping[str, str], stated: Collection[str]) -> list[str]:
+def _twice(kind: str, names: Mapping[str, str]) -> list[str]:
     first: dict[str, str] = {}
-    problems = []
-    for key, name in names.items():
-        other = first.setdefault(name, key)
-        if other != key and (key in stated or other in stated):
-            problems.append(f"{kind}.{other} and {kind}.{key} are both {name!r}; correct one")
-    return problems
+    return [
+        f"{kind}.{first[name]} and {kind}.{key} are both {name!r}; correct one"
+        for key, name in names.items()
+        if first.setdefault(name, key) != key
+    ]
 
 
 def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> ItemFormat | None:
@@ -156,13 +152,11 @@ def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -
     found = _format(names, keys, first) if names.format == "auto" else names.format
     if found is None:
         return None
-    columns = {**COLUMNS[found], **names.columns}
-    if found == "alpaca":
-        return ItemFormat(found, columns, frozenset(names.columns))
-    columns["messages"] = _messages(names, found, keys)
-    tags = {**TAGS[found], **names.tags}
-    roles = {tags[tag]: said for tag, said in ROLES.items()}
-    return ItemFormat(found, columns, frozenset(names.columns), tags["role_tag"], tags["content_tag"], roles)
+    columns, tags = {**COLUMNS[found], **names.columns}, {**TAGS[found], **names.tags}
+    if found != "alpaca":
+        columns["messages"] = _messages(names, found, keys)
+    roles = {tags[tag]: said for tag, said in ROLES.items() if tag in tags}
+    return ItemFormat(found, columns, frozenset(names.columns), tags, roles)
 
 
 def _messages(names: Names, found: Format, keys: Collection[str]) -> str:
@@ -178,16 +172,12 @@ def _format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> Fo
     """The format that an item is of, by its keys and those of its first message."""
     if any(part in names.columns for part in PAIR):
         return "alpaca"
-    messages = _messages(names, "sharegpt", keys)
-    if messages in keys or "messages" in names.columns:
-        return _of_messages(names, messages, first.get(messages))
-    return "alpaca" if {"instruction", "input", "output"}.intersection(keys) else None
-
-
-def _of_messages(names: Names, key: str, messages: object) -> Format:
-    """Which of the two formats of messages these are of."""
+    key = _messages(names, "sharegpt", keys)
+    if key not in keys and "messages" not in names.columns:
+        return "alpaca" if {"instruction", "input", "output"}.intersection(keys) else None
     if role := names.tags.get("role_tag"):
         return "openai" if role == "role" else "sharegpt"
+    messages = first.get(key)
     said = messages[0] if isinstance(messages, list) and messages else None
     if isinstance(said, dict) and ("role" in said) != ("from" in said):
         return "openai" if "role" in said else "sharegpt"
