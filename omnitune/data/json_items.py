@@ -1,4 +1,4 @@
-"""Items of JSON and JSON lines files, each with its place in the file."""
+"""Text files, and the items of JSON and JSON lines files, each with its place in the file."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near[0]}?" if near else otherwise
 
 
-def read_text(shown: Path, path: Path) -> str:
+def read_text(shown: Path | str, path: Path) -> str:
     """Read a text file. Raises UserError with the first line that is no text."""
     held = path.read_bytes()
     try:
