@@ -4,7 +4,7 @@ A source is an option, of this package or of another one (`name: my_package.my_m
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,6 +164,11 @@ def listed(names: Sequence[str]) -> str:
     """Up to three names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return readable(", ".join(names[:3])) + more
+
+
+def counted(things: Sized, noun: str, one: str = "is", more: str = "are") -> str:
+    """How many there are, with the verb: `1 clip is`, `3 clips are`."""
+    return f"1 {noun} {one}" if len(things) == 1 else f"{len(things)} {noun}s {more}"
 
 
 def shared_ids(

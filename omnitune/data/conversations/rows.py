@@ -15,7 +15,7 @@ from ...files import File, Hashes, digest
 from ..columns import Objects, Repeated
 from ..dataset import Inputs
 from ..sizes import AnyBucket
-from ..sources import listed
+from ..sources import counted, listed
 from .conversation import Conversation, Media, Message
 from .tokens import REASON, SHRUNK, Tokens, key_of
 
@@ -187,10 +187,9 @@ def make_rows(
     kept.sort(key=lambda one: one.id)
     told = list(notes)
     if dropped:
-        number = "1 conversation is" if len(dropped) == 1 else f"{len(dropped)} conversations are"
-        told.append(f"{number} left out: {listed(dropped)}")
+        told.append(f"{counted(dropped, 'conversation')} left out: {listed(dropped)}")
     if shrunk:
-        number = "1 conversation has" if len(shrunk) == 1 else f"{len(shrunk)} conversations have"
+        number = counted(shrunk, "conversation", "has", "have")
         told.append(f"{number} smaller pictures, to fit into a row: {listed(shrunk)}")
     if not kept:
         raise UserError(f"{where}: no conversation is left to train on; {'; '.join(told)}")
