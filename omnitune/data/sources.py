@@ -4,6 +4,7 @@ A source is an option, of this package or of another one (`name: my_package.my_m
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -178,14 +179,11 @@ def shared_ids(
 
     `numbers` has the source of each item, `wheres` where it is stated.
     """
-    seen, places = set[str](), dict[str, list[int]]()
-    for name in ids:
-        if name in seen:
-            places[name] = []
-        seen.add(name)
-    for i, name in enumerate(ids if places else ()):
-        if name in places:
-            places[name].append(i)
+    repeated = {name for name, number in Counter(ids).items() if number > 1}
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(ids if repeated else ()):
+        if name in repeated:
+            places.setdefault(name, []).append(i)
     by_sources: dict[tuple[int, ...], list[str]] = {}
     for name, found in places.items():
         by_sources.setdefault(tuple(sorted({numbers[i] for i in found})), []).append(name)

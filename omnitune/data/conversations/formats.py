@@ -1,8 +1,12 @@
 """How files of conversations are written: sharegpt, openai and alpaca, and other names for their keys."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from ..json_items import did_you_mean
 
@@ -10,34 +14,8 @@ Format = Literal["sharegpt", "openai", "alpaca"]
 Said = Literal["system", "user", "assistant", "tool", "call"]
 """A role as files state it: a call is an answer that asks a tool."""
 
-BESIDE = {"system": "system", "tools": "tools", "images": "images", "videos": "videos"}
-PAIR = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
-COLUMNS: Mapping[Format, Mapping[str, str]] = {
-    "sharegpt": {"messages": "conversations", **BESIDE},
-    "openai": {"messages": "messages", **BESIDE},
-    "alpaca": {**PAIR, **BESIDE},
-}
-SHAREGPT_TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-TAGS: Mapping[Format, Mapping[str, str]] = {
-    "sharegpt": SHAREGPT_TAGS,
-    "openai": {
-        **SHAREGPT_TAGS,
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "observation_tag": "tool",
-    },
-    "alpaca": {},
-}
+PAIR = ("prompt", "query", "response", "history")
+"""What items of alpaca alone hold."""
 ROLES: Mapping[str, Said] = {
     "user_tag": "user",
     "assistant_tag": "assistant",
@@ -60,6 +38,13 @@ class Names:
     format: Literal["auto"] | Format = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def usual_names() -> Mapping[Format, Names]:
+    """What each format calls things, where the user states no other names."""
+    stated = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    return {name: Names(name, **one) for name, one in stated.items()}
 
 
 @dataclass(frozen=True)
@@ -110,10 +95,11 @@ class ItemFormat:
 
 def wrong_names(names: Names) -> list[str]:
     """What is wrong with columns and tags, as far as the format is known."""
-    formats: Sequence[Format] = get_args(Format) if names.format == "auto" else (names.format,)
+    usual = usual_names()
+    formats = list(usual.values()) if names.format == "auto" else [usual[names.format]]
+    columns, tags = ({key for one in formats for key in getattr(one, kind)} for kind in ("columns", "tags"))
     problems = []
-    for kind, stated, usual in (("columns", names.columns, COLUMNS), ("tags", names.tags, TAGS)):
-        known = {key for one in formats for key in usual[one]}
+    for kind, stated, known in (("columns", names.columns, columns), ("tags", names.tags, tags)):
         problems += [_unknown(kind, key, known, names.format) for key in stated if key not in known]
         problems += [
             f"{kind}.{key} is blank; write the name, or remove it"
@@ -123,16 +109,16 @@ def wrong_names(names: Names) -> list[str]:
     if names.format == "alpaca" or problems:
         return problems
     # Tags of two roles that are one word, and columns of two parts that are one key.
-    tags = {**TAGS["openai" if names.format == "openai" else "sharegpt"], **names.tags}
-    roles = {tag: name for tag, name in tags.items() if tag in ROLES}
-    keys = {tag: name for tag, name in tags.items() if tag not in ROLES}
+    called = {**usual["openai" if names.format == "openai" else "sharegpt"].tags, **names.tags}
+    roles = {tag: name for tag, name in called.items() if tag in ROLES}
+    keys = {tag: name for tag, name in called.items() if tag not in ROLES}
     return [*_twice("tags", roles), *_twice("columns", names.columns), *_twice("tags", keys)]
 
 
 def _unknown(kind: str, key: str, known: Collection[str], stated: str) -> str:
     if key in UNTRAINED:
         return f"{kind}.{key}: {UNTRAINED[key]}; remove it"
-    if any(key in one for one in (*COLUMNS.values(), *TAGS.values())):
+    if any(key in {**one.columns, **one.tags} for one in usual_names().values()):
         return f"{kind}.{key} has no effect on {stated} items; remove it, or state another format"
     choices = f"choose from {', '.join(sorted(known))}"
     return f"{kind}.{key} is not known; {did_you_mean(key, known, choices)}"
@@ -152,7 +138,8 @@ def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -
     found = _format(names, keys, first) if names.format == "auto" else names.format
     if found is None:
         return None
-    columns, tags = {**COLUMNS[found], **names.columns}, {**TAGS[found], **names.tags}
+    usual = usual_names()[found]
+    columns, tags = {**usual.columns, **names.columns}, {**usual.tags, **names.tags}
     if found != "alpaca":
         columns["messages"] = _messages(names, found, keys)
     roles = {tags[tag]: said for tag, said in ROLES.items() if tag in tags}
@@ -163,7 +150,7 @@ def _messages(names: Names, found: Format, keys: Collection[str]) -> str:
     """The key of messages: as stated, or as it is called in the format, or in the other one."""
     if "messages" in names.columns:
         return names.columns["messages"]
-    usual = COLUMNS[found]["messages"]
+    usual = usual_names()[found].columns["messages"]
     other = "conversations" if usual == "messages" else "messages"
     return other if usual not in keys and other in keys else usual
 

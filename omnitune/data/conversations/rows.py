@@ -176,7 +176,7 @@ def make_rows(
     for conversation, key in zip(conversations, keys, strict=True):
         entry = tokens.read(key)
         if REASON in entry:
-            dropped.append(f"{conversation.where}: {tokens.reason(key)}")
+            dropped.append(f"{conversation.where}: {bytes(entry[REASON].tolist()).decode()}")
             continue
         if SHRUNK in entry:
             shrunk.append(conversation.where)
