@@ -70,6 +70,18 @@ class Source(Protocol[ItemT]):
         """Give the bytes that an item calls `file`. Raises UserError if they are known not to be there."""
 
 
+class PathSource:
+    """What sources share that lie at one path."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def missing(self, base: Path) -> str | None:
+        return None if (base / self.path).exists() else str(self.path)
+
+
 def probe_all(
     files: Iterable[str], opener: Callable[[str], Openable], memo: Hashes
 ) -> dict[str, media.Probe | UserError]:

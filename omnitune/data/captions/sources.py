@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...files import File
 from ...options import option
 from ..json_items import JsonItem, did_you_mean, half_character, of_lines, read_text
-from ..sources import Findings, broken_link, is_media, kinds, listed, readable, wrong_file
+from ..sources import Findings, PathSource, broken_link, is_media, kinds, listed, readable, wrong_file
 from .item import Item
 
 CAPTIONS = ("caption", "text", "prompt")
@@ -19,16 +19,8 @@ CAPTIONS = ("caption", "text", "prompt")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-class FolderSource:
+class FolderSource(PathSource):
     """What sources share that read a folder."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def missing(self, base: Path) -> str | None:
-        return None if (base / self.path).exists() else str(self.path)
 
     def open(self, base: Path, file: str) -> File:
         return File(base / self.path / file)

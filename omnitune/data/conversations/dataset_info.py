@@ -1,14 +1,13 @@
 """Data sets of a `dataset_info.json`, as LLaMA-Factory's users have it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from ...errors import UserError
 from ..json_items import brief, did_you_mean, half_character, read_json
 from ..sources import Findings, listed
-from .formats import Format, Names
+from .formats import Format, Names, Table
 from .parse_messages import present, unknown_keys
 
 FILE = "dataset_info.json"
@@ -18,30 +17,20 @@ HUB = ("subset", "split", "folder", "revision")
 KEYS = ("file_name", "formatting", "columns", "tags", "ranking", "num_samples", *ELSEWHERE, *HUB)
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A data set that lies beside its dataset_info.json."""
-
-    name: str
-    file_name: str
-    names: Names
-    num_samples: int | None
-
-
-def read_info(shown: Path, path: Path, wanted: Sequence[str], findings: Findings) -> list[DataSet]:
+def read_info(shown: Path, base: Path, wanted: Sequence[str], findings: Findings) -> list[Table]:
     """The data sets of these names; without names all that lie here and can be trained on."""
-    stated = read_json(shown, path)
+    stated = read_json(shown, base / shown)
     if not isinstance(stated, dict) or not stated:
         raise UserError(f'{shown}: is {brief(stated)}; write {{"name": {{"file_name": "train.json"}}}}')
-    data_sets = []
+    tables = []
     for name in wanted or _local(shown, stated, findings):
         if name not in stated:
             way = did_you_mean(name, stated, f"it holds {listed(list(stated))}")
             problems = [f"is not there; {way}"]
         elif not (problems := _wrong_entry(stated[name])):
-            data_sets.append(_data_set(name, stated[name]))
+            tables.append(_table(shown, base, name, present(stated[name])))
         findings.mistakes += [f"{shown}: {name}: {problem}" for problem in problems]
-    return data_sets
+    return tables
 
 
 def _local(shown: Path, stated: Mapping[str, Any], findings: Findings) -> list[str]:
@@ -85,12 +74,13 @@ def _wrong_entry(entry: object) -> list[str]:
     return problems + _wrong_values(stated)
 
 
-def _data_set(name: str, entry: Mapping[str, Any]) -> DataSet:
-    stated = present(entry)
+def _table(shown: Path, base: Path, name: str, stated: Mapping[str, Any]) -> Table:
     columns, tags = (present(stated.get(key, {})) for key in ("columns", "tags"))
     # LLaMA-Factory's own default.
     names = Names(stated.get("formatting", "alpaca"), columns, tags)
-    return DataSet(name, stated["file_name"], names, stated.get("num_samples"))
+    file, where = shown.parent / stated["file_name"], f"{shown.as_posix()}: {name}"
+    told = f"{where}: {stated['file_name']}"
+    return Table(file, base / file, where, told, names, stated.get("num_samples"))
 
 
 def _wrong_values(stated: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,20 @@ def usual_names() -> Mapping[Format, Names]:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A file of items, and how it is to be read."""
+
+    shown: Path
+    path: Path
+    where: str
+    """Where names and numbers are stated, for messages."""
+    file: str
+    """How messages name the file itself."""
+    names: Names
+    num_samples: int | None
+
+
+@dataclass(frozen=True)
 class ItemFormat:
     """Where in an item its parts are."""
 

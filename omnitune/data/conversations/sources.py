@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +10,15 @@ from ...errors import UserError
 from ...files import File
 from ...options import option
 from ..json_items import SUFFIXES, JsonItem, read_items
-from ..sources import Findings, broken_link, readable, wrong_file
+from ..sources import Findings, PathSource, broken_link, readable, wrong_file
 from . import dataset_info
 from .conversation import ParsedConversation
-from .formats import ItemFormat, Names, find_format, wrong_names
+from .formats import ItemFormat, Names, Table, find_format, wrong_names
 from .parse_items import ItemParser
 
 
 @option
-class ConversationSource:
+class ConversationSource(PathSource):
     """Conversations of a JSON or JSON lines file, or of data sets that a `dataset_info.json` describes."""
 
     name: Literal["conversations"] = "conversations"
@@ -58,12 +58,6 @@ class ConversationSource:
         stated = self.dataset.split(",") if isinstance(self.dataset, str) else self.dataset or []
         return [name.strip() for name in stated if name.strip()]
 
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def missing(self, base: Path) -> str | None:
-        return None if (base / self.path).exists() else str(self.path)
-
     def file(self, base: Path) -> Path:
         """The file that is read: `path`, or the dataset_info.json in it."""
         return self.path / dataset_info.FILE if (base / self.path).is_dir() else self.path
@@ -79,20 +73,6 @@ class ConversationSource:
         if problem := wrong_file(root, file):
             raise UserError(f"{file!r} {problem}")
         return File(root / file)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file of items, and how it is to be read."""
-
-    shown: Path
-    path: Path
-    where: str
-    """Where names and numbers are stated, for messages."""
-    file: str
-    """How messages name the file itself."""
-    names: Names
-    num_samples: int | None
 
 
 def _tables(source: ConversationSource, base: Path, findings: Findings) -> list[Table]:
@@ -124,14 +104,8 @@ def _described(source: ConversationSource, shown: Path, base: Path, findings: Fi
         for key, held in stated.items()
         if held
     ]
-    tables = []
-    for found in dataset_info.read_info(shown, base / shown, source.datasets, findings):
-        file = shown.parent / found.file_name
-        where = f"{shown.as_posix()}: {found.name}"
-        num_samples = source.num_samples or found.num_samples
-        told = f"{where}: {found.file_name}"
-        tables.append(Table(file, base / file, where, told, found.names, num_samples))
-    return tables
+    tables = dataset_info.read_info(shown, base, source.datasets, findings)
+    return [replace(one, num_samples=source.num_samples or one.num_samples) for one in tables]
 
 
 def _parsed(table: Table, findings: Findings) -> Iterator[ParsedConversation]:
