@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,15 +101,13 @@ def _check_writable(store: Store, name: str, missing: int) -> None:
 def _entries(
     conditions: Sequence[EditsInputs], dataset: Dataset, cache: StageCache, stage: Stage
 ) -> Iterator[Wanted]:
-    def entry(inputs: Inputs, bucket: AnyBucket) -> Wanted:
+    samples = chain(
+        ((one, bucket) for inputs, bucket in dataset.entries() for one in all_variants(conditions, inputs)),
+        ((inputs, dataset.index.buckets[0]) for inputs in dataset.shared_entries(stage.needs)),
+    )
+    for inputs, bucket in samples:
         keys = cache.keys(dataset.input_keys(inputs))
-        return Wanted(keys[stage.name], inputs, keys, bucket)
-
-    for inputs, bucket in dataset.entries():
-        for one in all_variants(conditions, inputs):
-            yield entry(one, bucket)
-    for inputs in dataset.shared_entries(stage.needs):
-        yield entry(inputs, dataset.index.buckets[0])
+        yield Wanted(keys[stage.name], inputs, keys, bucket)
 
 
 def _encode(

@@ -71,7 +71,13 @@ def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[JsonItem]:
         # Not splitlines: texts may hold U+2028.
         found = list(of_lines(shown, read_text(shown, path).split("\n"), mistakes))
     else:
-        found = list(_of_list(shown, read_json(shown, path), mistakes))
+        values = read_json(shown, path)
+        if not isinstance(values, list):
+            raise UserError(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
+        found = []
+        for number, value in enumerate(values, start=1):
+            where = f"{shown.as_posix()}: item {number}"
+            found += _object(number, where, value, "write one or remove it", mistakes)
     if not found and len(mistakes) == before:
         raise UserError(f"{shown}: holds no items; write at least one")
     return found
@@ -86,16 +92,19 @@ def of_lines(
             continue
         where = f"{shown.as_posix()}:{number}"
         try:
-            value = parsed(line)
+            yield from _object(number, where, parsed(line), f"write {shape} on each line", mistakes)
         except json.JSONDecodeError as error:
             mistakes.append(
                 f"{where}: is not JSON ({error.msg} at column {error.colno}); write {shape} on each line"
             )
-            continue
-        if isinstance(value, dict):
-            yield JsonItem(number, where, value)
-        else:
-            mistakes.append(f"{where}: is {brief(value)}, not an object; write {shape} on each line")
+
+
+def _object(number: int, where: str, value: Any, way: str, mistakes: list[str]) -> Iterator[JsonItem]:
+    """The item, unless it is no object, which is told with the way out."""
+    if isinstance(value, dict):
+        yield JsonItem(number, where, value)
+    else:
+        mistakes.append(f"{where}: is {brief(value)}, not an object; {way}")
 
 
 def read_json(shown: Path, path: Path) -> Any:
@@ -111,14 +120,3 @@ def read_json(shown: Path, path: Path) -> Any:
         raise UserError(
             f"{shown}:{error.lineno}: is not JSON ({error.msg} at column {error.colno}); {way}"
         ) from error
-
-
-def _of_list(shown: Path, values: object, mistakes: list[str]) -> Iterator[JsonItem]:
-    if not isinstance(values, list):
-        raise UserError(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
-    for number, value in enumerate(values, start=1):
-        where = f"{shown.as_posix()}: item {number}"
-        if isinstance(value, dict):
-            yield JsonItem(number, where, value)
-        else:
-            mistakes.append(f"{where}: is {brief(value)}, not an object; write one or remove it")

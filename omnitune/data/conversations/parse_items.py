@@ -35,11 +35,10 @@ class ItemParser:
         self._system(item, parsed)
         tools = self.item_format.columns["tools"]
         parsed.tools = read_tools(item.get(tools), tools, parsed.problems)
-        files = {part: self._files(item, part, parsed.problems) for part in LISTS}
-        parsed.unplaced = [named for part in LISTS for named in files[part]]
+        parsed.unplaced = [named for part in LISTS for named in self._files(item, part, parsed.problems)]
         if not parsed.problems:
             parsed.problems += unlearned(parsed.messages)
-            self._show(parsed, files)
+            self._show(parsed)
         return parsed
 
     def _messages(self, item: Mapping[str, Any], problems: list[str]) -> list[ParsedMessage]:
@@ -102,21 +101,18 @@ class ItemParser:
             for named in parse_media(LISTS[part], one, f"{key} {number}", problems)
         ]
 
-    def _show(self, parsed: ParsedConversation, files: Mapping[str, Sequence[NamedMedia]]) -> None:
+    def _show(self, parsed: ParsedConversation) -> None:
         """Put files where placeholders stand, or tell that their numbers differ."""
-        marks = [
-            part.kind
-            for message in parsed.messages
-            for part in message.parts
-            if isinstance(part, Placeholder)
-        ]
+        marks = [p for message in parsed.messages for p in message.parts if isinstance(p, Placeholder)]
+        left = {}
         for part, kind in LISTS.items():
-            if marks.count(kind) != len(files[part]):
+            files = [named for named in parsed.unplaced if named.kind == kind]
+            number, left[kind] = marks.count(Placeholder(kind)), iter(files)
+            if number != len(files):
                 column = self.item_format.columns[part]
-                parsed.problems.append(_unequal(kind, marks.count(kind), len(files[part]), column))
+                parsed.problems.append(_unequal(kind, number, len(files), column))
         if parsed.problems or not marks:
             return
-        left = {kind: iter(files[part]) for part, kind in LISTS.items()}
         for message in parsed.messages:
             message.parts = [next(left[p.kind]) if isinstance(p, Placeholder) else p for p in message.parts]
 
