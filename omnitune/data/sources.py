@@ -97,9 +97,8 @@ def probe_all(
         except OSError as error:
             found[file] = UserError(f"{file}: {error.strerror}; correct the name, or bring the file back")
         else:
-            known = None
-            if version is None or not half_character(version.path):
-                known = memo.recall(PROBE, version)
+            nameless = version is not None and half_character(version.path)  # the memo is text
+            known = None if nameless else memo.recall(PROBE, version)
             if known is None:
                 unknown[file] = opened, version
             else:

@@ -215,9 +215,9 @@ def packed(conversations: Sequence[ConversationRow], most: int) -> list[Conversa
     for one in sorted(conversations, key=lambda t: (-t.length, t.id)):
         place = next((k for k, (room, _) in enumerate(open_rows) if room >= one.length), None)
         if place is None:
-            rows.append([one])
-            open_rows.append((most - one.length, len(rows) - 1))
-            continue
+            place = len(open_rows)
+            rows.append([])
+            open_rows.append((most, len(rows) - 1))
         room, number = open_rows[place]
         rows[number].append(one)
         open_rows[place] = (room - one.length, number)
