@@ -1,11 +1,24 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 
 from .options import NOT_LEARNED, ByName, check_ranges, option
+
+
+class OptimizerOptions(Protocol):
+    """What `optimizer` may be: an option with a field `name`, and these."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
 
 
 @option
@@ -30,7 +43,6 @@ class AdamOptions:
             raise ValueError(f"max_grad_norm must be above 0, or null for none, not {self.max_grad_norm}")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Make the optimizer of parameter groups, which state their own `lr` and `weight_decay`."""
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         return kind(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
@@ -51,9 +63,8 @@ class Adam(AdamOptions):
     weight_decay: float = 0.0
 
 
-AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
-"""What `optimizer` may be; a class of another package is one by `name: package.module:Class`, if it has `lr`,
-`weight_decay`, `max_grad_norm` and `build`."""
+AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw", OptimizerOptions)]
+"""What `optimizer` may be; a class of another package is one by `name: package.module:Class`."""
 
 
 @option

@@ -1,4 +1,4 @@
-"""A run, from YAML. The only module that knows pydantic and yaml; what it builds are plain dataclasses."""
+"""A run, from YAML: plain dataclasses. Only this package and `options.py` know pydantic."""
 
 import dataclasses
 import re

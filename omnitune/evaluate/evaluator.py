@@ -31,13 +31,13 @@ class Evaluator(ABC):
     """The run on these data, or on its own."""
 
     def __init__(self, request: EvaluateRequest, run: ResolvedRun, known: "Mapping[str, type[Metric[Any]]]"):
-        self.request, self.run, self.job, self.known = request, run, run, known
+        self.request, self.run, self.job = request, run, run
         given = {name: getattr(request, name) for name in ("steps", "guidance", "seed")}
         self.options = overridden(run.run.validation, given)
         self.saved = None if request.base else find_checkpoint(request.folder, request.checkpoint)
         self.mesh = Mesh(Parallel())
         self._read_data()
-        self.metrics = self._measurable()
+        self.metrics = self._measurable(known)
 
     @abstractmethod
     def _read_data(self) -> None:
@@ -77,31 +77,34 @@ class Evaluator(ABC):
     def lack(self, need: str) -> str | None:
         """Say what one of `gives` needs and does not have."""
 
-    def _measurable(self) -> "dict[str, Metric[Any]]":
+    def _measurable(self, known: "Mapping[str, type[Metric[Any]]]") -> "dict[str, Metric[Any]]":
         """Metrics asked for, or all that have what they need; raises UserError for one that lacks it."""
-        stated = self.request.metrics
-        applicable = [name for name, metric in self.known.items() if set(metric.needs) <= set(self.gives)]
-        names = applicable if stated is None else stated.split(",")
-        metrics = {name: self._metric(name, applicable) for name in names}
-        lacks = {name: self._lack(metric) for name, metric in metrics.items()}
-        found = {name: metric for name, metric in metrics.items() if lacks[name] is None}
-        for name, lack in lacks.items():
-            if lack is not None and stated is not None:
+        stated, found, left_out = self.request.metrics, {}, []
+        applicable = [name for name, metric in known.items() if set(metric.needs) <= set(self.gives)]
+        for name in applicable if stated is None else stated.split(","):
+            metric = self._metric(name, known, applicable)
+            lack = next(filter(None, map(self.lack, metric.needs)), None) or metric.lack()
+            if lack is None:
+                found[name] = metric
+            elif stated is not None:
                 raise UserError(f"--metrics: {name} {lack}")
+            else:
+                left_out.append(f"{name}: left out, it {lack}")
         if not found:
             raise UserError("--data: none is given, and nothing can be measured without; name a folder")
         read = {*self.reads, *(option for metric in found.values() for option in metric.reads)}
         self.request.check_used(read, found)
-        for name, lack in lacks.items():
-            if lack is not None:
-                say(f"{name}: left out, it {lack}")
+        for line in left_out:
+            say(line)
         return found
 
-    def _metric(self, name: str, applicable: Sequence[str]) -> "Metric[Any]":
-        if name not in self.known and ":" not in name:
-            raise UserError(f"--metrics: {name!r} is not one of {', '.join(self.known)}")
+    def _metric(
+        self, name: str, known: "Mapping[str, type[Metric[Any]]]", applicable: Sequence[str]
+    ) -> "Metric[Any]":
+        if name not in known and ":" not in name:
+            raise UserError(f"--metrics: {name!r} is not one of {', '.join(known)}, nor module:Class")
         try:
-            metric: type[Metric[Any]] = self.known.get(name) or import_class(name)
+            metric: type[Metric[Any]] = known.get(name) or import_class(name)
         except ValueError as error:
             raise UserError(f"--metrics: {error}") from None
         if foreign := [need for need in metric.needs if need not in self.gives]:
@@ -111,10 +114,6 @@ class Evaluator(ABC):
                 f"{', '.join(applicable)}"
             )
         return metric(self)
-
-    def _lack(self, metric: "Metric[Any]") -> str | None:
-        lacks = [*(self.lack(need) for need in metric.needs)]
-        return next((lack for lack in lacks if lack is not None), None) or metric.lack()
 
 
 E = TypeVar("E", bound=Evaluator)

@@ -4,7 +4,7 @@ EfficientNet-Lite0 comes from a package. Inception and CLIP are read from a file
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -60,7 +60,12 @@ class FeatureNetwork:
     size: int
     """Height and width in pixels that every picture is brought to, whatever its own."""
     module: nn.Module
-    """(B, 3, size, size) in [0, 1] to (B, D)."""
+    """What holds the weights."""
+    extract: Callable[[Tensor], Tensor]
+    """(B, 3, size, size), normalised, to (B, D)."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Of the channels in [0, 1]: how the network takes them normalised."""
     weights: str
     """A hash of what the module computes with."""
     store: Store | None = None
@@ -95,9 +100,10 @@ class FeatureNetwork:
 
     def _compute(self, batch: "list[Pixels]") -> Tensor:
         device = next(self.module.parameters()).device
-        x = torch.stack([resized(picture, self.size) for picture in batch])
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        x = (torch.stack([resized(picture, self.size) for picture in batch]) - mean) / std
         with torch.no_grad():
-            vectors: Tensor = self.module(x.to(device, memory_format=torch.channels_last))
+            vectors = self.extract(x.to(device, memory_format=torch.channels_last))
         return vectors.float().cpu()
 
 
@@ -121,14 +127,18 @@ def resized(picture: "Pixels", size: int) -> Tensor:
 def load_features(spec: str, device: str = "cpu") -> FeatureNetwork:
     """Load the network that `efficientnet_lite0`, `inception:FILE` or `clip:FOLDER` names."""
     kind, _, path = spec.partition(":")
+    loaders: dict[str, Callable[[Path], FeatureNetwork]] = {"inception": inception, "clip": clip}
     if spec == "efficientnet_lite0":
-        return efficientnet_lite0(device)
-    loaders: dict[str, Callable[[Path, str], FeatureNetwork]] = {"inception": inception, "clip": clip}
-    if kind not in loaders or not path:
+        network = efficientnet_lite0()
+    elif kind in loaders and path:
+        network = loaders[kind](Path(path))
+    else:
         raise UserError(
             f"features: {spec!r} is not a network; give efficientnet_lite0, inception:FILE or clip:FOLDER"
         )
-    return loaders[kind](Path(path), device)
+    # Depthwise convolutions are three times faster on the CPU with channels last.
+    network.module.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    return network
 
 
 def read_state(file: Path, where: str) -> State:
@@ -166,29 +176,7 @@ def load_state(module: nn.Module, state: State, file: Path, where: str) -> None:
         )
 
 
-class _Scaled(nn.Module):
-    """A trunk behind the normalisation of its input."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, trunk: Callable[[Tensor], Tensor], module: nn.Module, mean: Any, std: Any):
-        super().__init__()
-        self.trunk, self.module = trunk, module
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.trunk((x - self.mean) / self.std)
-
-
-def _network(name: str, size: int, module: nn.Module, weights: str, device: str) -> FeatureNetwork:
-    # Depthwise convolutions are three times faster on the CPU with channels last.
-    placed = module.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return FeatureNetwork(name, size, placed, weights)
-
-
-def efficientnet_lite0(device: str = "cpu") -> FeatureNetwork:
+def efficientnet_lite0() -> FeatureNetwork:
     """EfficientNet-Lite0 of ImageNet (Tan and Le 2019), pooled features, D = 1280."""
     for name, package in EFFICIENTNET.items():
         require(name, package, "features: efficientnet_lite0")
@@ -203,10 +191,10 @@ def efficientnet_lite0(device: str = "cpu") -> FeatureNetwork:
         maps: Tensor = module.extract_features(x)  # (B, 1280, 7, 7)
         return maps.mean((2, 3))
 
-    return _network("EffLite0", 224, _Scaled(pooled, module, [0.498], [0.502]), hash_file(file), device)
+    return FeatureNetwork("EffLite0", 224, module, pooled, [0.498], [0.502], hash_file(file))
 
 
-def inception(file: Path, device: str = "cpu") -> FeatureNetwork:
+def inception(file: Path) -> FeatureNetwork:
     """InceptionV3 (Szegedy et al. 2015), pooled features, D = 2048.
 
     A file with 1008 outputs is the network of the literature's FID and KID, in the layout of pytorch-fid
@@ -228,23 +216,15 @@ def inception(file: Path, device: str = "cpu") -> FeatureNetwork:
         _pool_as_in_fid(module)
     module.fc = nn.Identity()
     name = "Inception" if classes == FID_CLASSES else "InceptionImageNet"
-    return _network(name, 299, _Scaled(module, module, [0.5], [0.5]), hash_file(file), device)
+    return FeatureNetwork(name, 299, module, module, [0.5], [0.5], hash_file(file))
 
 
 def _pool_as_in_fid(module: nn.Module) -> None:
     """Pool as the network of 2015 does: no padding in averages, and maxima in the last block."""
-
-    def average(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-
-    def maximum(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 3, 1, 1)
-
-    blocks = dict(module.named_children())
-    for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
-        _pool_branch(blocks[name], average)
-    _pool_branch(blocks["Mixed_7b"], average)
-    _pool_branch(blocks["Mixed_7c"], maximum)
+    average, maximum = nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.MaxPool2d(3, 1, 1)
+    for name, block in module.named_children():
+        if "branch_pool" in dict(block.named_children()):
+            _pool_branch(block, maximum if name == "Mixed_7c" else average)
 
 
 def _pool_branch(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
@@ -255,25 +235,36 @@ def _pool_branch(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Clip(FeatureNetwork):
-    """A CLIP model: features of pictures are its image embeddings, and captions have embeddings too."""
+class TextEncoder:
+    """A network that gives every caption a vector."""
 
-    tokenizer: Any = None
+    name: str
+    tokenizer: Any
+    encode: Callable[[Any], Tensor]
+    """Tokens of B captions to (B, D)."""
 
     def embed(self, captions: Iterable[str]) -> Tensor:
-        """(N, D) text embeddings in fp32."""
-        scaled: Any = self.module
-        model = scaled.module
+        """(N, D) in fp32."""
         found = []
         for batch in batched(captions, BATCH):
             tokens = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
             with torch.no_grad():
-                made = model.get_text_features(**tokens.to(model.device)).pooler_output
-            found.append(made.float().cpu())
+                found.append(self.encode(tokens).float().cpu())
         return torch.cat(found)
 
 
-def clip(folder: Path, device: str = "cpu") -> Clip:
+@dataclass(frozen=True, kw_only=True)
+class Clip(FeatureNetwork):
+    """A CLIP model: features of pictures are its image embeddings, and captions have embeddings too."""
+
+    encoder: TextEncoder
+
+    def scores(self, features: Tensor, captions: Iterable[str]) -> Tensor:
+        """(N, M): cosines of N pictures, as features (N, D), with M captions; nothing is fitted."""
+        return F.normalize(features, dim=1) @ F.normalize(self.encoder.embed(captions), dim=1).mT
+
+
+def clip(folder: Path) -> Clip:
     """A CLIP model (Radford et al. 2021) from a folder in transformers' layout."""
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -293,10 +284,12 @@ def clip(folder: Path, device: str = "cpu") -> Clip:
         found: Tensor = model.get_image_features(x).pooler_output
         return found
 
-    module = _Scaled(embedded, model, processor.image_mean, processor.image_std)
+    def encode(tokens: Any) -> Tensor:
+        found: Tensor = model.get_text_features(**tokens.to(model.device)).pooler_output
+        return found
+
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
     weights = digest(*map(hash_file, files))
-    plain = _network(
-        f"CLIP-{folder.resolve().name}", model.config.vision_config.image_size, module, weights, device
-    )
-    return Clip(plain.name, plain.size, plain.module, plain.weights, tokenizer=tokenizer)
+    name, size = f"CLIP-{folder.resolve().name}", model.config.vision_config.image_size
+    mean, std, encoder = processor.image_mean, processor.image_std, TextEncoder(name, tokenizer, encode)
+    return Clip(name, size, model, embedded, mean, std, weights, encoder=encoder)

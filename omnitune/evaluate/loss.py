@@ -16,12 +16,9 @@ class Loss(Metric[Evaluator]):
         run = self.evaluator.job.run
         size = run.parallel.micro_batch_size or run.data.batch_size
         found = held_out_loss(self.evaluator.step, batch_size=size)
-        name, count = "held-out loss", len(found.items)
-        levels = [level for level in found.levels if not math.isnan(level.u)]
+        named = [("held-out loss", found)]
+        named += [(f"held-out loss (u = {one.u:.3f})", one) for one in found.levels if not math.isnan(one.u)]
         return [
-            Measure(name, found.mean, found.standard_error, "standard error", count),
-            *(
-                Measure(f"{name} (u = {one.u:.3f})", one.mean, one.standard_error, "standard error", count)
-                for one in levels
-            ),
+            Measure(name, one.mean, one.standard_error, "standard error", len(one.items))
+            for name, one in named
         ]

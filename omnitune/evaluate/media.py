@@ -88,7 +88,6 @@ class MediaEvaluator(Evaluator):
         return self.network.features(middle(frames) for frames in self.samples)
 
     def described(self) -> dict[str, Any]:
-        """How the numbers came about."""
         return {
             **super().described(),
             "fit": list(self.request.fit or ()),

@@ -29,21 +29,16 @@ class FrameMotion(Metric[MediaEvaluator]):
         if one.index is not None:
             sizes = enumerate(one.index.buckets)
             real = motion(one.real(i) for i, bucket in sizes if bucket.frames > 1)
-        rows = (
-            ("motion (levels)", "mean", "std"),
-            ("flicker (levels)", "flicker", None),
-            ("static clips", "static", None),
-        )
+
+        def row(name: str, value: str, spread: float | None = None) -> Measure:
+            over = "" if spread is None else "deviation over clips"
+            reference = None if real is None else getattr(real, value)
+            return Measure(name, getattr(made, value), spread, over, made.num_clips, reference=reference)
+
         return [
-            Measure(
-                name,
-                getattr(made, value),
-                getattr(made, spread) if spread else None,
-                "deviation over clips" if spread else "",
-                made.num_clips,
-                reference=None if real is None else getattr(real, value),
-            )
-            for name, value, spread in rows
+            row("motion (levels)", "mean", made.std),
+            row("flicker (levels)", "flicker"),
+            row("static clips", "static"),
         ]
 
 

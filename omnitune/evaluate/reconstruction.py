@@ -1,11 +1,11 @@
 """What an autoencoder loses: PSNR and LPIPS of pictures and clips (T, H, W, 3) in uint8 behind it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from .results import Measure
 if TYPE_CHECKING:
     from ..data.media import Pixels
 
+    Distance = Callable[[Pixels, Pixels], float]
+
 LEAST_MSE = 1e-3
 """Squared levels; caps PSNR at 78.1 dB, which equal pictures get."""
-BACKBONES: dict[str, Any] = {"Alex": "alex", "VGG": "vgg", "Squeeze": "squeeze"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Psnr(Metric[MediaEvaluator]):
         for i in range(len(one.index.items)):
             real = one.real(i)
             decoded = reconstructed(one.family, real)
-            distance = self.lpips.distance(real, decoded) if self.lpips else None
+            distance = self.lpips(real, decoded) if self.lpips else None
             found.append(Reconstruction(len(real), psnr(real, decoded), distance, middle(decoded)))
         if not loaded:
             one.family.drop([name])
@@ -83,26 +84,11 @@ def psnr(real: "Pixels", other: "Pixels") -> float:
     return float(10 * math.log10(255**2 / max(mse, LEAST_MSE)))
 
 
-@dataclass(frozen=True)
-class Lpips:
-    """Perceptual distance of two pictures (Zhang et al. 2018), version 0.1."""
+def load_lpips(file: Path, device: str = "cpu") -> "Distance":
+    """LPIPS (Zhang et al. 2018), version 0.1: the mean over frames of clips, 32 pixels a side at least.
 
-    name: str
-    module: torch.nn.Module
-
-    def distance(self, real: "Pixels", other: "Pixels") -> float:
-        """Mean over the frames of two clips (T, H, W, 3) of one size, 32 pixels a side at least."""
-        a, b = (torch.from_numpy(v.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1 for v in (real, other))
-        device = next(self.module.parameters()).device
-        with torch.no_grad():
-            found: Tensor = self.module(a.to(device), b.to(device))
-        return float(found.mean())
-
-
-def load_lpips(file: Path, device: str = "cpu") -> Lpips:
-    """LPIPS on torchvision's AlexNet, VGG16 or SqueezeNet 1.1, whichever the file holds.
-
-    torchmetrics ships the layers behind it, for version 0.1 of the paper's code.
+    It stands on torchvision's AlexNet, VGG16 or SqueezeNet 1.1, whichever the file holds; torchmetrics ships
+    the layers behind it.
     """
     require("torchmetrics", "torchmetrics", "LPIPS")
     from torchmetrics.functional.image.lpips import _LPIPS
@@ -113,7 +99,7 @@ def load_lpips(file: Path, device: str = "cpu") -> Lpips:
         if n.startswith("features.")
     }
     name = _backbone(state, file)
-    module = _LPIPS(net=BACKBONES[name], pnet_rand=True)
+    module = _LPIPS(net=name, pnet_rand=True).to(device)
     # Slices keep torchvision's numbers: slice2.3.weight, or slices.1.3.weight, is features.3.weight.
     names = {
         own: own.split(".", 2 if own.startswith("slices.") else 1)[-1] for own in module.net.state_dict()
@@ -123,15 +109,23 @@ def load_lpips(file: Path, device: str = "cpu") -> Lpips:
             f"--lpips: {file} lacks features.{missing[0]}; give torchvision's {name} weights whole"
         )
     load_state(module.net, {own: state[theirs] for own, theirs in names.items()}, file, "--lpips")
-    return Lpips(f"LPIPS-{name}", module.eval().to(device))
+    module.eval()
+
+    def distance(real: "Pixels", other: "Pixels") -> float:
+        a, b = (torch.from_numpy(v.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1 for v in (real, other))
+        with torch.no_grad():
+            found: Tensor = module(a.to(device), b.to(device))
+        return float(found.mean())
+
+    return distance
 
 
-def _backbone(state: dict[str, Tensor], file: Path) -> str:
+def _backbone(state: dict[str, Tensor], file: Path) -> Literal["alex", "vgg", "squeeze"]:
     if "3.squeeze.weight" in state:
-        return "Squeeze"
+        return "squeeze"
     first = state.get("0.weight")
     if first is not None and first.shape[-1] == 11:
-        return "Alex"
+        return "alex"
     if first is not None and first.shape[-1] == 3 and "28.weight" in state:
-        return "VGG"
+        return "vgg"
     raise UserError(f"--lpips: {file} is not torchvision's alexnet, vgg16 or squeezenet1_1; give one of them")

@@ -44,10 +44,6 @@ class EvaluateRequest:
         if self.base and self.checkpoint is not None:
             raise UserError(f"--base: is not of checkpoint {self.checkpoint}; give one of both")
 
-    @property
-    def has_clip(self) -> bool:
-        return self.features.startswith("clip:")
-
     def check_used(self, read: Collection[str], measured: Collection[str]) -> None:
         """Raise UserError for options that nothing which is measured reads."""
         given = {name: getattr(self, name) for name in ("fit", "size", "steps", "guidance", "seed", "lpips")}

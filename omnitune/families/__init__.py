@@ -48,5 +48,7 @@ def resolve(name: str) -> "type[Family]":
     try:
         family: type[Family] = getattr(import_module(module), cls)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"model.family: {name!r} cannot be imported: {error}") from error
+        raise UserError(
+            f"model.family: {name!r} cannot be imported: {error}; correct it, or put its folder on PYTHONPATH"
+        ) from error
     return family

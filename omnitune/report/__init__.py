@@ -1,16 +1,18 @@
 """The report of a run: one page that needs nothing but itself."""
 
+from base64 import b64encode
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
-from ..files import write_text
-from . import curves, gallery, sections
-from .contents import Contents, read_contents
-from .markup import note, section, text
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-POLICY = f"default-src 'none'; img-src data:; media-src data:; {INLINE}"
-"""What the page may load: what it carries itself, nothing else."""
+from ..files import write_text
+from ..progress import clock
+from . import formats, sections
+from .contents import Contents, read_contents
+from .curves import charts
+from .gallery import MAX_EMBEDDED, grid
 
 
 def write_report(folder: Path) -> Path:
@@ -23,56 +25,34 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def page(run: Contents) -> str:
-    """The whole page."""
-    found = [
-        ("results", "Results", sections.results(run.results)),
-        ("samples", "Samples", gallery.gallery(run.samples) or note("No samples yet.")),
-        ("curves", "Curves", _curves(run)),
-        ("data", "Data", sections.data(run.items)),
-        ("weights", "Weights", sections.weights(run)),
-        ("configuration", "Configuration", sections.configuration(run.config)),
-        ("manifest", "Manifest", sections.manifest(run.manifest)),
-    ]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, body in found if body)
-    version = run.manifest.get("versions", {}).get("omnitune", "")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{text(run.name)}</title>
-<style>
-{_asset("page.css")}</style>
-</head>
-<body>
-<header><p class="kind">{text(_kind(run))}</p><h1>{text(run.name)}</h1>
-<nav aria-label="Sections">{links}</nav></header>
-<main>
-{sections.tiles(run)}
-{"".join(note(words) for words in run.notes)}
-{"".join(section(*parts) for parts in found)}
-</main>
-<footer>Written by omnitune {text(version)}</footer>
-<script>
-{_asset("page.js")}</script>
-</body>
-</html>
-"""
-
-
-def _kind(run: Contents) -> str:
-    """Model and method, as far as run.yaml says."""
-    parts = ["Training run", run.stated("model", "path"), run.stated("objective", "name")]
-    return " · ".join(part for part in parts if part)
-
-
-def _curves(run: Contents) -> str:
-    drawn = curves.figures(run.metrics)
-    return f'<div class="curves">{drawn}</div>' if drawn else note("No steps are logged yet.")
-
-
-def _asset(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
+def page(run: Contents, limit: int = MAX_EMBEDDED) -> str:
+    """Fill page.html.jinja; whatever the user wrote is escaped there."""
+    environment = Environment(
+        loader=PackageLoader(__name__, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "asdict": asdict,
+        "base64": lambda path: b64encode(path.read_bytes()).decode(),
+        "clock": clock,
+        "extent": formats.extent,
+        "number_of": formats.number_of,
+        "short": formats.short,
+        "size": formats.size,
+        # Read, not included: their braces are no template's.
+        "source": lambda name: (files(__name__) / name).read_text(encoding="utf-8"),
+    }
+    return environment.get_template("page.html.jinja").render(
+        run=run,
+        tiles=list(sections.tiles(run)),
+        samples=grid(run.samples, limit),
+        limit=limit,
+        charts=charts(run.metrics),
+        captions=sections.captions(run.items),
+        buckets=sections.buckets(run.items),
+        snippet=sections.snippet(run),
+        manifest=sections.flat(run.manifest),
+    )

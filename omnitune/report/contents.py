@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import config
 from ..errors import UserError
 
 Record = dict[str, Any]
@@ -28,8 +29,10 @@ class Contents:
     """A run folder, read."""
 
     folder: Path
-    config: str
+    yaml: str
     """run.yaml as it stands."""
+    config: Record
+    """The same, parsed."""
     manifest: Record
     metrics: list[Record]
     items: list[Record]
@@ -47,17 +50,16 @@ class Contents:
     def name(self) -> str:
         return self.stated("name") or self.folder.resolve().name
 
-    def stated(self, *keys: str) -> str | None:
-        """A value of run.yaml, which is written in block style, two spaces a level: no parser is needed."""
-        depth = 0
-        for line in self.config.splitlines():
-            indent = len(line) - len(line.lstrip(" "))
-            key, _, value = line.strip().partition(":")
-            if indent == 2 * depth and key == keys[depth]:
-                if depth + 1 == len(keys):
-                    return _plain(value.strip())
-                depth += 1
-        return None
+    def stated(self, *keys: str) -> Any:
+        """A value of run.yaml; None if it is not there."""
+        found: Any = self.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def column(self, key: str) -> list[Any]:
+        """A value of every step that has it."""
+        return [record[key] for record in self.metrics if key in record]
 
 
 def read_contents(folder: Path) -> Contents:
@@ -67,7 +69,8 @@ def read_contents(folder: Path) -> Contents:
     notes: list[str] = []
     return Contents(
         folder=folder,
-        config=(folder / "run.yaml").read_text(encoding="utf-8"),
+        yaml=(folder / "run.yaml").read_text(encoding="utf-8"),
+        config=config.read(folder / "run.yaml").data,
         manifest=_read_json(folder / "manifest.json", {}),
         metrics=_read_lines(folder / "metrics.jsonl", notes),
         items=_read_lines(folder / "data.jsonl", notes),
@@ -84,16 +87,6 @@ def read_contents(folder: Path) -> Contents:
         ),
         notes=notes,
     )
-
-
-def _plain(value: str) -> str | None:
-    """The text of a YAML scalar."""
-    if value.startswith("'"):
-        return value[1:-1].replace("''", "'")
-    if value.startswith('"'):
-        text: str = json.loads(value)
-        return text
-    return None if value in ("", "null") else value
 
 
 def _steps(folder: Path) -> dict[int, Path]:

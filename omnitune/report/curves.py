@@ -1,26 +1,33 @@
-"""Curves of a run as inline SVG, readable without a script; the page's script adds the hover read-out."""
+"""Curves of a run: lines and axes, which page.html.jinja draws and page.js reads out."""
 
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .contents import Record
-from .markup import short, text
+from .formats import short
 
 MAX_POINTS = 1000
 PLOT = 1000
 """Width and height of the plot in its own units; the page stretches it to its place."""
 
+Points = Sequence[tuple[int, float]]
+"""(step, value)"""
+
 
 @dataclass(frozen=True)
 class Series:
     name: str
-    steps: list[int]
-    values: list[float]
     style: str
     """`raw`, `smooth`, or `c0`, `c1`... where several stand beside each other."""
+    steps: list[int]
+    values: list[float]
+
+    def thinned(self) -> "Series":
+        """The same line of no more points than can be seen, in six digits."""
+        kept = thin(self.values)
+        values = [float(f"{self.values[i]:.6g}") for i in kept]
+        return Series(self.name, self.style, [self.steps[i] for i in kept], values)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,20 @@ class Axis:
 class Chart:
     name: str
     title: str
+    x: Axis
+    y: Axis
     series: list[Series]
-    from_zero: bool = True
-    spiky: bool = False
-    note: str = ""
+    cut: bool
+    """Whether spikes lie above the frame."""
+    notes: list[str]
+
+    def polyline(self, series: Series) -> str:
+        """The points of a line, in units of the plot."""
+        points = [
+            f"{self.x.place(step) * PLOT:.2f},{(1 - self.y.place(value)) * PLOT:.2f}"
+            for step, value in zip(series.steps, series.values, strict=True)
+        ]
+        return " ".join(points * 2 if len(points) == 1 else points)  # a line of no length is drawn as a dot
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -76,164 +93,72 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def value_axis(chart: Chart) -> Axis:
-    """The axis of all values; of spiky ones it leaves out a few spikes that would flatten everything else."""
-    # An average lies within what it averages, but drags the spikes along: only the raw values decide.
-    shown = chart.series[:1] if chart.spiky else chart.series
-    ordered = sorted(value for series in shown for value in series.values)
+def value_axis(values: Sequence[float], from_zero: bool, spiky: bool) -> Axis:
+    """The axis of values; of spiky ones it leaves out a few spikes that would flatten everything else."""
+    ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     first, bulk = (ordered[round(q * (len(ordered) - 1))] for q in (0.01, 0.98))
-    if chart.spiky and len(ordered) >= 50 and first < bulk and high > bulk + 4 * (bulk - first):
+    if spiky and len(ordered) >= 50 and first < bulk and high > bulk + 4 * (bulk - first):
         high = bulk + 0.25 * (bulk - first)
-    low = min(low, 0.0) if chart.from_zero or low == high else low
-    high = high if high > low else low + 1
-    marks = ticks(low, high)
+    low = min(low, 0.0) if from_zero or low == high else low
+    marks = ticks(low, high if high > low else low + 1)
     return Axis(marks[0], marks[-1], marks)
 
 
 def step_axis(steps: Sequence[int]) -> Axis:
     low, high = min(steps), max(max(steps), min(steps) + 1)
-    marks = [t for t in ticks(low, high) if low <= t <= high and t == int(t)]
-    return Axis(low, high, marks)
+    return Axis(low, high, [t for t in ticks(low, high) if low <= t <= high and t == int(t)])
 
 
-def curve(x: Axis, y: Axis, series: Series) -> str:
-    points = [
-        f"{x.place(step) * PLOT:.2f},{(1 - y.place(value)) * PLOT:.2f}"
-        for step, value in zip(series.steps, series.values, strict=True)
+def charts(metrics: Sequence[Record]) -> list[Chart]:
+    """All curves that the metrics hold."""
+    rules = sorted({rule for r in metrics for rule in r.get("lr", {})}, key=int)
+    rates = {
+        f"rule {rule}": _column([{"step": r["step"], **r.get("lr", {})} for r in metrics], rule)
+        for rule in rules
+    }
+    memory = [(step, value / 2**30) for step, value in _column(metrics, "peak_memory_bytes")]
+    found = [
+        _chart("loss", "Loss", {"each step": _column(metrics, "loss")}, from_zero=False, spiky=True),
+        _chart("grad-norm", "Gradient norm", {"each step": _column(metrics, "grad_norm")}, spiky=True),
+        _chart("lr", "Learning rate", rates),
+        _chart(
+            "speed", "Samples per second", {"each step": _column(metrics, "samples_per_second")}, spiky=True
+        ),
+        _chart("memory", "Peak memory, GiB", {"peak": memory}),
     ]
-    if len(points) == 1:
-        points *= 2  # a line of no length is drawn as a dot
-    return f'<polyline class="line {series.style}" points="{" ".join(points)}"/>'
+    return [chart for chart in found if chart is not None]
 
 
-def grid(x: Axis, y: Axis) -> str:
-    """Lines and labels at percentages, so that a plot of any size keeps its text's size."""
-    parts = []
-    for tick in y.ticks:
-        at = f"{(1 - y.place(tick)) * 100:.3f}%"
-        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="tick y" x="0" y="{at}" dx="-8" dy="4">{short(tick)}</text>')
-    for tick in x.ticks:
-        at = f"{x.place(tick) * 100:.3f}%"
-        parts.append(f'<line class="mark" x1="{at}" x2="{at}" y1="100%" y2="100%"/>')
-        parts.append(f'<text class="tick x" x="{at}" y="100%" dy="18">{short(tick)}</text>')
-    return "".join(parts)
+def _column(metrics: Sequence[Record], key: str) -> Points:
+    return [(r["step"], r[key]) for r in metrics if r.get(key) is not None]
 
 
-def figure(chart: Chart) -> str:
-    """One chart: legend, plot, read-out, and the numbers for the script."""
-    drawn = [_thinned(series) for series in chart.series]
-    x = step_axis([step for series in drawn for step in series.steps])
-    y = value_axis(chart)
-    outside = [v for v in chart.series[0].values if v > y.high]
-    notes = [chart.note] if chart.note else []
+def _chart(
+    name: str, title: str, lines: Mapping[str, Points], from_zero: bool = True, spiky: bool = False
+) -> Chart | None:
+    """A chart of what is finite; None if nothing is. A spiky line has its moving average beside it."""
+    finite = {label: [p for p in points if math.isfinite(p[1])] for label, points in lines.items()}
+    series = [
+        Series(label, f"c{i % 6}", [step for step, _ in points], [value for _, value in points])
+        for i, (label, points) in enumerate(finite.items())
+        if points
+    ]
+    if not series:
+        return None
+    # An average lies within what it averages, but drags the spikes along: only the raw values decide.
+    y = value_axis([value for s in series for value in s.values], from_zero, spiky)
+    outside = [value for value in series[0].values if value > y.high]
+    if spiky:
+        (raw,) = series
+        span = max(10, len(raw.values) // 40)
+        average = Series(f"smoothed over {span} steps", "smooth", raw.steps, smooth(raw.values, span))
+        series = [replace(raw, style="raw"), average]
+    drawn = [s.thinned() for s in series]
+    notes = []
+    if left := sum(map(len, lines.values())) - sum(map(len, finite.values())):
+        notes.append(f"{left} not finite and left out")
     if outside:
         notes.append(f"{len(outside)} above the frame, the highest {short(max(outside))}")
-    numbers = {
-        "x": [x.low, x.high],
-        "y": [y.low, y.high],
-        "series": [
-            {
-                "name": s.name,
-                "style": s.style,
-                "steps": s.steps,
-                "values": [float(f"{v:.6g}") for v in s.values],
-            }
-            for s in drawn
-        ],
-    }
-    embedded = json.dumps(numbers).replace("</", r"<\/")  # nothing in it may end the script element
-    keys = drawn if len(drawn) > 1 else []
-    legend = "".join(f'<span class="key {s.style}">{text(s.name)}</span>' for s in keys)
-    return (
-        f'<figure class="chart" id="curve-{chart.name}"><figcaption><strong>{text(chart.title)}</strong>'
-        f'<span class="legend">{legend}</span></figcaption>'
-        f'<svg class="plot" role="img" tabindex="0" aria-label="{text(_spoken(chart))}">{grid(x, y)}'
-        f'<svg width="100%" height="100%" viewBox="0 0 {PLOT} {PLOT}" preserveAspectRatio="none"'
-        f' class="{"cut" if outside else "free"}">{"".join(curve(x, y, s) for s in drawn)}</svg></svg>'
-        f'<p class="readout"><output>{text(_last(drawn))}</output>'
-        f"{''.join(f'<span> · {text(n)}</span>' for n in notes)}</p>"
-        f'<script type="application/json">{embedded}</script></figure>'
-    )
-
-
-def figures(metrics: Sequence[Record]) -> str:
-    """All curves that the metrics hold."""
-    charts = [
-        _smoothed(metrics, "loss", "Loss", lambda r: r.get("loss"), from_zero=False),
-        _smoothed(metrics, "grad-norm", "Gradient norm", lambda r: r.get("grad_norm")),
-        _rates(metrics),
-        _smoothed(metrics, "speed", "Samples per second", lambda r: r.get("samples_per_second")),
-        _plain(metrics, "memory", "Peak memory, GiB", lambda r: _gib(r.get("peak_memory_bytes"))),
-    ]
-    return "\n".join(figure(chart) for chart in charts if chart is not None)
-
-
-def _smoothed(
-    metrics: Sequence[Record], name: str, title: str, value: Callable[[Record], Any], from_zero: bool = True
-) -> Chart | None:
-    steps, values, left = _finite((r["step"], value(r)) for r in metrics)
-    if not values:
-        return None
-    span = max(10, len(values) // 40)
-    series = [
-        Series("each step", steps, values, "raw"),
-        Series(f"smoothed over {span} steps", steps, smooth(values, span), "smooth"),
-    ]
-    return Chart(name, title, series, from_zero, spiky=True, note=_left_out(left))
-
-
-def _plain(metrics: Sequence[Record], name: str, title: str, value: Callable[[Record], Any]) -> Chart | None:
-    steps, values, left = _finite((r["step"], value(r)) for r in metrics)
-    return (
-        Chart(name, title, [Series("peak", steps, values, "smooth")], note=_left_out(left))
-        if values
-        else None
-    )
-
-
-def _rates(metrics: Sequence[Record]) -> Chart | None:
-    rules = sorted({rule for r in metrics for rule in r.get("lr", {})}, key=int)
-    series = []
-    for i, rule in enumerate(rules):
-        steps, values, _ = _finite((r["step"], r.get("lr", {}).get(rule)) for r in metrics)
-        series.append(Series(f"rule {rule}", steps, values, f"c{i % 6}"))
-    return Chart("lr", "Learning rate", series) if any(s.values for s in series) else None
-
-
-def _finite(pairs: Iterable[tuple[int, Any]]) -> tuple[list[int], list[float], int]:
-    """Steps and values that are there and can be drawn, and how many are infinite or not a number."""
-    found = [(step, value) for step, value in pairs if value is not None]
-    drawn = [(step, float(value)) for step, value in found if math.isfinite(value)]
-    return [s for s, _ in drawn], [v for _, v in drawn], len(found) - len(drawn)
-
-
-def _left_out(number: int) -> str:
-    return f"{number} not finite and left out" if number else ""
-
-
-def _gib(value: int | None) -> float | None:
-    return None if value is None else value / 2**30
-
-
-def _thinned(series: Series) -> Series:
-    kept = thin(series.values)
-    return Series(
-        series.name, [series.steps[i] for i in kept], [series.values[i] for i in kept], series.style
-    )
-
-
-def _last(drawn: Sequence[Series]) -> str:
-    values = " · ".join(f"{s.name}: {short(s.values[-1])}" for s in drawn if s.values)
-    return f"step {max(s.steps[-1] for s in drawn if s.steps):,} · {values}"
-
-
-def _spoken(chart: Chart) -> str:
-    main = chart.series[-1]
-    low = min(range(len(main.values)), key=main.values.__getitem__)
-    return (
-        f"{chart.title}, {main.name}: {short(main.values[0])} at step {main.steps[0]}, "
-        f"{short(main.values[-1])} at step {main.steps[-1]}, "
-        f"lowest {short(main.values[low])} at step {main.steps[low]}"
-    )
+    x = step_axis([step for s in drawn for step in s.steps])
+    return Chart(name, title, x, y, drawn, bool(outside), notes)

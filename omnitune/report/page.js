@@ -77,13 +77,13 @@
     });
     let at = series[0].steps.length - 1;
     const read = () => {
-      const step = series[0].steps[at], left = percent((step - x[0]) / (x[1] - x[0]));
+      const step = series[0].steps[at], left = percent((step - x.low) / (x.high - x.low));
       cursor.setAttribute("x1", left);
       cursor.setAttribute("x2", left);
       const words = series.map(({ name, steps, values }, i) => {
         const value = values[nearest(steps, step)];
         dots[i].setAttribute("cx", left);
-        dots[i].setAttribute("cy", percent(Math.max(0, 1 - (value - y[0]) / (y[1] - y[0]))));
+        dots[i].setAttribute("cy", percent(Math.max(0, 1 - (value - y.low) / (y.high - y.low))));
         return name + ": " + short(value);
       });
       output.textContent = ["step " + step.toLocaleString("en"), ...words].join(" · ");
@@ -92,7 +92,7 @@
     const leave = () => { output.textContent = rest; figure.classList.remove("reading"); };
     plot.addEventListener("pointermove", event => {
       const box = plot.getBoundingClientRect();
-      const step = x[0] + (event.clientX - box.left) / box.width * (x[1] - x[0]);
+      const step = x.low + (event.clientX - box.left) / box.width * (x.high - x.low);
       at = nearest(series[0].steps, step);
       read();
     });

@@ -15,15 +15,14 @@ from omnitune.data.conversations.rows import ConversationIndex, ConversationRow,
 from omnitune.evaluate import (
     ConversationEvaluator,
     EvaluateRequest,
-    HeldOutLoss,
     before_the_answer,
     evaluator,
     exact_match,
-    held_out_loss,
     majority,
     rouge_l,
 )
 from omnitune.evaluate.data import first_items
+from omnitune.objectives.held_out import HeldOutLoss, held_out_loss
 from omnitune.testing.runs import write_run
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from omnitune.errors import UserError
-from omnitune.evaluate import Clip, ClipScorer, clip_score, features, kid, load_features
+from omnitune.evaluate import Clip, clip_score, features, kid, load_features
 from omnitune.evaluate.features import resized
 from omnitune.testing.tiny import train_tokenizer
 
@@ -84,11 +84,11 @@ def test_an_inception_file_gives_kid_inception_with_the_pooling_of_fid(inception
     network = load_features(f"inception:{inception_file}")
     assert network.name == "Inception"
     assert network.features(noise[:2]).shape == (2, 2048)
-    block = network.module.module.Mixed_7c
+    block = network.module.Mixed_7c
     x = torch.randn(1, 2048, 8, 8)
     pooled = block.branch_pool.forward(F.max_pool2d(x, 3, 1, 1))
     assert torch.equal(block(x)[:, -192:], pooled)
-    block = network.module.module.Mixed_5b
+    block = network.module.Mixed_5b
     x = torch.randn(1, 192, 9, 9)
     pooled = block.branch_pool.forward(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
     assert torch.equal(block(x)[:, -32:], pooled)
@@ -147,8 +147,8 @@ def test_a_clip_folder_is_fed_as_its_own_processor_feeds_it(clip_folder, noise):
 def test_clip_scores_are_a_hundred_times_the_cosine_with_the_caption(clip_folder, noise):
     network = load_features(f"clip:{clip_folder}")
     captions = ["a red cat", "two blue boats", "a cat", "boats"]
-    scores = ClipScorer(network).scores(network.features(noise), captions)
-    cosines = F.cosine_similarity(network.features(noise), network.embed(captions))
+    scores = network.scores(network.features(noise), captions)
+    cosines = F.cosine_similarity(network.features(noise), network.encoder.embed(captions))
     torch.testing.assert_close(clip_score(scores), 100 * cosines.clamp(min=0))
     assert kid(noise, noise, network).num_real == 4
 

@@ -15,11 +15,10 @@ from diffusers import AutoencoderKLWan
 from omnitune import config
 from omnitune.commands.train import train_on
 from omnitune.conditions.base import Condition
-from omnitune.evaluate import HeldOutLoss, Step, held_out_loss
 from omnitune.evaluate.data import deterministic, held_out
 from omnitune.model import load_with_adapters, place, set_up
 from omnitune.objectives.diffusion import Epsilon, FlowMatching
-from omnitune.objectives.held_out import QuantileDraw
+from omnitune.objectives.held_out import HeldOutLoss, QuantileDraw, Step, held_out_loss
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.resolve import resolve_run

@@ -10,8 +10,8 @@ from recorded import Case, cases, certain_posteriors, run_of
 from safetensors.torch import load_file
 
 from omnitune import config
-from omnitune.evaluate import Step, held_out_loss
 from omnitune.export.weights import export
+from omnitune.objectives.held_out import Step, held_out_loss
 from omnitune.resolve import resolve_run
 from omnitune.testing import runs
 from omnitune.testing.training import start_training

@@ -1,6 +1,7 @@
 """Captioned pictures and clips: how a run states them, and what they are for its model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +14,7 @@ from ..dataset import Index
 from ..sizes import Bucket, TakesSizes
 from .crops import Clips
 from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
-from .item import Items
+from .item import CaptionSource, Items
 from .lists import LineLists
 from .scan import scan
 from .sources import Folder
@@ -56,7 +57,7 @@ class CaptionData:
                 placed = assign_buckets(found, self.sizes, self.data)
                 self._check_media(found.items)
         mistakes.raise_all()
-        return placed.index(hashes, self.notes)
+        return replace(placed, notes=[*self.notes, *placed.notes]).hashed(hashes)
 
     def _check_media(self, items: Items) -> None:
         """Raise UserError for items that lack a medium which stages need, and note those that none needs."""
@@ -104,7 +105,7 @@ class Data(Clips):
 
     name: Literal["captions"] = "captions"
 
-    sources: Annotated[list[Annotated[Source, ByName("folder")]], NOT_LEARNED]
+    sources: Annotated[list[Annotated[Source, ByName("folder", CaptionSource)]], NOT_LEARNED]
     """Where captioned pictures and clips lie; all of them are mixed."""
     buckets: Buckets
     """Sizes that samples are brought to."""
