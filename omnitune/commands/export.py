@@ -23,7 +23,7 @@ class ExportRequest:
     checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
     format: Annotated[
-        str | None, Word("diffusers, peft, merged or package.module:Class; default: the family's own")
+        str | None, Word("diffusers, peft, merged or package.module:Class")
     ] = None
     merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
     out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
