@@ -13,9 +13,8 @@ from ...data.conversations.options import ChatOptions
 from ...errors import UserError
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
+from .types import TYPES
 
-WITHOUT_TEXT_ONLY = ("paligemma", "blip-2", "instructblip")
-"""Types whose processor has no form without a picture."""
 ONE_PICTURE = ("blip-2", "instructblip")
 PROMPT_SEEN_WHOLE = ("paligemma", "instructblip")
 """Types that read the prompt in both directions, or by a second encoder, before they answer."""
@@ -95,7 +94,8 @@ class ConversationProcessor:
     def check(self, conversation: Conversation) -> None:
         """Refuse what the type does not take."""
         count = len(conversation.media)
-        if not count and self.model_type in WITHOUT_TEXT_ONLY:
+        known = TYPES.get(self.model_type)
+        if not count and known is not None and not known.text_only:
             raise UserError(f"shows no picture, and {self.model_type} takes no text alone; remove the item")
         if count > 1 and self.model_type in ONE_PICTURE:
             raise UserError(f"shows {count} pictures, and {self.model_type} takes one; split the item")
