@@ -11,7 +11,6 @@ from diffusers.models.transformers.transformer_cogview4 import (
 )
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from ..batch import Batch, Streams
 from ..data.sizes import Limits
@@ -19,16 +18,13 @@ from ..options import option
 from ..random import Draw
 from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
+from .diffusion.padding import pad_texts
 
 
 @option
 class CogView4Options:
     text_length: int = 1024
     """Tokens the text is cut to, before padding to a multiple of 16; the published pipeline uses 1024."""
-
-    def __post_init__(self) -> None:
-        if self.text_length < 1:
-            raise ValueError(f"text_length must be 1 or more, not {self.text_length}")
 
 
 class MaskedTexts:
@@ -107,30 +103,22 @@ class CogView4(LatentFamily):
         texts = [e.to(x.device, self.dtype) for e in batch["prompt_embeds"]]
         size = torch.tensor([x.shape[-2:]], dtype=self.dtype, device=x.device) * self.vae_scale
         size = size.repeat(len(x), 1)  # (B, 2), height and width in pixels
-        mask = self.text_mask(texts)
+        text, mask = pad_texts(texts, max(map(len, texts)))
+        even = len(set(map(len, texts))) == 1
         velocity: Tensor = self.components[self.core](
             hidden_states=x.to(self.dtype),
-            encoder_hidden_states=pad_sequence(texts, batch_first=True),
+            encoder_hidden_states=text,
             timestep=noisy.fed,
             original_size=size,
             target_size=size,
             crop_coords=torch.zeros_like(size),
-            attention_kwargs=None if mask is None else {"text_attn_mask": mask},
+            attention_kwargs=None if even else {"text_attn_mask": mask.int()},
             return_dict=False,
         )[0]
         return {"x": velocity}
 
     @staticmethod
-    def text_mask(texts: list[Tensor]) -> Tensor | None:
-        """(B, L) of 1 where a row has text, 0 beyond; None where all are as long."""
-        lengths = torch.tensor([len(e) for e in texts])
-        if bool((lengths == lengths[0]).all()):
-            return None
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return mask.to(texts[0].device, torch.int32)
-
-    @staticmethod
     def mask_texts(transformer: Any) -> None:
-        """Have attention heed `text_mask`, where a batch has one."""
+        """Have attention heed the mask of texts, where a batch has one."""
         for block in transformer.transformer_blocks:
             block.attn1.set_processor(MaskedTexts())

@@ -77,6 +77,16 @@ class LatentFamily(DiffusersFamily):
             options={self.text_option: self.text_length} if self.text_option else {},
         )  # fmt: skip
 
+    def pooled_stage(self, encoder: str) -> Stage:
+        """From captions to CLIP's embeddings, (B, D), of its first 77 tokens."""
+
+        def encode(batch: Batch, draw: Draw) -> Batch:
+            module: Any = self.components[encoder]
+            captions = [str(caption) for caption in batch["caption"]]
+            return {"pooled_embeds": self.pipeline()._get_clip_prompt_embeds(captions, device=module.device)}
+
+        return Stage("pooled", (encoder,), ("caption",), ("pooled_embeds",), encode)
+
     @abstractmethod
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings as the denoiser is fed them, without padding where it is ragged."""

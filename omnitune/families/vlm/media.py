@@ -189,18 +189,14 @@ def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> s
         if not boxes.absolute:
             return match.group()
         written, end = "", match.start()
-        for group, axis in enumerate(_sides(boxes.axes), start=1):
+        for group, axis in enumerate(boxes.axes, start=1):
             start, stop = match.span(group)
-            written += text[end:start] + rescale_number(match.group(group), processed[axis] / size[axis])
+            side = 0 if axis in "xw" else 1
+            written += text[end:start] + rescale_number(match.group(group), processed[side] / size[side])
             end = stop
         return written + text[end : match.end()]
 
     return boxes.compiled.sub(of_match, text)
-
-
-def _sides(axes: str) -> list[int]:
-    """0 where a number is along the width, 1 where along the height."""
-    return [0 if axis in "xw" else 1 for axis in axes]
 
 
 def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...batch import Batch
+from .collate import join_items
 from .types import Cut, VlmType
 
 KINDS = ("image", "video")
@@ -73,13 +73,7 @@ def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
     there = [row for row in rows if row.numel()]
     if not there:
         return None
-    if not by_row:
-        return torch.cat(there)
-    most = max(row.shape[1] for row in there)
-    empty = there[0].new_zeros(1, 0, *there[0].shape[2:])
-    filled = [row if row.numel() else empty for row in rows]
-    padding = [(0,) * (2 * (empty.ndim - 2)) + (0, most - row.shape[1]) for row in filled]
-    return torch.cat([F.pad(row, amounts) for row, amounts in zip(filled, padding, strict=True)])
+    return join_items([row if row.numel() else None for row in rows]) if by_row else torch.cat(there)
 
 
 @contextmanager
