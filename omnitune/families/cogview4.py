@@ -13,7 +13,6 @@ from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor, nn
 
 from ..batch import Batch, Streams
-from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from .base import LoadRequest, Noisy
@@ -68,27 +67,12 @@ class CogView4(LatentFamily):
         scheduler = self.files.config("scheduler")
         self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.vae_scale * self.patch[1], 1, most_frames=1)
-
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings, (L, D) each, with the padding on the left that the denoiser attends to.
 
         Each alone: in a batch the pipeline pads to its longest caption, and GLM reads padding as text.
         """
-        encoder: Any = self.components["text_encoder"]
-        pipe = self.pipeline()
-        embeds = [
-            pipe.encode_prompt(
-                [caption],
-                do_classifier_free_guidance=False,
-                device=encoder.device,
-                max_sequence_length=self.options.text_length,
-            )[0][0]
-            for caption in batch["caption"]
-        ]
-        return {"prompt_embeds": embeds}
+        return {"prompt_embeds": [self.encode_prompts([caption])[0][0] for caption in batch["caption"]]}
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma, and the timestep before the shift s, of which u = s t / (1 + (s - 1) t) is the level.

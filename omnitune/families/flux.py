@@ -9,7 +9,6 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from ..batch import Batch, Streams
-from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
@@ -54,10 +53,6 @@ class Flux(LatentFamily):
     @property
     def tokenizer(self) -> Any:
         return self.processor("tokenizer_2")
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(2 * self.vae_scale, 1, most_frames=1)
 
     def affine(self) -> tuple[Any, Any]:
         return self.vae_config["shift_factor"], self.vae_config["scaling_factor"]

@@ -155,10 +155,7 @@ class HunyuanVideo(LatentFamily):
             noisy.add_channels(channels, own=True)
         else:
             noisy.x0["x"] = torch.cat([image, x0[:, :, 1:]], dim=2)
-            later = torch.ones(1, 1, x0.shape[2], 1, 1, device=x0.device)
-            later[:, :, 0] = 0
-            noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * later
-            noisy.mask = later
+            noisy = self.first_frame_clean(noisy, torch.ones_like(noisy.u))
         if "black_embeds" in batch:
             pairs = zip(batch["prompt_embeds"], batch["black_embeds"], kept.tolist(), strict=True)
             noisy.extra["prompt_embeds"] = [own if keep else black for own, black, keep in pairs]

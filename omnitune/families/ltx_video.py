@@ -85,13 +85,7 @@ class LTXVideo(LatentFamily):
 
         T5 itself is given no mask: the embeddings depend on the number of padding tokens.
         """
-        encoder: Any = self.components["text_encoder"]
-        embeds, mask, _, _ = self.pipeline().encode_prompt(
-            batch["caption"],
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.options.text_length,
-            device=encoder.device,
-        )
+        embeds, mask, _, _ = self.encode_prompts(batch["caption"])
         return {"prompt_embeds": [e[:n] for e, n in zip(embeds, mask.sum(1).tolist(), strict=True)]}
 
     def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:

@@ -163,7 +163,10 @@ class ChatTemplate:
     def _message(self, message: Message) -> dict[str, Any]:
         rendered: dict[str, Any] = {"role": message.role}
         if any(isinstance(part, Media) for part in message.parts) or self._takes_parts(message.role):
-            rendered["content"] = [_part(part) for part in message.parts]
+            rendered["content"] = [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+                for part in message.parts
+            ]
         else:
             rendered["content"] = message.text
         if message.tool_calls:
@@ -201,10 +204,6 @@ class ChatTemplate:
             return self.render(messages, tools)[0]
         except UserError:
             return None
-
-
-def _part(part: str | Media) -> dict[str, str]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
 
 
 def _probe(role: Role, parts: bool) -> list[dict[str, Any]]:
