@@ -192,7 +192,9 @@ def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> s
         for group, axis in enumerate(boxes.axes, start=1):
             start, stop = match.span(group)
             side = 0 if axis in "xw" else 1
-            written += text[end:start] + rescale_number(match.group(group), processed[side] / size[side])
+            number = float(text[start:stop]) * (processed[side] / size[side])
+            decimals = len(text[start:stop].partition(".")[2])  # as many as it was written with
+            written += f"{text[end:start]}{number:.{decimals}f}"
             end = stop
         return written + text[end : match.end()]
 
@@ -209,9 +211,3 @@ def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:
         f"{match.group()!r} is outside of its picture of {limits[0]}x{limits[1]}; correct it, "
         "or the format that boxes states"
     )
-
-
-def rescale_number(number: str, factor: float) -> str:
-    """Multiply a number, with as many decimals as it was written with."""
-    decimals = len(number.partition(".")[2])
-    return f"{float(number) * factor:.{decimals}f}"

@@ -73,14 +73,11 @@ class Player:
             _edit_input(model, spot, partial(self._next, spot))
         for module in model.modules():
             if isinstance(module, _Tower):
-                module.played = self._first
+                module.played = lambda: self.queues[self.cut.inputs[0]][0]
                 module.exact = ":" in cut.inputs[0]  # its shape is looked at beside where it is read
 
     def _next(self, spot: str, value: Tensor) -> Tensor:
         return self.queues[spot].pop(0) if self.active else value
-
-    def _first(self) -> Tensor:
-        return self.queues[self.cut.inputs[0]][0]
 
     @contextmanager
     def playing(self, queues: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
@@ -133,21 +130,16 @@ def stripped_class(cls: Any, prefixes: Sequence[str]) -> Any:
     return Stripped
 
 
-def _stand_in(module: nn.Module) -> nn.Module:
+def _stand_in(module: Any) -> nn.Module:
     if isinstance(module, nn.ModuleList):
         return nn.ModuleList(_Identity() for _ in module)
     if isinstance(module, nn.Embedding):
         return _Zeros(module.embedding_dim, per_element=True)
-    if (width := _width(module)) is not None:
-        return _Zeros(width)
-    return _Tower(module) if hasattr(module, "base_model_prefix") else _Identity()
-
-
-def _width(module: nn.Module) -> int | None:
-    """Channels that an embedding of patches, or a convolution, gives."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
-        return module.out_channels
-    return getattr(module, "embed_dim", None) if hasattr(module, "proj") else None
+        return _Zeros(module.out_channels)
+    if hasattr(module, "proj") and hasattr(module, "embed_dim"):  # an embedding of patches
+        return _Zeros(module.embed_dim)
+    return _Tower(module) if hasattr(module, "base_model_prefix") else _Identity()
 
 
 class _Identity(nn.Module):
