@@ -57,9 +57,7 @@ class CogView4(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = CogView4Pipeline
     Options = CogView4Options
-    variants: ClassVar[Mapping[str, str]] = {
-        "t2i": "zai-org/CogView4-6B",
-    }
+    variants: ClassVar[Mapping[str, str]] = {"t2i": "zai-org/CogView4-6B"}
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)

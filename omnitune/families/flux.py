@@ -46,9 +46,7 @@ class Flux(LatentFamily):
     Options = FluxOptions
     patch = (1, 2, 2)  # packed by the pipeline, whatever its configuration says
     ragged_text = False
-    variants: ClassVar[Mapping[str, str]] = {
-        "dev": "black-forest-labs/FLUX.1-dev",
-    }
+    variants: ClassVar[Mapping[str, str]] = {"dev": "black-forest-labs/FLUX.1-dev"}
 
     @property
     def tokenizer(self) -> Any:

@@ -1,6 +1,6 @@
 """What is known of each type of vision-language model: its parts, its prompt, and what it can do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -67,11 +67,21 @@ TYPES: Mapping[str, VlmType] = _read_types()
 
 def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Tell the role of each parameter, or raise one UserError of all that is wrong with the roles."""
+    pairs = [(role, prefix) for role, prefixes in roles.items() for prefix in prefixes]
+    # A tied head is there under its own name too.
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in model.named_modules(remove_duplicate=False)}
+    lines = []
+    for role, prefix in pairs:
+        if prefix not in names:
+            near = get_close_matches(prefix, names, n=1, cutoff=0)
+            lines.append(
+                f"roles: {role}: {prefix} names no part of {type(model).__name__}; nearest: {near[0]}"
+            )
     owner: dict[str, str] = {}
     loose: list[str] = []
-    lines = [*_unmatched(model, roles)]
     for name, _ in model.named_parameters():
-        owners = [(role, prefix) for role, prefix in _pairs(roles) if is_under(name, prefix)]
+        owners = [(role, prefix) for role, prefix in pairs if is_under(name, prefix)]
         if len(owners) > 1:
             places = " and ".join(f"{role} ({prefix})" for role, prefix in owners)
             lines.append(f"roles: {name} is in {places}; state prefixes that do not overlap")
@@ -85,20 +95,6 @@ def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str
     if lines:
         raise UserError("\n".join(lines))
     return owner
-
-
-def _pairs(roles: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
-    return ((role, prefix) for role, prefixes in roles.items() for prefix in prefixes)
-
-
-def _unmatched(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """A line for each prefix that names nothing; a tied head is there under its own name too."""
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names |= {name for name, _ in model.named_modules(remove_duplicate=False)}
-    for role, prefix in _pairs(roles):
-        if prefix not in names:
-            near = get_close_matches(prefix, names, n=1, cutoff=0)
-            yield f"roles: {role}: {prefix} names no part of {type(model).__name__}; nearest: {near[0]}"
 
 
 def module_tree(model: nn.Module, depth: int = 3) -> str:
