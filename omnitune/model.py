@@ -8,7 +8,6 @@ import torch
 from .export.start import init_adapters
 from .export.weights import load_trained
 from .families.base import Family
-from .memory.checkpointing import checkpoint_blocks
 from .parallel.state import load_whole
 from .trainable.adapters import apply_claims
 
@@ -36,8 +35,9 @@ def set_up(
     family, compute = mesh.on_all_ranks(lambda: load_with_adapters(resolved, str(mesh.device)))
     if saved is not None:
         load_trained(family, load_whole(saved.tensors, mesh), average)
-    if training and resolved.run.memory.checkpointing == "full":
-        checkpoint_blocks([b for blocks in resolved.learning_blocks(family).values() for b in blocks])
+    if training:
+        blocks = resolved.learning_blocks(family).values()
+        resolved.run.memory.prepare_blocks([block for several in blocks for block in several])
     place(family, compute, mesh)
     return family
 

@@ -72,7 +72,7 @@ class Adam(AdamOptions):
         return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
-AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw")]
+AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw", OptimizerOptions)]
 """What `optimizer` may be; a class of another package is one by `name: package.module:Class`."""
 
 

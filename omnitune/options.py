@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -30,7 +30,9 @@ def import_class(name: str) -> type[Any]:
     try:
         found: type[Any] = getattr(import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"{name!r} cannot be imported: {error}; correct it, or put the folder of {module} on PYTHONPATH"
+        ) from error
     return found
 
 
@@ -44,6 +46,8 @@ class ByName:
     """
 
     default: str | None = None
+    kind: type[Any] | None = None
+    """The class that members derive from, or the protocol that they follow."""
 
     def __get_pydantic_core_schema__(self, union: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
         built_in = (get_args(union) or (union,)) if self.default else ()
@@ -64,19 +68,45 @@ class ByName:
         name = str(value.get("name", self.default) if isinstance(value, dict) else value.name)
         return EXTERNAL if ":" in name else name
 
-    @staticmethod
-    def build_external(value: Any, _: Any) -> Any:
+    def build_external(self, value: Any, _: Any) -> Any:
         """Import and validate an option of another package."""
         if not isinstance(value, dict):
             return value
         from pydantic import TypeAdapter
 
         cls = import_class(value["name"])
-        if not is_dataclass(cls) or "name" not in {field.name for field in fields(cls)}:
-            raise ValueError(
-                f"{value['name']} is no option; make it a class under @omnitune.option with a field name: str"
-            )
+        if not is_dataclass(cls):
+            raise ValueError(f"{value['name']} is no option; put @omnitune.option above its class")
+        if "name" not in {field.name for field in fields(cls)}:
+            raise ValueError(f"{value['name']} has no field name; give it name: str = {value['name']!r}")
+        own = [field.name for field in fields(cls)]
+        if unknown := [key for key in value if key not in own]:
+            raise ValueError(f"{unknown[0]} is not an option of {value['name']}; it has {', '.join(own)}")
+        if lacking := self._lacking(cls):
+            kind = self.kind and self.kind.__name__
+            raise ValueError(f"{value['name']} has no {', '.join(lacking)}, which every {kind} has; add it")
         return TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
+
+    def _lacking(self, cls: type[Any]) -> list[str]:
+        """What a class lacks to be of the kind: fields and methods by name."""
+        if self.kind is None or issubclass(cls, () if is_protocol(self.kind) else self.kind):
+            return []
+        has = {*dir(cls), *(field.name for field in fields(cls))}
+        stated = [name for base in self.kind.__mro__ if base not in NOT_A_KIND for name in members_of(base)]
+        return sorted({name for name in stated if name not in has})
+
+
+NOT_A_KIND = (object, Generic, Protocol)
+
+
+def is_protocol(cls: type[Any]) -> bool:
+    """Whether a class states what others have, and is not to be derived from."""
+    return bool(getattr(cls, "_is_protocol", False))
+
+
+def members_of(cls: type[Any]) -> list[str]:
+    """The public fields and methods that a class itself states."""
+    return [name for name in [*vars(cls).get("__annotations__", {}), *vars(cls)] if not name.startswith("_")]
 
 
 def plain(value: Any, learned_only: bool = False) -> Any:

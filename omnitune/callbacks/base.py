@@ -162,5 +162,5 @@ class CallbackOptions(Protocol):
         """Make the callback of one run, or of one of its phases."""
 
 
-AnyCallback = Annotated[CallbackOptions, ByName()]
+AnyCallback = Annotated[CallbackOptions, ByName(None, CallbackOptions)]
 """All of them are of other packages: `name: package.module:Class`."""

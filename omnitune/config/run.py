@@ -1,4 +1,4 @@
-"""A run, from YAML. The only module that knows pydantic and yaml; what it builds are plain dataclasses."""
+"""A run, from YAML: plain dataclasses. Only this package and `options.py` know pydantic."""
 
 import dataclasses
 import re
@@ -11,8 +11,7 @@ from pydantic import Discriminator, Tag
 from ..callbacks.base import AnyCallback
 from ..callbacks.ema import Ema
 from ..checkpoint import Checkpoints
-from ..conditions.caption_dropout import CaptionDropout
-from ..conditions.frames import FrameConditioning
+from ..conditions import AnyCondition
 from ..data.captions.kind import Data
 from ..data.conversations.kind import Conversations
 from ..memory.options import Memory
@@ -70,7 +69,6 @@ def _kind(value: Any) -> str:
     return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
-AnyCondition = Annotated[CaptionDropout | FrameConditioning, ByName("caption_dropout")]
 AnyData = Annotated[Data | Conversations, ByName("captions")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]

@@ -136,13 +136,17 @@ def write_video(path: Path, frames: "Pixels", fps: float) -> None:
 
 @contextmanager
 def _opened_picture(file: Openable) -> Iterator[Any]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with file.open() as stream, Image.open(stream) as image:
             yield image
     except UserError:
         raise
+    except UnidentifiedImageError as error:  # its own text shows the stream, not the file
+        raise UserError(
+            f"{file.name}: cannot be read as a picture (no format is recognised); replace it or remove it"
+        ) from error
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise UserError(
             f"{file.name}: cannot be read as a picture ({error}); replace it or remove it"

@@ -99,7 +99,7 @@ class Evaluator(ABC):
 
     def _metric(self, name: str, applicable: Sequence[str]) -> "Metric[Any]":
         if name not in self.known and ":" not in name:
-            raise UserError(f"--metrics: {name!r} is not one of {', '.join(self.known)}")
+            raise UserError(f"--metrics: {name!r} is not one of {', '.join(self.known)}, nor module:Class")
         try:
             metric: type[Metric[Any]] = self.known.get(name) or import_class(name)
         except ValueError as error:

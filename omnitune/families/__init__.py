@@ -47,4 +47,4 @@ def resolve(name: str) -> "type[Family]":
     try:
         return import_class(target)
     except ValueError as error:
-        raise UserError(f"model.family: {error}") from error
+        raise UserError(f"model.family: {error}; correct it, or put its folder on PYTHONPATH") from error

@@ -1,8 +1,13 @@
 """What `memory` of a run may say."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from ..options import option
+from .checkpointing import checkpoint_blocks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @option
@@ -11,3 +16,8 @@ class Memory:
 
     checkpointing: Literal["none", "full"] = "none"
     """`full`: of each repeated layer its inputs alone are kept, and the backward pass runs it again."""
+
+    def prepare_blocks(self, blocks: "Sequence[nn.Module]") -> None:
+        """Change the repeated layers that gradients flow through, in place, before they are placed."""
+        if self.checkpointing == "full":
+            checkpoint_blocks(blocks)

@@ -285,7 +285,6 @@ class VariancePreserving(Diffusion):
 
     name: str
     min_snr_gamma: float | None = None
-    zero_terminal_snr: bool = False
 
     def prepare(self, family: "Family") -> None:
         Diffusion.prepare(self, family)

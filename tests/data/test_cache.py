@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from omnitune import files
-from omnitune.cli import STOPS, _work, main
+from omnitune.cli import STOPS, main
+from omnitune.commands.cache import cache_on
 from omnitune.commands.train import train_on
 from omnitune.data import cache
 from omnitune.data import encode as precompute
@@ -215,13 +215,13 @@ def test_a_file_is_hashed_while_others_may_write_and_is_remembered_at_once(
 def test_verify_hashes_weights_too(workplace: "Workplace", mesh: Mesh) -> None:
     shutil.copytree(workplace.model, "model")
     run = workplace.run("model.path=./model")
-    assert _work("cache", Namespace(verify=False), run, mesh) is None
+    list(cache_on(run, mesh))
     file = next(Path("model/vae").glob("*.safetensors"))
     stat, old = file.stat(), file.read_bytes()
     file.write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     num_stores = len(list(Path(".cache").glob("moments-*")))
-    _work("cache", Namespace(verify=True), run, mesh)
+    list(cache_on(run, mesh, verify=True))
     assert len(list(Path(".cache").glob("moments-*"))) == num_stores + 1
 
 
@@ -386,7 +386,7 @@ def test_other_weights_change_the_fingerprint_of_the_stages_that_use_them(
 def test_a_stage_whose_weights_train_is_not_cached(workplace: "Workplace") -> None:
     assert [s.name for s in workplace.job().cached] == ["moments", "text"]
     job = workplace.job("trainable=[{params: [transformer, text_encoder]}]")
-    assert ([s.name for s in job.cached], job.live_names) == (["moments"], ["latents", "text"])
+    assert ([s.name for s in job.cached], [s.name for s in job.live]) == (["moments"], ["latents", "text"])
 
 
 def test_lost_indices_and_shards_cost_only_what_they_held(workplace: "Workplace", mesh: Mesh) -> None:
@@ -404,7 +404,7 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(cache, "SHARD_BYTES", 1)  # every entry is a shard
     monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
-    encode, calls = precompute._encode_group, []
+    encode, calls = precompute._Encoder.encode, []
 
     def killed(*arguments: Any) -> None:
         calls.append(arguments)
@@ -414,11 +414,11 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
 
     closed: list[precompute.Progress] = []
     monkeypatch.setattr(precompute.Progress, "close", lambda self: closed.append(self))
-    monkeypatch.setattr(precompute, "_encode_group", killed)
+    monkeypatch.setattr(precompute._Encoder, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
         encoded(workplace, mesh)
     assert len(closed) == 1
-    monkeypatch.setattr(precompute, "_encode_group", encode)
+    monkeypatch.setattr(precompute._Encoder, "encode", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
 
 
@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_encoded_costs_nothing_else(
     workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
-    encode, calls = precompute._encode_group, []
+    encode, calls = precompute._Encoder.encode, []
 
     def failing(*arguments: Any) -> None:
         calls.append(arguments)
@@ -471,10 +471,10 @@ def test_a_file_that_cannot_be_encoded_costs_nothing_else(
             raise UserError("the fourth cannot be decoded")
         encode(*arguments)
 
-    monkeypatch.setattr(precompute, "_encode_group", failing)
+    monkeypatch.setattr(precompute._Encoder, "encode", failing)
     with pytest.raises(UserError, match="the fourth"):
         encoded(workplace, mesh)
-    monkeypatch.setattr(precompute, "_encode_group", encode)
+    monkeypatch.setattr(precompute._Encoder, "encode", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
 
 

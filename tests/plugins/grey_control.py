@@ -34,16 +34,16 @@ class GreyControl(Condition):
     name: str
 
     def media(self, family: Any) -> list[Medium]:
-        return [Medium("pixels", sampling="never"), Medium("control", training=False)]
+        return [Medium("control")]
 
     def prepare(self, family: Any) -> None:
         family.widen(family.vae_config["z_dim"])
 
     def stages(self, family: Any) -> list[Stage]:
         def encode(batch: Batch, draw: Draw) -> Batch:
-            return {"control_latents": family.normalised_mode(grey(batch["pixels"]))}
+            return {"control_latents": family.normalised_mode(grey(batch["control"]))}
 
-        return [Stage("control", ("vae",), ("pixels",), ("control_latents",), encode)]
+        return [Stage("control", ("vae",), ("control",), ("control_latents",), encode)]
 
     def before(self, family: Any, noisy: Noisy, batch: Batch, draw: Draw) -> Noisy:
         noisy.add_channels(batch["control_latents"].to(noisy.x0["x"]))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -29,10 +30,24 @@ def run_of(folder: Path, model: Path, cache: Path | None, *conditions: str, **ke
         model, folder, conditions=[{"name": name} for name in conditions], **{"trainable": RULES, **keys}
     )
     described["data"] |= {
-        "sources": [{"path": str(ASSETS / "clips/train")}], "buckets": {"frames": [9], "sizes": ["32x32"]},
+        "sources": [{"path": str(clips(folder / "clips")), "media": {"control": "control_file"}}],
+        "buckets": {"frames": [9], "sizes": ["32x32"]},
         "cache": None if cache is None else str(cache),
     }  # fmt: skip
     return write_run(folder / "run.yaml", described)
+
+
+def clips(folder: Path) -> Path:
+    """The bundled clips, and another clip beside each as its control."""
+    files = sorted((ASSETS / "clips/train").glob("*.mp4"))
+    (folder / "controls").mkdir(parents=True)
+    rows = []
+    for file, control in zip(files, [*files[1:], files[0]], strict=True):
+        copy(file, folder)
+        copy(control, folder / "controls" / file.name)
+        rows.append({"file_name": file.name, "text": file.stem, "control_file": f"controls/{file.name}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def trained(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -100,3 +115,13 @@ def test_media_of_samples_are_held_against_the_conditions(
     file = run_of(tmp_path, tiny_wan, cache, CONTROL, validation=sampling)
     with pytest.raises(UserError, match=message):
         resolve_run(config.validate(config.read(file))).index()
+
+
+def test_data_without_the_medium_are_refused(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
+    file = run_of(tmp_path, tiny_wan, cache, CONTROL)
+    described = json.loads(file.read_text())
+    del described["data"]["sources"][0]["media"]
+    with pytest.raises(
+        UserError, match=r"GreyControl needs control of each sample, and captions bring caption"
+    ):
+        resolve_run(config.validate(config.read(write_run(file, described))))

@@ -13,7 +13,7 @@ from ..dataset import Index
 from ..sizes import Bucket, TakesSizes
 from .crops import Clips
 from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
-from .item import Items
+from .item import CaptionSource, Items
 from .lists import LineLists
 from .scan import scan
 from .sources import Folder
@@ -104,7 +104,7 @@ class Data(Clips):
 
     name: Literal["captions"] = "captions"
 
-    sources: Annotated[list[Annotated[Source, ByName("folder")]], NOT_LEARNED]
+    sources: Annotated[list[Annotated[Source, ByName("folder", CaptionSource)]], NOT_LEARNED]
     """Where captioned pictures and clips lie; all of them are mixed."""
     buckets: Buckets
     """Sizes that samples are brought to."""

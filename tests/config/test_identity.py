@@ -7,12 +7,17 @@ import pytest
 from forked import run
 
 from omnitune import config
+from omnitune.data.order import Order
 from omnitune.resolve import resolve_run
 from omnitune.testing.runs import small_run, write_run
 
 
 def job_of(path, *overrides):
     return resolve_run(config.load(path, overrides)[0])
+
+
+def order_of(job, index):
+    return Order(index.by_bucket, job.run.data.batch_size, job.run.seed)
 
 
 def test_the_order_in_which_sources_are_listed_decides_nothing(tiny_wan, cache, tmp_path):
@@ -22,8 +27,8 @@ def test_the_order_in_which_sources_are_listed_decides_nothing(tiny_wan, cache, 
     b = job_of(write_run(tmp_path / "b.yaml", described))
     first, second = a.index(), b.index()
     assert [i.id for i in first.items] == [i.id for i in second.items]
-    assert [[first.items[r.index].id for r in a.order(first).batch(step)] for step in range(20)] == [
-        [second.items[r.index].id for r in b.order(second).batch(step)] for step in range(20)
+    assert [[first.items[r.index].id for r in order_of(a, first).batch(step)] for step in range(20)] == [
+        [second.items[r.index].id for r in order_of(b, second).batch(step)] for step in range(20)
     ]
 
 

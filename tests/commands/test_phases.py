@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from omnitune import checkpoint, config
 from omnitune.cli import main
+from omnitune.commands.train import train_on
 from omnitune.errors import Stopped
 from omnitune.parallel.mesh import Mesh
 from omnitune.resolve import resolve_phases
@@ -51,7 +52,7 @@ def whole(home: Path) -> Path:
 
 def train(path: Path, *overrides: str) -> Path:
     run, _ = config.load(path, overrides)
-    return train(run).folder
+    return train_on(run, Mesh(run.parallel))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ASSETS = Path(__file__).parents[1] / "omnitune" / "assets"
+ASSETS = Path(__file__).parents[2] / "omnitune" / "assets"
 KINDS = ("clips", "pictures")
 SPLITS = ("train", "validation")
 POCKET = ASSETS / "pocket-wan"

@@ -13,9 +13,9 @@ from omnitune.commands import demo
 from omnitune.commands.bundled import bundled_run
 from omnitune.commands.train import train
 
-ASSETS = Path(__file__).parents[1] / "omnitune" / "assets"
+ASSETS = Path(__file__).parents[2] / "omnitune" / "assets"
 POCKET = ASSETS / "pocket-wan"
-HELD_OUT = Path(__file__).parents[1] / "recipes" / "pocket" / "evaluation" / "pictures"
+HELD_OUT = Path(__file__).parents[2] / "recipes" / "pocket" / "evaluation" / "pictures"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from omnitune.objectives.diffusion import DynamicShift, Epsilon, FlowMatching, V
 from omnitune.optim import Adam, AdamW
 from omnitune.trainable.rules import Lora, LoraEverywhere, Rule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 BASE = """\
 model: {family: wan, path: models/wan}
@@ -540,7 +540,8 @@ FREE = [
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
     "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",
     "validation.seed", "validation.fps", "validation.max_tokens", "tracking.draws", "callbacks",
-    "memory.checkpointing", "validation.media",
+    "memory.checkpointing", "validation.media", "data.sources.0.media",
+    "model.config",
 ]  # fmt: skip
 """What may differ when a run is resumed: places, speed, memory, samples; contents are hashed apart."""
 

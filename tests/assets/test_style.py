@@ -14,7 +14,7 @@ from omnitune.data.captions.sources import Folder
 from omnitune.files import Hashes
 from omnitune.testing.tiny import train_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "omnitune" / "assets"
 STYLE = ASSETS / "style"
 COUNTS = {"train": 191, "validation": 53}
