@@ -21,30 +21,34 @@ class Buckets:
     """Exact sizes instead, height x width each: `[480x832, 832x480]`."""
 
 
-def resolve(buckets: Buckets, limits: Limits, where: str = "data.buckets") -> list[Bucket]:
+def resolve(buckets: Buckets, limits: Limits) -> list[Bucket]:
     """List the buckets in order, or raise one error with every value the family cannot take."""
-    mistakes = _wrong_frames(buckets.frames, limits, where)
+    mistakes = _wrong_frames(buckets.frames, limits)
     if (buckets.area is None) == (not buckets.sizes):
         given = "both are given" if buckets.sizes else "neither is given"
-        mistakes.append(f"{where}: exactly one of area and sizes is needed, {given}; keep area: 480x832, say")
-    mistakes += _wrong_spelling(buckets, where)
+        mistakes.append(
+            f"data.buckets: exactly one of area and sizes is needed, {given}; keep area: 480x832, say"
+        )
+    mistakes += _wrong_spelling(buckets)
     sizes: list[tuple[int, int]] = []
     if not mistakes and buckets.area is not None:
         made = shapes(parse_size(buckets.area), limits.spatial)
         sizes = [size for size in made if nearest_sides(size, limits) == size]
         if not sizes:
             least = f"{limits.spatial}x{limits.spatial}"
-            mistakes.append(f"{where}.area: {buckets.area} is less than the smallest legal size; use {least}")
+            mistakes.append(
+                f"data.buckets.area: {buckets.area} is less than the smallest legal size; use {least}"
+            )
     else:
-        mistakes += _wrong_sizes(buckets.sizes, limits, where)
+        mistakes += _wrong_sizes(buckets.sizes, limits)
     if mistakes:
         raise UserError("\n".join(mistakes))
     sizes = sizes or [parse_size(size) for size in buckets.sizes]
     found = sorted({Bucket(frames, height, width) for frames in buckets.frames for height, width in sizes})
     if limits.one_size and len(found) > 1:
         raise UserError(
-            f"{where}: {len(found)} sizes, but this model's positions are learned, of one size alone; give "
-            f"one, as frames: [{found[-1].frames}], sizes: [{found[-1].height}x{found[-1].width}]"
+            f"data.buckets: {len(found)} sizes, but this model's positions are learned, of one size alone; "
+            f"give one, as frames: [{found[-1].frames}], sizes: [{found[-1].height}x{found[-1].width}]"
         )
     return found
 
@@ -90,10 +94,10 @@ def _preference(size: tuple[int, int], bucket: Bucket) -> tuple[float, int, int]
     return max(a, b) / min(a, b), -bucket.height * bucket.width, bucket.height
 
 
-def _wrong_spelling(buckets: Buckets, where: str) -> list[str]:
-    stated = [(f"{where}.sizes", size) for size in buckets.sizes]
+def _wrong_spelling(buckets: Buckets) -> list[str]:
+    stated = [("data.buckets.sizes", size) for size in buckets.sizes]
     if buckets.area is not None:
-        stated.append((f"{where}.area", buckets.area))
+        stated.append(("data.buckets.area", buckets.area))
     return [f"{at}: {size!r} is not HEIGHTxWIDTH, as 480x832" for at, size in stated if not _is_size(size)]
 
 
@@ -102,15 +106,15 @@ def _is_size(text: str) -> bool:
     return len(sides) == 2 and all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides)
 
 
-def _wrong_frames(frames: Sequence[int], limits: Limits, where: str) -> list[str]:
+def _wrong_frames(frames: Sequence[int], limits: Limits) -> list[str]:
     if not frames:
-        return [f"{where}.frames: is empty; use [1] for pictures"]
+        return ["data.buckets.frames: is empty; use [1] for pictures"]
     mistakes = []
     for count in frames:
         legal = nearest_frames(count, limits)
         if count != legal:
             rule = limits.rule.partition(", ")[2].removeprefix("frames ")
-            mistakes.append(f"{where}.frames: {count} is not {rule}; the nearest is {legal}")
+            mistakes.append(f"data.buckets.frames: {count} is not {rule}; the nearest is {legal}")
     return mistakes
 
 
@@ -121,23 +125,17 @@ def nearest_frames(count: int, limits: Limits) -> int:
     return legal if limits.most_frames is None else min(legal, limits.most_frames)
 
 
-def _wrong_sizes(sizes: Sequence[str], limits: Limits, where: str) -> list[str]:
-    mistakes = []
-    for size in filter(_is_size, sizes):
-        height, width = nearest_sides(parse_size(size), limits)
-        if (height, width) != parse_size(size):
-            mistakes.append(
-                f"{where}.sizes: {size} is not in {limits.sides_rule}; the nearest is {height}x{width}"
-            )
-    return mistakes
+def _wrong_sizes(sizes: Sequence[str], limits: Limits) -> list[str]:
+    nearest = {size: nearest_sides(parse_size(size), limits) for size in sizes if _is_size(size)}
+    return [
+        f"data.buckets.sizes: {size} is not in {limits.sides_rule}; the nearest is {height}x{width}"
+        for size, (height, width) in nearest.items()
+        if (height, width) != parse_size(size)
+    ]
 
 
 def nearest_sides(size: tuple[int, int], limits: Limits) -> tuple[int, int]:
     """The legal (height, width) that is nearest to `size`."""
-    height, width = (nearest_multiple(side, limits.spatial) for side in size)
+    height, width = (max(round(side / limits.spatial), 1) * limits.spatial for side in size)
     most_height, most_width = limits.largest or (height, width)
     return min(height, most_height), min(width, most_width)
-
-
-def nearest_multiple(side: int, spatial: int) -> int:
-    return max(round(side / spatial), 1) * spatial

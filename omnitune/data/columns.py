@@ -29,51 +29,42 @@ class Rows(Sequence[T]):
         return map(self.row, range(len(self)))
 
 
-class _Packed:
-    """Pieces of bytes, one behind the other in one buffer: 4 bytes each beside their own."""
+class Objects(Rows[T]):
+    """Values of any class that can be pickled, each for itself: 4 bytes beside its own, in one buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Iterable[T] = ()):
         self.buffer, self.ends = bytearray(), array("I", [0])
+        for value in values:
+            self.append(value)
 
-    def add(self, piece: bytes) -> None:
-        self.buffer += piece
+    def append(self, value: T) -> None:
+        self.buffer += self.encode(value)
         if len(self.buffer) >> 32 and self.ends.typecode == "I":
             self.ends = array("Q", self.ends)
         self.ends.append(len(self.buffer))
 
-    def piece(self, i: int) -> bytearray:
-        return self.buffer[self.ends[i] : self.ends[i + 1]]
-
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+    def row(self, i: int) -> T:
+        return self.decode(self.buffer[self.ends[i] : self.ends[i + 1]])
 
-class Texts(_Packed, Rows[str]):
+    def encode(self, value: T) -> bytes:
+        return pickle.dumps(value)
+
+    def decode(self, piece: bytearray) -> T:
+        value: T = pickle.loads(piece)
+        return value
+
+
+class Texts(Objects[str]):
     """Strings."""
 
-    def __init__(self, texts: Iterable[str] = ()):
-        super().__init__()
-        for text in texts:
-            self.append(text)
+    def encode(self, value: str) -> bytes:
+        return value.encode(errors="surrogatepass")  # names of files may hold bytes that are no text
 
-    def append(self, text: str) -> None:
-        self.add(text.encode(errors="surrogatepass"))  # names of files may hold bytes that are no text
-
-    def row(self, i: int) -> str:
-        return self.piece(i).decode(errors="surrogatepass")
-
-
-class Objects(_Packed, Rows[T]):
-    """Values of any class that can be pickled, each for itself."""
-
-    def __init__(self, values: Iterable[T]):
-        super().__init__()
-        for value in values:
-            self.add(pickle.dumps(value))
-
-    def row(self, i: int) -> T:
-        value: T = pickle.loads(self.piece(i))
-        return value
+    def decode(self, piece: bytearray) -> str:
+        return piece.decode(errors="surrogatepass")
 
 
 class Digests(Rows[str]):

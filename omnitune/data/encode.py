@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,7 @@ def fill(
         family = family or load_family()
         family.fetch(components)
         loaded = next(s for s in family.stages if s.name == stage.name)
-        _encode(_Encoder(loaded, cache, dataset), wanted, mesh)
+        _encode(loaded, cache, dataset, wanted, mesh)
         family.drop(components)
         mesh.on_main(store.refresh)
     return filled
@@ -100,62 +101,31 @@ def _check_writable(store: Store, name: str, missing: int) -> None:
 def _entries(
     conditions: Sequence[EditsInputs], dataset: Dataset, cache: StageCache, stage: Stage
 ) -> Iterator[Wanted]:
-    def entry(inputs: Inputs, bucket: AnyBucket) -> Wanted:
+    samples = chain(
+        ((one, bucket) for inputs, bucket in dataset.entries() for one in all_variants(conditions, inputs)),
+        ((inputs, dataset.index.buckets[0]) for inputs in dataset.shared_entries(stage.needs)),
+    )
+    for inputs, bucket in samples:
         keys = cache.keys(dataset.input_keys(inputs))
-        return Wanted(keys[stage.name], inputs, keys, bucket)
-
-    for inputs, bucket in dataset.entries():
-        for one in all_variants(conditions, inputs):
-            yield entry(one, bucket)
-    for inputs in dataset.shared_entries(stage.needs):
-        yield entry(inputs, dataset.index.buckets[0])
+        yield Wanted(keys[stage.name], inputs, keys, bucket)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Runs one loaded stage over rows and stores what it gives."""
-
-    stage: Stage
-    cache: StageCache
-    dataset: Dataset
-
-    def encode(self, group: Sequence[Wanted]) -> None:
-        """Encode rows of one size together."""
-        made = self.cache.stages
-        rows: list[dict[str, Any]] = []
-        for entry in group:
-            row: dict[str, Any] = {}
-            for need in self.stage.needs:
-                if source := next((s for s in made if need in s.gives), None):
-                    row[need] = self.cache.stores[source.name].read(entry.keys[source.name])[need]
-                elif need in self.dataset.media:
-                    row[need] = self.dataset.load(need, entry.inputs)
-                else:
-                    assert need == "caption", (self.stage.name, need)
-                    row[need] = entry.inputs["caption"]
-            rows.append(row)
-        ragged = [*(name for s in made for name in s.ragged), *self.dataset.ragged]
-        draw = Draw(self.dataset.seed, [entry.key for entry in group])
-        given = self.stage.run(stack_rows(rows, ragged), draw)
-        for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
-            self.cache.stores[self.stage.name].add(entry.key, tensors)
-
-
-def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
+def _encode(
+    stage: Stage, cache: StageCache, dataset: Dataset, wanted: Sequence[Wanted], mesh: "Mesh"
+) -> None:
     """Share rows out among the ranks and encode them."""
-    stage, store = encoder.stage, encoder.cache.stores[encoder.stage.name]
-    groups = _groups(wanted, needs_files(stage, encoder.cache.stages, encoder.dataset.media))
+    groups = _groups(wanted, needs_files(stage, cache.stages, dataset.media))
     mine = groups[mesh.dp_rank :: mesh.dp_size]
     progress = Progress(f"encode {stage.name}", sum(len(g) for g in mine)) if mesh.main else None
 
     def work() -> None:
         try:
             for group in mine:
-                encoder.encode(group)
+                _encode_group(stage, cache, dataset, group)
                 if progress:
                     progress.update(progress.done + len(group))
         finally:  # a signal or a file that cannot be decoded: what is encoded stays
-            store.flush()
+            cache.stores[stage.name].flush()
 
     try:
         with torch.no_grad():
@@ -163,6 +133,27 @@ def _encode(encoder: _Encoder, wanted: Sequence[Wanted], mesh: "Mesh") -> None:
     finally:
         if progress:
             progress.close()
+
+
+def _encode_group(stage: Stage, cache: StageCache, dataset: Dataset, group: Sequence[Wanted]) -> None:
+    """Run one loaded stage over rows of one size, and store what it gives."""
+    rows: list[dict[str, Any]] = []
+    for entry in group:
+        row: dict[str, Any] = {}
+        for need in stage.needs:
+            if source := next((s for s in cache.stages if need in s.gives), None):
+                row[need] = cache.stores[source.name].read(entry.keys[source.name])[need]
+            elif need in dataset.media:
+                row[need] = dataset.load(need, entry.inputs)
+            else:
+                assert need == "caption", (stage.name, need)
+                row[need] = entry.inputs["caption"]
+        rows.append(row)
+    ragged = [*(name for s in cache.stages for name in s.ragged), *dataset.ragged]
+    draw = Draw(dataset.seed, [entry.key for entry in group])
+    given = stage.run(stack_rows(rows, ragged), draw)
+    for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
+        cache.stores[stage.name].add(entry.key, tensors)
 
 
 def needs_files(stage: Stage, stages: Sequence[Stage], media: Collection[str]) -> bool:

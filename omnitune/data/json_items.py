@@ -1,11 +1,14 @@
-"""Items of JSON and JSON lines files, each with its place in the file."""
+"""Text files, and the items of JSON and JSON lines files, each with its place in the file."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from ..errors import UserError
 
 SUFFIXES = (".json", ".jsonl")
 HALF = re.compile("[\ud800-\udfff]")
@@ -45,28 +48,38 @@ def parsed(text: str) -> Any:
         raise json.JSONDecodeError(str(error).split(";")[0], text, 0) from None
 
 
-def read_text(shown: Path, path: Path, mistakes: list[str]) -> str | None:
-    """A text file; None where it is none."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The way out of an unknown name: a known one that is near, or what else to do."""
+    near = get_close_matches(name, list(known), 1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def read_text(shown: Path | str, path: Path) -> str:
+    """Read a text file. Raises UserError with the first line that is no text."""
     held = path.read_bytes()
     try:
         return held.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = held.count(b"\n", 0, error.start) + 1
-        mistakes.append(f"{shown}:{line}: is not UTF-8 ({error.reason}); save it as UTF-8")
-        return None
+        raise UserError(f"{shown}:{line}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def read_items(shown: Path, path: Path, mistakes: list[str]) -> list[JsonItem]:
-    """All items of a file that are objects, in order."""
+    """All items of a file that are objects, in order. Raises UserError for a file that holds none."""
     before = len(mistakes)
     if path.suffix.lower() == ".jsonl":
-        text = read_text(shown, path, mistakes)
         # Not splitlines: texts may hold U+2028.
-        found = [] if text is None else list(of_lines(shown, text.split("\n"), mistakes))
+        found = list(of_lines(shown, read_text(shown, path).split("\n"), mistakes))
     else:
-        found = list(_of_list(shown, path, mistakes))
+        values = read_json(shown, path)
+        if not isinstance(values, list):
+            raise UserError(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
+        found = []
+        for number, value in enumerate(values, start=1):
+            where = f"{shown.as_posix()}: item {number}"
+            found += _object(number, where, value, "write one or remove it", mistakes)
     if not found and len(mistakes) == before:
-        mistakes.append(f"{shown}: holds no items; write at least one")
+        raise UserError(f"{shown}: holds no items; write at least one")
     return found
 
 
@@ -79,44 +92,31 @@ def of_lines(
             continue
         where = f"{shown.as_posix()}:{number}"
         try:
-            value = parsed(line)
+            yield from _object(number, where, parsed(line), f"write {shape} on each line", mistakes)
         except json.JSONDecodeError as error:
             mistakes.append(
                 f"{where}: is not JSON ({error.msg} at column {error.colno}); write {shape} on each line"
             )
-            continue
-        if isinstance(value, dict):
-            yield JsonItem(number, where, value)
-        else:
-            mistakes.append(f"{where}: is {brief(value)}, not an object; write {shape} on each line")
 
 
-def read_json(shown: Path, path: Path, mistakes: list[str]) -> Any:
-    """What a JSON file holds; None, with a mistake told, where it is none."""
-    text = read_text(shown, path, mistakes)
-    if text is None:
-        return None
+def _object(number: int, where: str, value: Any, way: str, mistakes: list[str]) -> Iterator[JsonItem]:
+    """The item, unless it is no object, which is told with the way out."""
+    if isinstance(value, dict):
+        yield JsonItem(number, where, value)
+    else:
+        mistakes.append(f"{where}: is {brief(value)}, not an object; {way}")
+
+
+def read_json(shown: Path, path: Path) -> Any:
+    """What a JSON file holds. Raises UserError where it is none."""
+    text = read_text(shown, path)
     if not text.strip():
-        mistakes.append(f"{shown}: is empty; write JSON into it")
-        return None
+        raise UserError(f"{shown}: is empty; write JSON into it")
     try:
         return parsed(text)
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data"
         way = f"rename it to {shown.stem}.jsonl if each line is an item" if lines else "correct it there"
-        mistakes.append(f"{shown}:{error.lineno}: is not JSON ({error.msg} at column {error.colno}); {way}")
-        return None
-
-
-def _of_list(shown: Path, path: Path, mistakes: list[str]) -> Iterator[JsonItem]:
-    before, values = len(mistakes), read_json(shown, path, mistakes)
-    if not isinstance(values, list):
-        if len(mistakes) == before:
-            mistakes.append(f"{shown}: is {brief(values)}, not a list; write [ before it and ] behind it")
-        return
-    for number, value in enumerate(values, start=1):
-        where = f"{shown.as_posix()}: item {number}"
-        if isinstance(value, dict):
-            yield JsonItem(number, where, value)
-        else:
-            mistakes.append(f"{where}: is {brief(value)}, not an object; write one or remove it")
+        raise UserError(
+            f"{shown}:{error.lineno}: is not JSON ({error.msg} at column {error.colno}); {way}"
+        ) from error

@@ -4,11 +4,12 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
@@ -35,20 +36,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
+@dataclass(eq=False)
 class MicroBatches(TorchDataset[Batch | UserError]):
     """(step, number) -> the CPU tensors of one micro-batch of this rank."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        order: Order,
-        conditions: Sequence[EditsInputs],
-        cache: StageCache,
-        live_needs: set[str],
-        cut: tuple[int, int, int | None],
-    ):
-        self.dataset, self.order, self.conditions = dataset, order, conditions
-        self.cache, self.live_needs, self.cut = cache, live_needs, cut
+    dataset: Dataset
+    order: Order
+    conditions: Sequence[EditsInputs]
+    cache: StageCache
+    live_needs: set[str]
+    cut: tuple[int, int, int | None]
+    """Rank, number of ranks, rows of a micro-batch."""
 
     @property
     def decodes(self) -> bool:
@@ -98,13 +96,9 @@ class MicroBatches(TorchDataset[Batch | UserError]):
         return row
 
 
-class _From(Sampler[tuple[int, int]]):
-    def __init__(self, batches: MicroBatches, start: int, stop: int):
-        self.batches, self.start, self.stop = batches, start, stop
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for step in range(self.start, self.stop):
-            yield from ((step, i) for i in range(len(self.batches.rows(step))))
+def _keys(batches: MicroBatches, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for step in range(start, stop):
+        yield from ((step, i) for i in range(len(batches.rows(step))))
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -123,7 +117,7 @@ def read_steps(
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
-        sampler=_From(batches, start, stop),
+        sampler=_keys(batches, start, stop),
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,
         pin_memory=torch.cuda.is_available(),

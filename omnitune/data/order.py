@@ -65,9 +65,6 @@ class Order:
         """Items in one epoch."""
         return sum(len(i) for i in self.items)
 
-    def bucket(self, step: int) -> AnyBucket:
-        return self.buckets[self.turns.turn(step)[0]]
-
     def batch(self, step: int) -> list[Row]:
         """The rows of the global batch of a step; the first step is 0."""
         number, turn = self.turns.turn(step)

@@ -4,8 +4,10 @@ A source is an option, of this package or of another one (`name: my_package.my_m
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -31,6 +33,14 @@ class Findings:
 
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Add a UserError to the mistakes and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.mistakes.append(str(error))
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,18 @@ class Source(Protocol[ItemT]):
         """Give the bytes that an item calls `file`. Raises UserError if they are known not to be there."""
 
 
+class PathSource:
+    """What sources share that lie at one path."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def missing(self, base: Path) -> str | None:
+        return None if (base / self.path).exists() else str(self.path)
+
+
 def probe_all(
     files: Iterable[str], opener: Callable[[str], Openable], memo: Hashes
 ) -> dict[str, media.Probe | UserError]:
@@ -75,9 +97,8 @@ def probe_all(
         except OSError as error:
             found[file] = UserError(f"{file}: {error.strerror}; correct the name, or bring the file back")
         else:
-            known = None
-            if version is None or not half_character(version.path):
-                known = memo.recall(PROBE, version)
+            nameless = version is not None and half_character(version.path)  # the memo is text
+            known = None if nameless else memo.recall(PROBE, version)
             if known is None:
                 unknown[file] = opened, version
             else:
@@ -121,7 +142,8 @@ def chunked(values: Iterable[T]) -> Iterator[list[T]]:
 
 def broken_link(path: Path) -> str | None:
     """What is wrong with a link that leads nowhere."""
-    if path.exists() or not path.is_symlink():
+    # Unlike those of Path, these take names of any length.
+    if os.path.exists(path) or not os.path.islink(path):
         return None
     return f"is a link to {os.readlink(path)!r}, which is not there; mend the link or remove it"
 
@@ -129,9 +151,9 @@ def broken_link(path: Path) -> str | None:
 def wrong_file(root: Path, file: str) -> str | None:
     """What is wrong with the name of a media file, relative to its folder or absolute."""
     path = root / file
-    if os.path.islink(path) and (problem := broken_link(path)):
+    if problem := broken_link(path):
         return problem
-    if not os.path.isfile(path):  # unlike Path.is_file, takes names of any length
+    if not os.path.isfile(path):
         place = "" if os.path.isabs(file) else f" in {root}"
         return f"does not exist{place}; correct the name or remove the line"
     return None if is_media(file) else f"is not one of {kinds()}; convert it"
@@ -156,6 +178,11 @@ def listed(names: Sequence[str]) -> str:
     return readable(", ".join(names[:3])) + more
 
 
+def counted(things: Sized, noun: str, one: str = "is", more: str = "are") -> str:
+    """How many there are, with the verb: `1 clip is`, `3 clips are`."""
+    return f"1 {noun} {one}" if len(things) == 1 else f"{len(things)} {noun}s {more}"
+
+
 def shared_ids(
     sources: Sequence[Source[T]], ids: Sequence[str], numbers: Sequence[int], wheres: Sequence[str]
 ) -> list[str]:
@@ -163,14 +190,11 @@ def shared_ids(
 
     `numbers` has the source of each item, `wheres` where it is stated.
     """
-    seen, places = set[str](), dict[str, list[int]]()
-    for name in ids:
-        if name in seen:
-            places[name] = []
-        seen.add(name)
-    for i, name in enumerate(ids if places else ()):
-        if name in places:
-            places[name].append(i)
+    repeated = {name for name, number in Counter(ids).items() if number > 1}
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(ids if repeated else ()):
+        if name in repeated:
+            places.setdefault(name, []).append(i)
     by_sources: dict[tuple[int, ...], list[str]] = {}
     for name, found in places.items():
         by_sources.setdefault(tuple(sorted({numbers[i] for i in found})), []).append(name)

@@ -404,7 +404,7 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(cache, "SHARD_BYTES", 1)  # every entry is a shard
     monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
-    encode, calls = precompute._Encoder.encode, []
+    encode, calls = precompute._encode_group, []
 
     def killed(*arguments: Any) -> None:
         calls.append(arguments)
@@ -414,11 +414,11 @@ def test_encoding_that_was_killed_goes_on_where_it_was(
 
     closed: list[precompute.Progress] = []
     monkeypatch.setattr(precompute.Progress, "close", lambda self: closed.append(self))
-    monkeypatch.setattr(precompute._Encoder, "encode", killed)
+    monkeypatch.setattr(precompute, "_encode_group", killed)
     with pytest.raises(KeyboardInterrupt):
         encoded(workplace, mesh)
     assert len(closed) == 1
-    monkeypatch.setattr(precompute._Encoder, "encode", encode)
+    monkeypatch.setattr(precompute, "_encode_group", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
 
 
@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_encoded_costs_nothing_else(
     workplace: "Workplace", mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precompute, "BATCH_ROWS", 1)
-    encode, calls = precompute._Encoder.encode, []
+    encode, calls = precompute._encode_group, []
 
     def failing(*arguments: Any) -> None:
         calls.append(arguments)
@@ -471,10 +471,10 @@ def test_a_file_that_cannot_be_encoded_costs_nothing_else(
             raise UserError("the fourth cannot be decoded")
         encode(*arguments)
 
-    monkeypatch.setattr(precompute._Encoder, "encode", failing)
+    monkeypatch.setattr(precompute, "_encode_group", failing)
     with pytest.raises(UserError, match="the fourth"):
         encoded(workplace, mesh)
-    monkeypatch.setattr(precompute._Encoder, "encode", encode)
+    monkeypatch.setattr(precompute, "_encode_group", encode)
     assert encoded(workplace, mesh) == {"moments": 5 - 3, "text": 6}
 
 

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,7 @@ def index_of(number: int) -> CaptionIndex:
     for i in range(number):
         items.append(0, item(i))
     placed = assign_buckets(Scan(items, []), BUCKETS, Clips())
-    hashes = Digests(digest(name) for name in placed.items.ids)
-    return CaptionIndex(placed.items, placed.buckets, {"pixels": hashes}, [])
+    return replace(placed, hashes={"pixels": Digests(digest(name) for name in placed.items.ids)})
 
 
 def test_rows_are_what_was_put_in() -> None:

@@ -57,14 +57,14 @@ def test_rows_that_fill_up_weigh_nothing_and_are_real_samples() -> None:
 def test_a_global_batch_has_one_bucket() -> None:
     mine = order()
     for step in range(200):
-        members = mine.items[mine.buckets.index(mine.bucket(step))]
+        members = mine.items[mine.turns.turn(step)[0]]
         assert {row.index for row in mine.batch(step)} <= set(members)
 
 
 def streams(mine: Order, steps: int) -> dict[Bucket, list[Row]]:
     found: dict[Bucket, list[Row]] = defaultdict(list)
     for step in range(steps):
-        found[mine.bucket(step)] += mine.batch(step)
+        found[mine.buckets[mine.turns.turn(step)[0]]] += mine.batch(step)
     return found
 
 

@@ -82,7 +82,7 @@ def assert_equal_losses(one: Path, other: Path, tolerance: float) -> None:
 def test_both_buckets_and_both_kinds_of_caption_occur_in_the_five_steps(runs: Path) -> None:
     job = resolve_run(config.validate(config.read(runs / "lora.yaml")))
     order = Order(job.index().by_bucket, job.run.data.batch_size, job.run.seed)
-    assert {order.bucket(step).frames for step in range(5)} == {1, 9}
+    assert {order.buckets[order.turns.turn(step)[0]].frames for step in range(5)} == {1, 9}
     positions = [row.position for step in range(5) for row in order.batch(step)]
     dropout = job.run.conditions[0]
     dropped = [

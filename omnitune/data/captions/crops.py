@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -14,6 +14,7 @@ from ...options import option
 from .. import media
 from ..buckets import nearest_bucket
 from ..sizes import Bucket
+from ..sources import counted
 from ..view import Crop, View
 from .item import Item
 
@@ -51,28 +52,38 @@ class Placement:
     notes: Sequence[str]
 
 
-def place(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips, where: str = "data") -> Placement:
+def place(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips) -> Placement:
     """Place every item: the most frames it fills at the rate asked for, then the nearest shape.
 
     Pictures train in buckets of one frame. A clip goes to one only if no bucket has several frames, or if it
     is too short for those that have and `short` says `shorter`.
     """
     if clips.fps is not None and clips.fps <= 0:
-        raise UserError(f"{where}.fps: {clips.fps} is not above 0; leave it out for clips' own rates")
+        raise UserError(f"data.fps: {clips.fps} is not above 0; leave it out for clips' own rates")
     single = [bucket for bucket in buckets if bucket.frames == 1]
-    several = [bucket for bucket in buckets if bucket.frames > 1]
+    counts = sorted({bucket.frames for bucket in buckets if bucket.frames > 1})
+    least = min(counts, default=0)
     pictures = [] if single else [item for item in items if item.kind == "image"]
-    short = [item for item in items if several and _is_short(item, several, clips)]
+    short = [item for item in items if item.kind == "video" and num_frames_at(item, clips.fps) < least]
     mistakes = []
     if pictures:
-        mistakes.append(_homeless_pictures(pictures, several, where))
+        lines = "".join(f"\n  {item.where}: {item.id}" for item in pictures)
+        mistakes.append(
+            f"data.buckets.frames: {counts} has no place for pictures; add 1 to it, or remove them:{lines}"
+        )
     if short and (clips.short == "error" or (clips.short == "shorter" and not single)):
-        mistakes.append(_too_short(short, several, clips, where))
+        mistakes.append(_too_short(short, least, clips))
     if mistakes:
         raise UserError("\n".join(mistakes))
     left_out = {item.id for item in short} if clips.short == "skip" else set()
-    homes = [None if item.id in left_out else _home(item, single, several, clips) for item in items]
-    return Placement(homes, _notes(items, short, several, clips, where))
+    homes: list[Bucket | None] = []
+    for item in items:
+        count = num_frames_at(item, clips.fps)
+        if clips.short in ("loop", "hold"):
+            count = max(count, least)
+        places = single if item.kind == "image" else buckets
+        homes.append(None if item.id in left_out else _home(item, count, places))
+    return Placement(homes, _notes(items, short, least, clips))
 
 
 def num_frames_at(item: Item, fps: float | None) -> int:
@@ -86,14 +97,13 @@ def num_frames_at(item: Item, fps: float | None) -> int:
 
 def view(item: Item, bucket: Bucket, clips: Clips, draw: Chance) -> View:
     """Choose frames and crop of an item; only `random` windows and crops draw."""
-    height, width = _covering(item.width, item.height, bucket)
+    found = _centre(item.width, item.height, bucket)
+    crop, (height, width) = found.crop, found.resize
     if clips.crop == "random":
         top = _pick(draw("crop_top"), height - bucket.height)
         left = _pick(draw("crop_left"), width - bucket.width)
-    else:
-        top, left = (height - bucket.height) // 2, (width - bucket.width) // 2
-    crop = Crop(top, left, bucket.height, bucket.width)
-    return View(_frames(item, bucket.frames, clips, draw), (height, width), crop)
+        crop = replace(crop, top=top, left=left)
+    return View(_frames(item, bucket.frames, clips, draw), found.resize, crop)
 
 
 def load_pixels(file: Openable, view: View) -> "Tensor":
@@ -130,10 +140,18 @@ def covering_frames(path: Path, bucket: Bucket) -> "media.Pixels":
 def _covering_frames(frames: "media.Pixels", bucket: Bucket) -> "media.Pixels":
     import numpy as np
 
-    height, width = _covering(frames.shape[2], frames.shape[1], bucket)
-    crop = Crop((height - bucket.height) // 2, (width - bucket.width) // 2, bucket.height, bucket.width)
-    view = View((), (height, width), crop)
+    view = _centre(frames.shape[2], frames.shape[1], bucket)
     return np.stack([_shown(frame, view) for frame in frames])
+
+
+def _centre(width: int, height: int, bucket: Bucket) -> View:
+    """The centre of frames of a size, resized to the smallest of their shape that covers the bucket."""
+    if width * bucket.height >= height * bucket.width:
+        width, height = max(bucket.width, round(width * bucket.height / height)), bucket.height
+    else:
+        width, height = bucket.width, max(bucket.height, round(height * bucket.width / width))
+    top, left = (height - bucket.height) // 2, (width - bucket.width) // 2
+    return View((), (height, width), Crop(top, left, bucket.height, bucket.width))
 
 
 def _shown(frame: "media.Pixels", view: View) -> "media.Pixels":
@@ -161,7 +179,10 @@ def _frames(item: Item, count: int, clips: Clips, draw: Chance) -> tuple[int, ..
         assert clips.short in ("loop", "hold"), (item.id, count, length, clips.short)
         again = [k % length if clips.short == "loop" else length - 1 for k in range(length, count)]
         return tuple(_nearest(item, 0, k, clips.fps) for k in [*range(length), *again])
-    start = _start(_slack(item, count - 1, clips.fps), clips, draw)
+    slack = _slack(item, count - 1, clips.fps)
+    start = slack // 2 if clips.window == "middle" else 0
+    if clips.window == "random":
+        start = _pick(draw("window"), slack)
     return tuple(_nearest(item, start, k, clips.fps) for k in range(count))
 
 
@@ -186,77 +207,44 @@ def _end(item: Item) -> float:
     return item.times[-1] + 0.5 / item.fps
 
 
-def _start(slack: int, clips: Clips, draw: Chance) -> int:
-    if clips.window == "random":
-        return _pick(draw("window"), slack)
-    return slack // 2 if clips.window == "middle" else 0
-
-
 def _pick(uniform: float, slack: int) -> int:
     """One of 0 to `slack`, equally likely."""
     return int(uniform * (slack + 1))
 
 
-def _covering(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
-    """The smallest (height, width) of a frame's shape that covers the bucket."""
-    if width * bucket.height >= height * bucket.width:
-        return bucket.height, max(bucket.width, round(width * bucket.height / height))
-    return max(bucket.height, round(height * bucket.width / width)), bucket.width
-
-
 # Placing
 
 
-def _is_short(item: Item, several: Sequence[Bucket], clips: Clips) -> bool:
-    return item.kind == "video" and num_frames_at(item, clips.fps) < _least(several)
-
-
-def _least(several: Sequence[Bucket]) -> int:
-    return min(bucket.frames for bucket in several)
-
-
-def _home(item: Item, single: list[Bucket], several: list[Bucket], clips: Clips) -> Bucket:
-    count = num_frames_at(item, clips.fps)
-    if several and _is_short(item, several, clips) and clips.short in ("loop", "hold"):
-        count = _least(several)
-    places = single if item.kind == "image" else single + several
-    found = nearest_bucket((item.height, item.width), count, places)
-    assert found is not None, (item.id, count, single, several)
+def _home(item: Item, num_frames: int, buckets: Sequence[Bucket]) -> Bucket:
+    found = nearest_bucket((item.height, item.width), num_frames, buckets)
+    assert found is not None, (item.id, num_frames, buckets)
     return found
 
 
-def _shortness(item: Item, several: Sequence[Bucket], clips: Clips) -> str:
+def _shortness(item: Item, least: int, clips: Clips) -> str:
     rate = clips.fps or item.fps
-    return f"{num_frames_at(item, clips.fps)} of the {_least(several)} frames needed at {rate:g} fps"
+    return f"{item.id}: {num_frames_at(item, clips.fps)} of the {least} frames needed at {rate:g} fps"
 
 
-def _homeless_pictures(pictures: Sequence[Item], several: Sequence[Bucket], where: str) -> str:
-    counts = sorted({bucket.frames for bucket in several})
-    lines = "".join(f"\n  {item.where}: {item.id}" for item in pictures)
-    return f"{where}.buckets.frames: {counts} has no place for pictures; add 1 to it, or remove them:{lines}"
-
-
-def _too_short(short: Sequence[Item], several: Sequence[Bucket], clips: Clips, where: str) -> str:
-    lines = "".join(f"\n  {item.where}: {item.id}: {_shortness(item, several, clips)}" for item in short)
-    frames = f"{where}.buckets.frames"
+def _too_short(short: Sequence[Item], least: int, clips: Clips) -> str:
+    lines = "".join(f"\n  {item.where}: {_shortness(item, least, clips)}" for item in short)
+    frames = "data.buckets.frames"
     if clips.short == "shorter":
         out = f"add 1 to {frames} for `shorter`, or set it to skip, loop or hold"
     else:
         out = f"set it to skip, loop, hold or shorter, or put a smaller count into {frames}"
-    return f"{where}.short: {clips.short}: {_number(short, 'clip')} too short for {frames}; {out}:{lines}"
+    return f"data.short: {clips.short}: {counted(short, 'clip')} too short for {frames}; {out}:{lines}"
 
 
-def _notes(
-    items: Sequence[Item], short: Sequence[Item], several: Sequence[Bucket], clips: Clips, where: str
-) -> list[str]:
+def _notes(items: Sequence[Item], short: Sequence[Item], least: int, clips: Clips) -> list[str]:
     videos = [item for item in items if item.kind == "video"]
-    if videos and not several:
-        return [f"{_number(videos, 'clip')} shown as one frame: {where}.buckets.frames is [1]"]
+    if videos and not least:
+        return [f"{counted(videos, 'clip')} shown as one frame: data.buckets.frames is [1]"]
     notes = []
     if (uneven := [item for item in videos if item.times]) and clips.fps is None:
         named = ", ".join(item.id for item in uneven)
         notes.append(
-            f"{_number(uneven, 'clip')} of variable frame rate, shown frame by frame; state {where}.fps to "
+            f"{counted(uneven, 'clip')} of variable frame rate, shown frame by frame; state data.fps to "
             f"pick frames by time: {named}"
         )
     if not short:
@@ -267,9 +255,5 @@ def _notes(
         "hold": "held at the last frame",
         "shorter": "shown as one frame",
     }[clips.short]
-    named = "; ".join(f"{item.id}: {_shortness(item, several, clips)}" for item in short)
-    return [*notes, f"{_number(short, 'clip')} too short and {done} ({where}.short: {clips.short}): {named}"]
-
-
-def _number(items: Sequence[Item], noun: str) -> str:
-    return f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"
+    named = "; ".join(_shortness(item, least, clips) for item in short)
+    return [*notes, f"{counted(short, 'clip')} too short and {done} (data.short: {clips.short}): {named}"]

@@ -1,7 +1,7 @@
 """Captioned items with their buckets, and what stages and conditions are given of them."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -14,7 +14,7 @@ from ...random import Draw
 from ..columns import Digests, Repeated
 from ..dataset import Inputs
 from ..sizes import AnyBucket, Bucket
-from ..sources import Scan, listed
+from ..sources import Scan, counted, listed
 from ..view import View
 from . import crops
 from .crops import Clips
@@ -26,13 +26,13 @@ MEDIA = ("pixels", "first_frame", "last_frame")
 
 @dataclass(frozen=True)
 class CaptionIndex:
-    """Items in columns, sorted by id, and the contents of every file as a hash."""
+    """Items in columns, sorted by id, each with its bucket, and the contents of every file as a hash."""
 
     items: Items
     buckets: Repeated[Bucket]
-    hashes: Mapping[str, Digests]
-    """Of each item's file, as `pixels`, and of its further media by name; zeros where it has none."""
     notes: Sequence[str]
+    hashes: Mapping[str, Digests] = field(default_factory=dict)
+    """Of each item's file, as `pixels`, and of its further media by name; zeros where it has none."""
 
     @cached_property
     def by_bucket(self) -> Mapping[AnyBucket, Sequence[int]]:
@@ -58,39 +58,28 @@ class CaptionIndex:
         cut = [self.items.ids[i] for i in cut_captions(self.items.captions)]
         if not cut:
             return []
-        number = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
-        return [f"{number} longer than the model's text length and cut there: {listed(cut)}"]
+        return [f"{counted(cut, 'caption')} longer than the model's text length and cut there: {listed(cut)}"]
 
-
-@dataclass(frozen=True)
-class Placed:
-    """The items that samples are made of, sorted by id, each with its bucket; no file is read whole."""
-
-    items: Items
-    buckets: Repeated[Bucket]
-    notes: Sequence[str]
-
-    def index(self, hashes: Hashes, notes: Sequence[str]) -> CaptionIndex:
-        """Hash the files; `notes` come before those of the items."""
+    def hashed(self, hashes: Hashes) -> "CaptionIndex":
+        """The index with the contents of every file as a hash."""
         items = self.items
 
         def of_all(medium: str) -> Iterator[str]:
             files = items.files if medium == "pixels" else items.media[medium]
             return (hashes.of(items.open(i, medium)) if files[i] else "" for i in range(len(items)))
 
-        hashes_of = {name: Digests(of_all(name)) for name in ("pixels", *items.media)}
-        return CaptionIndex(items, self.buckets, hashes_of, [*notes, *self.notes])
+        return replace(self, hashes={name: Digests(of_all(name)) for name in ("pixels", *items.media)})
 
 
-def assign_buckets(found: Scan[Items], sizes: Sequence[Bucket], clips: Clips) -> Placed:
-    """Assign what a scan found to buckets; raises UserError with every mistake."""
+def assign_buckets(found: Scan[Items], sizes: Sequence[Bucket], clips: Clips) -> CaptionIndex:
+    """Assign what a scan found to buckets, no file is read whole; raises UserError with every mistake."""
     placement = crops.place(found.items, sizes, clips)
     kept = [i for i, bucket in enumerate(placement.buckets) if bucket is not None]
     if not kept:
         raise UserError(f"data.sources: no sample is left to train on; {'; '.join(placement.notes)}")
     kept.sort(key=found.items.ids.row)  # the order of files and sources decides nothing
     homes = Repeated(bucket for i in kept if (bucket := placement.buckets[i]) is not None)
-    return Placed(found.items.take(kept), homes, [*found.notes, *placement.notes])
+    return CaptionIndex(found.items.take(kept), homes, [*found.notes, *placement.notes])
 
 
 class CaptionDataset:

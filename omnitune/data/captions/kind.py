@@ -1,6 +1,7 @@
 """Captioned pictures and clips: how a run states them, and what they are for its model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,7 +57,7 @@ class CaptionData:
                 placed = assign_buckets(found, self.sizes, self.data)
                 self._check_media(found.items)
         mistakes.raise_all()
-        return placed.index(hashes, self.notes)
+        return replace(placed, notes=[*self.notes, *placed.notes]).hashed(hashes)
 
     def _check_media(self, items: Items) -> None:
         """Raise UserError for items that lack a medium which stages need, and note those that none needs."""

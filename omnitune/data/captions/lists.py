@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ...errors import UserError
 from ...options import option
+from ..json_items import read_text
 from ..sources import Findings, wrong_file
 from .item import Item
 from .sources import FolderSource
@@ -43,30 +45,34 @@ class LineLists(FolderSource):
         return [*self.lists, "first_frame"] if self.images else self.lists.keys()
 
     def items(self, base: Path, findings: Findings) -> Iterator[Item]:
-        root = self.folder(base, findings)
-        if root is None:
-            return
-        captions = _read(self, root, _captions(self, root, findings), "captions", findings)
-        media = _read(self, root, self.media, "media", findings)
-        wanted: dict[str, Path | None] = {**self.lists}
+        with findings.noted():
+            root = self.folder(base)
+            captions = media = None
+            with findings.noted():
+                captions = _read(self, root, self.captions or _captions(self, root), "captions", findings)
+            with findings.noted():
+                media = _read(self, root, self.media, "media", findings)
+            further: dict[str, _Lines] = {}
+            for key, name in self._further(root).items():
+                with findings.noted():
+                    option = "images" if key == "first_frame" else f"lists.{key}"
+                    further[key] = _read(self, root, name, option, findings)
+            brought = {key: _files(named, root, findings) for key, named in further.items()}
+            if media is None:
+                return
+            files = _once(media, _files(media, root, findings), findings)
+            if captions is None or _unequal([captions, media, *further.values()], findings):
+                return
+            for i, (caption, file) in enumerate(zip(captions.lines, files, strict=True)):
+                if caption and file:
+                    own = {key: named for key, column in brought.items() if (named := column[i])}
+                    yield self.item(base, file, caption, media.where(i), own)
+
+    def _further(self, root: Path) -> dict[str, Path]:
+        """Medium -> the list of its files."""
         if self.images and (self.images != IMAGES or (root / IMAGES).exists()):
-            wanted["first_frame"] = self.images
-        further: dict[str, _Lines] = {}
-        for key, name in wanted.items():
-            option = "images" if key == "first_frame" else f"lists.{key}"
-            if found := _read(self, root, name, option, findings):
-                further[key] = found
-        brought = {key: _files(named, root, findings) for key, named in further.items()}
-        if media is None:
-            return
-        files = _once(media, _files(media, root, findings), findings)
-        lists = [found for found in (captions, media, *further.values()) if found]
-        if captions is None or _unequal(lists, findings):
-            return
-        for i, (caption, file) in enumerate(zip(captions.lines, files, strict=True)):
-            if caption and file:
-                own = {key: named for key, column in brought.items() if (named := column[i])}
-                yield self.item(base, file, caption, media.where(i), own)
+            return {**self.lists, "first_frame": self.images}
+        return self.lists
 
 
 @dataclass(frozen=True)
@@ -80,38 +86,26 @@ class _Lines:
         return f"{self.shown.as_posix()}:{index + 1}"
 
 
-def _captions(source: LineLists, root: Path, findings: Findings) -> Path | None:
-    if source.captions:
-        return source.captions
+def _captions(source: LineLists, root: Path) -> Path:
     there = [name for name in CAPTIONS if (root / name).exists()]
     if len(there) == 1:
         return there[0]
+    problem = "neither prompts.txt nor prompt.txt; write one, or state another as captions"
     if there:
         problem = "both prompts.txt and prompt.txt; keep one, or state it as captions"
-    else:
-        problem = "neither prompts.txt nor prompt.txt; write one, or state another as captions"
-    findings.mistakes.append(f"data.sources: {source.path}: holds {problem}")
-    return None
+    raise UserError(f"data.sources: {source.path}: holds {problem}")
 
 
-def _read(source: LineLists, root: Path, name: Path | None, key: str, findings: Findings) -> _Lines | None:
+def _read(source: LineLists, root: Path, name: Path, key: str, findings: Findings) -> _Lines:
     """The lines of a list, stripped; blank ones at its end are none."""
-    if name is None:
-        return None
     shown = source.path / name
     if not (root / name).is_file():
-        findings.mistakes.append(
+        raise UserError(
             f"data.sources: {shown}: is no file; write it, a line a clip, or state another as {key}"
         )
-        return None
-    try:
-        text = (root / name).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        findings.mistakes.append(f"{shown}: is not UTF-8 ({error.reason}); save it as UTF-8")
-        return None
+    text = read_text(shown, root / name)
     if not text.strip():
-        findings.mistakes.append(f"{shown}: has no lines; write one a clip")
-        return None
+        raise UserError(f"{shown}: has no lines; write one a clip")
     # Not splitlines: captions may hold U+2028.
     found = _Lines(shown, [line.strip() for line in text.rstrip().split("\n")])
     findings.mistakes += [

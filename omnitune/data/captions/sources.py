@@ -2,16 +2,16 @@
 
 import csv
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
+from ...errors import UserError
 from ...files import File
 from ...options import option
-from ..json_items import half_character, of_lines
-from ..sources import Findings, broken_link, is_media, kinds, listed, readable, wrong_file
+from ..json_items import JsonItem, did_you_mean, half_character, of_lines, read_text
+from ..sources import Findings, PathSource, broken_link, is_media, kinds, listed, readable, wrong_file
 from .item import Item
 
 CAPTIONS = ("caption", "text", "prompt")
@@ -19,28 +19,19 @@ CAPTIONS = ("caption", "text", "prompt")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-class FolderSource:
+class FolderSource(PathSource):
     """What sources share that read a folder."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def missing(self, base: Path) -> str | None:
-        return None if (base / self.path).exists() else str(self.path)
 
     def open(self, base: Path, file: str) -> File:
         return File(base / self.path / file)
 
-    def folder(self, base: Path, findings: Findings) -> Path | None:
-        """The folder; None, with a mistake told, where it is none."""
+    def folder(self, base: Path) -> Path:
+        """The folder. Raises UserError where it is none."""
         root = base / self.path
         if root.is_dir():
             return root
         problem = "is a file, not a folder" if root.is_file() else "does not exist"
-        findings.mistakes.append(f"data.sources: {self.path}: {problem} (looked for {root})")
-        return None
+        raise UserError(f"data.sources: {self.path}: {problem} (looked for {root})")
 
     def item(self, base: Path, file: str, caption: str, where: str, media: Mapping[str, str]) -> Item:
         """An item, whose id begins with the folder's name; `path: .` and `path: x/..` have one too."""
@@ -64,9 +55,8 @@ class Folder(FolderSource):
         return self.media.keys()
 
     def items(self, base: Path, findings: Findings) -> Iterator[Item]:
-        root = self.folder(base, findings)
-        if root is not None:
-            yield from _Reader(self, base, root, findings).items()
+        with findings.noted():
+            yield from _Reader(self, base, self.folder(base), findings).items()
 
 
 @dataclass(frozen=True)
@@ -82,66 +72,84 @@ class _Reader:
         shown, files = self.source.path, _files(self.root)
         tables = [name for name in METADATA if (self.root / name).is_file()]
         if len(tables) == 2:
-            self.tell(f"{shown}: holds both metadata.jsonl and metadata.csv; keep the one that is right")
-        elif tables:
-            yield from self.items_of_table(tables[0], files)
-        elif self.source.media:
-            self.tell(f"{shown}: holds no metadata.jsonl or metadata.csv, whose columns media names; add one")
-        else:
-            yield from self.items_of_side_cars(files)
-
-    def tell(self, mistake: str) -> None:
-        self.findings.mistakes.append(mistake)
-
-    def item(self, file: str, caption: str, where: str, media: Mapping[str, str]) -> Item:
-        return self.source.item(self.base, file, caption, where, media)
+            raise UserError(
+                f"{shown}: holds both metadata.jsonl and metadata.csv; keep the one that is right"
+            )
+        if tables:
+            return self.items_of_table(tables[0], files)
+        if self.source.media:
+            raise UserError(
+                f"{shown}: holds no metadata.jsonl or metadata.csv, whose columns media names; add one"
+            )
+        return self.items_of_side_cars(files)
 
     # metadata.jsonl and metadata.csv
 
     def items_of_table(self, name: str, files: list[str]) -> Iterator[Item]:
-        shown, told = self.source.path / name, len(self.findings.mistakes)
-        rows = _json_rows(shown, self.root / name, self.findings)
-        if name.endswith("csv"):
-            rows = _csv_rows(shown, self.root / name, self.wrong_columns, self.findings)
+        shown, mistakes = self.source.path / name, self.findings.mistakes
+        told = len(mistakes)
         named: dict[str, int] = {}
         """File -> the line that states it."""
         used = set[str]()
-        try:
-            for number, row in rows:
-                mistakes = self.wrong_columns(list(row)) or self.wrong_values(row)
-                file = "" if mistakes else PurePosixPath(str(row["file_name"])).as_posix()
-                if file in named:
-                    mistakes = [f"file_name {file!r} is also on line {named[file]}; keep one"]
-                self.findings.mistakes += [f"{shown}:{number}: {mistake}" for mistake in mistakes]
-                if not mistakes:
-                    named[file] = number
-                    media = {
-                        key: str(row[column]) for key, column in self.source.media.items() if row[column]
-                    }
-                    used.update(media.values())
-                    yield self.item(file, _caption(row).strip(), f"{shown.as_posix()}:{number}", media)
-        except UnicodeDecodeError as error:
-            self.tell(f"{shown}: is not UTF-8 ({error.reason}); save it as UTF-8")
-        except csv.Error as error:
-            self.tell(f"{shown}: is not CSV ({error}); write it anew")
-        if len(self.findings.mistakes) > told:
+        for stated in self.rows(shown, self.root / name):
+            row = stated.value
+            wrong = self.wrong_columns(row) or self.wrong_values(row)
+            file = "" if wrong else PurePosixPath(row["file_name"]).as_posix()
+            if file in named:
+                wrong = [f"file_name {file!r} is also on line {named[file]}; keep one"]
+            mistakes += [f"{shown}:{stated.number}: {problem}" for problem in wrong]
+            if not wrong:
+                named[file] = stated.number
+                media = {key: row[column] for key, column in self.source.media.items() if row[column]}
+                used.update(media.values())
+                yield self.source.item(self.base, file, _caption(row).strip(), stated.where, media)
+        if len(mistakes) > told:
             return
         if not named:
-            self.tell(f"{shown}: has no rows; add one a file, with file_name and caption")
+            mistakes.append(f"{shown}: has no rows; add one a file, with file_name and caption")
         elif unnamed := [file for file in files if is_media(file) and file not in {*named, *used}]:
             out = f"not named by {name} and left out: {listed(unnamed)}"
             self.findings.notes.append(f"{self.source.path}: {out}")
 
-    def wrong_columns(self, columns: Sequence[str]) -> list[str]:
-        """What is wrong with the names of the columns of a table or the keys of a row."""
-        mistakes, media = [], [*self.source.media.values()]
-        for column in columns:
-            if column not in ("file_name", *CAPTIONS, *media):
-                near = get_close_matches(column, ("file_name", *CAPTIONS, *media), 1)
-                hint = (
-                    f"did you mean {near[0]}?" if near else "remove it, or rename it to file_name or caption"
+    def rows(self, shown: Path, path: Path) -> Iterator[JsonItem]:
+        """The rows of either kind of table, read one by one."""
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                if path.suffix == ".csv":
+                    yield from self.csv_rows(shown, lines)
+                else:
+                    shape = '{"file_name": "a.png", "caption": "..."}'
+                    yield from of_lines(shown, lines, self.findings.mistakes, shape)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{shown}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        except csv.Error as error:
+            raise UserError(f"{shown}: is not CSV ({error}); write it anew") from error
+
+    def csv_rows(self, shown: Path, lines: Iterable[str]) -> Iterator[JsonItem]:
+        reader = csv.reader(lines)
+        columns = next(reader, [])
+        if wrong := self.wrong_columns(columns):
+            raise UserError("\n".join(f"{shown}:1: {mistake}" for mistake in wrong))
+        for cells in filter(None, reader):
+            where = f"{shown.as_posix()}:{reader.line_num}"
+            if len(cells) == len(columns):
+                yield JsonItem(reader.line_num, where, dict(zip(columns, cells, strict=True)))
+            else:
+                self.findings.mistakes.append(
+                    f"{where}: {len(columns)} columns but a row of {len(cells)}; "
+                    "put captions with commas in double quotes"
                 )
-                mistakes.append(f"{column!r} is not a column; {hint}")
+
+    def wrong_columns(self, columns: Collection[str]) -> list[str]:
+        """What is wrong with the names of the columns of a table or the keys of a row."""
+        media = self.source.media.values()
+        known = ("file_name", *CAPTIONS, *media)
+        other = "remove it, or rename it to file_name or caption"
+        mistakes = [
+            f"{column!r} is not a column; {did_you_mean(column, known, other)}"
+            for column in columns
+            if column not in known
+        ]
         if "file_name" not in columns:
             mistakes.append("file_name is missing; add it, relative to the folder")
         mistakes += [f"{column} is missing, which media names" for column in media if column not in columns]
@@ -152,13 +160,13 @@ class _Reader:
             mistakes.append(f"{' and '.join(captions)} are both captions; keep one")
         return mistakes
 
-    def wrong_values(self, row: Mapping[str, object]) -> list[str]:
+    def wrong_values(self, row: Mapping[str, Any]) -> list[str]:
         wrong = [f"{key} is {value!r}, not text" for key, value in row.items() if not isinstance(value, str)]
         if wrong:
             return wrong
         mistakes = []
         for key in ("file_name", *self.source.media.values()):
-            file = str(row[key])
+            file = row[key]
             path = PurePosixPath(file)
             if not file and key != "file_name":
                 continue
@@ -166,7 +174,7 @@ class _Reader:
                 mistakes.append(f"{key} {file!r} leaves the folder; move the file into it")
             elif problem := wrong_file(self.root, file):
                 mistakes.append(f"{key} {file!r} {problem}")
-        file, caption = str(row["file_name"]), _caption(row)
+        file, caption = row["file_name"], _caption(row)
         if not caption.strip():
             mistakes.append(f"the caption of {file!r} is blank; write one or remove the line")
         if problem := half_character(caption):
@@ -179,42 +187,34 @@ class _Reader:
         shown = self.source.path
         found = [file for file in files if is_media(file)]
         if not found:
-            self.tell(f"{shown}: holds no pictures or clips; put {kinds()} files there")
-            return
+            raise UserError(f"{shown}: holds no pictures or clips; put {kinds()} files there")
         cars = {_side_car(file) for file in found}
         if unread := [file for file in files if not is_media(file) and file not in cars]:
             out = f"neither media nor their captions, left out: {listed(unread)}"
             self.findings.notes.append(f"{shown}: {out}")
         for file in found:
-            where = readable((shown / _side_car(file)).as_posix())
-            caption = self.side_caption(file, where)
-            if caption is not None:
-                yield self.item(file, caption, where, {})
+            with self.findings.noted():
+                where = readable((shown / _side_car(file)).as_posix())
+                yield self.source.item(self.base, file, self.side_caption(file, where), where, {})
 
-    def side_caption(self, file: str, where: str) -> str | None:
+    def side_caption(self, file: str, where: str) -> str:
         car = self.root / _side_car(file)
         problem = broken_link(self.root / file)
         if problem is None and not car.is_file():
             problem = f"has no caption; write one to {where} or name the file in metadata.jsonl"
         if problem:
-            self.tell(f"{readable(self.source.path / file)}: {problem}")
-            return None
-        try:
-            caption = car.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            self.tell(f"{where}: is not UTF-8 ({error.reason}); save it as UTF-8")
-            return None
-        if not caption:
-            self.tell(f"{where}:1: the caption of {file!r} is blank; write one")
-        return caption or None
+            raise UserError(f"{readable(self.source.path / file)}: {problem}")
+        if caption := read_text(where, car).strip():
+            return caption
+        raise UserError(f"{where}:1: the caption of {file!r} is blank; write one")
 
 
 def _side_car(file: str) -> str:
     return PurePosixPath(file).with_suffix(".txt").as_posix()
 
 
-def _caption(row: Mapping[str, object]) -> str:
-    return next(str(row[key]) for key in CAPTIONS if key in row)
+def _caption(row: Mapping[str, str]) -> str:
+    return next(row[key] for key in CAPTIONS if key in row)
 
 
 def _files(root: Path) -> list[str]:
@@ -234,30 +234,3 @@ def _walked(folder: str, above: frozenset[str]) -> Iterator[str]:
             yield from _walked(entry.path, above | {here})
         elif os.path.isfile(entry.path) or entry.is_symlink():
             yield entry.path
-
-
-def _json_rows(shown: Path, path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, object]]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        items = of_lines(shown, lines, findings.mistakes, '{"file_name": "a.png", "caption": "..."}')
-        yield from ((item.number, item.value) for item in items)
-
-
-def _csv_rows(
-    shown: Path, path: Path, wrong_columns: Callable[[Sequence[str]], list[str]], findings: Findings
-) -> Iterator[tuple[int, dict[str, object]]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines)
-        columns = next(reader, [])
-        if mistakes := wrong_columns(columns):
-            findings.mistakes += [f"{shown}:1: {mistake}" for mistake in mistakes]
-            return
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) == len(columns):
-                yield reader.line_num, dict(zip(columns, cells, strict=True))
-            else:
-                findings.mistakes.append(
-                    f"{shown}:{reader.line_num}: {len(columns)} columns but a row of {len(cells)}; "
-                    "put captions with commas in double quotes"
-                )

@@ -1,14 +1,14 @@
 """Data sets of a `dataset_info.json`, as LLaMA-Factory's users have it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from ..json_items import brief, half_character, read_json
-from ..sources import listed
-from .formats import Format, Names
+from ...errors import UserError
+from ..json_items import brief, did_you_mean, half_character, read_json
+from ..sources import Findings, listed
+from .formats import Format, Names, Table
+from .parse_messages import present, unknown_keys
 
 FILE = "dataset_info.json"
 ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -17,68 +17,34 @@ HUB = ("subset", "split", "folder", "revision")
 KEYS = ("file_name", "formatting", "columns", "tags", "ranking", "num_samples", *ELSEWHERE, *HUB)
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A data set that lies beside its dataset_info.json."""
-
-    name: str
-    file_name: str
-    names: Names
-    num_samples: int | None
-
-
-@dataclass
-class Info:
-    """What was read of a dataset_info.json, and what is wrong or worth a line."""
-
-    data_sets: list[DataSet]
-    mistakes: list[str]
-    notes: list[str]
-
-
-def read_info(shown: Path, path: Path, wanted: Sequence[str] | None) -> Info:
+def read_info(shown: Path, base: Path, wanted: Sequence[str], findings: Findings) -> list[Table]:
     """The data sets of these names; without names all that lie here and can be trained on."""
-    info = Info([], [], [])
-    stated = _stated(shown, path, info.mistakes)
-    if stated is None:
-        return info
-    if wanted is None:
-        wanted = _local(shown, stated, info)
-    for name in wanted:
-        if name in stated:
-            problems: list[str] = []
-            found = _data_set(name, stated[name], problems)
-            info.data_sets += [found] if found else []
-        else:
-            near = get_close_matches(name, stated, 1)
-            way = f"did you mean {near[0]}?" if near else f"it holds {listed(list(stated))}"
+    stated = read_json(shown, base / shown)
+    if not isinstance(stated, dict) or not stated:
+        raise UserError(f'{shown}: is {brief(stated)}; write {{"name": {{"file_name": "train.json"}}}}')
+    tables = []
+    for name in wanted or _local(shown, stated, findings):
+        if name not in stated:
+            way = did_you_mean(name, stated, f"it holds {listed(list(stated))}")
             problems = [f"is not there; {way}"]
-        info.mistakes += [f"{shown}: {name}: {problem}" for problem in problems]
-    return info
+        elif not (problems := _wrong_entry(stated[name])):
+            tables.append(_table(shown, base, name, present(stated[name])))
+        findings.mistakes += [f"{shown}: {name}: {problem}" for problem in problems]
+    return tables
 
 
-def _stated(shown: Path, path: Path, mistakes: list[str]) -> Mapping[str, Any] | None:
-    before, value = len(mistakes), read_json(shown, path, mistakes)
-    if isinstance(value, dict) and value:
-        return value
-    if len(mistakes) == before:
-        mistakes.append(f'{shown}: is {brief(value)}; write {{"name": {{"file_name": "train.json"}}}}')
-    return None
-
-
-def _local(shown: Path, stated: Mapping[str, Any], info: Info) -> list[str]:
+def _local(shown: Path, stated: Mapping[str, Any], findings: Findings) -> list[str]:
     """Names of the data sets that lie here; what is left out is a note."""
     reasons = {name: _elsewhere(entry) for name, entry in stated.items()}
     local = [name for name, reason in reasons.items() if reason is None]
-    others = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    others = listed([f"{name} ({reason})" for name, reason in reasons.items() if reason])
     if not local:
-        info.mistakes.append(
-            f"{shown}: none of its data sets can be read: {listed(others)}; "
-            "download a file and state it as file_name"
+        raise UserError(
+            f"{shown}: none of its data sets can be read: {others}; download a file and state it as file_name"
         )
-    elif len(stated) > 1:
-        left = f"; left out: {listed(others)}" if others else ""
-        info.notes.append(f"{shown}: read {', '.join(local)}{left}")
+    if len(stated) > 1:
+        left = f"; left out: {others}" if others else ""
+        findings.notes.append(f"{shown}: read {', '.join(local)}{left}")
     return local
 
 
@@ -90,38 +56,31 @@ def _elsewhere(entry: object) -> str | None:
     return key or ("ranking" if entry.get("ranking") is True else None)
 
 
-def _data_set(name: str, entry: object, problems: list[str]) -> DataSet | None:
+def _wrong_entry(entry: object) -> list[str]:
+    """What is wrong with how a data set is described."""
     if not isinstance(entry, dict):
-        problems.append(f'is {brief(entry)}, not an object; write {{"file_name": "train.json"}}')
-        return None
-    stated = {key: value for key, value in entry.items() if value is not None}
-    problems += [_unknown_key(key) for key in stated if key not in KEYS]
-    for key in ELSEWHERE:
-        if key in stated:
-            problems.append(
-                f"lies at {key} {brief(stated[key])}; download it and state its file as file_name"
-            )
-            return None
-    problems += _without_effect(stated) + _wrong_values(stated)
-    if problems:
-        return None
-    # LLaMA-Factory's own default.
-    names = Names(stated.get("formatting", "alpaca"), _texts(stated, "columns"), _texts(stated, "tags"))
-    return DataSet(name, stated["file_name"], names, stated.get("num_samples"))
-
-
-def _unknown_key(key: str) -> str:
-    near = get_close_matches(key, KEYS, 1)
-    return f"{key!r} is not a key of a data set; {f'did you mean {near[0]}?' if near else 'remove it'}"
-
-
-def _without_effect(stated: Mapping[str, Any]) -> list[str]:
+        return [f'is {brief(entry)}, not an object; write {{"file_name": "train.json"}}']
+    stated = present(entry)
+    problems = unknown_keys(stated, KEYS, "a data set")
+    if away := next((key for key in ELSEWHERE if key in stated), None):
+        lies = f"lies at {away} {brief(stated[away])}; download it and state its file as file_name"
+        return [*problems, lies]
     # A local file has one split, which is called train.
-    return [
+    problems += [
         f"{key} has no effect on a local file; remove it"
         for key in HUB
         if key in stated and (key, stated[key]) != ("split", "train")
     ]
+    return problems + _wrong_values(stated)
+
+
+def _table(shown: Path, base: Path, name: str, stated: Mapping[str, Any]) -> Table:
+    columns, tags = (present(stated.get(key, {})) for key in ("columns", "tags"))
+    # LLaMA-Factory's own default.
+    names = Names(stated.get("formatting", "alpaca"), columns, tags)
+    file, where = shown.parent / stated["file_name"], f"{shown.as_posix()}: {name}"
+    told = f"{where}: {stated['file_name']}"
+    return Table(file, base / file, where, told, names, stated.get("num_samples"))
 
 
 def _wrong_values(stated: Mapping[str, Any]) -> list[str]:
@@ -148,11 +107,7 @@ def _wrong_values(stated: Mapping[str, Any]) -> list[str]:
         else:
             problems += [
                 f"{key}.{name} is {brief(value)}, not text; put it in quotes"
-                for name, value in held.items()
-                if value is not None and not isinstance(value, str)
+                for name, value in present(held).items()
+                if not isinstance(value, str)
             ]
     return problems
-
-
-def _texts(stated: Mapping[str, Any], key: str) -> dict[str, str]:
-    return {name: value for name, value in stated.get(key, {}).items() if value is not None}

@@ -1,43 +1,21 @@
 """How files of conversations are written: sharegpt, openai and alpaca, and other names for their keys."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..json_items import did_you_mean
 
 Format = Literal["sharegpt", "openai", "alpaca"]
 Said = Literal["system", "user", "assistant", "tool", "call"]
 """A role as files state it: a call is an answer that asks a tool."""
 
-BESIDE = {"system": "system", "tools": "tools", "images": "images", "videos": "videos"}
-TURNS = {"messages": "conversations"}
-PAIR = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
-COLUMNS: Mapping[Format, Mapping[str, str]] = {
-    "sharegpt": {**TURNS, **BESIDE},
-    "openai": {"messages": "messages", **BESIDE},
-    "alpaca": {**PAIR, **BESIDE},
-}
-SHAREGPT_TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-TAGS: Mapping[Format, Mapping[str, str]] = {
-    "sharegpt": SHAREGPT_TAGS,
-    "openai": {
-        **SHAREGPT_TAGS,
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "observation_tag": "tool",
-    },
-    "alpaca": {},
-}
+PAIR = ("prompt", "query", "response", "history")
+"""What items of alpaca alone hold."""
 ROLES: Mapping[str, Said] = {
     "user_tag": "user",
     "assistant_tag": "assistant",
@@ -62,6 +40,27 @@ class Names:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+@cache
+def usual_names() -> Mapping[Format, Names]:
+    """What each format calls things, where the user states no other names."""
+    stated = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    return {name: Names(name, **one) for name, one in stated.items()}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of items, and how it is to be read."""
+
+    shown: Path
+    path: Path
+    where: str
+    """Where names and numbers are stated, for messages."""
+    file: str
+    """How messages name the file itself."""
+    names: Names
+    num_samples: int | None
+
+
 @dataclass(frozen=True)
 class ItemFormat:
     """Where in an item its parts are."""
@@ -71,9 +70,17 @@ class ItemFormat:
     """Part -> key of the item."""
     stated: frozenset[str]
     """Parts whose keys the user states."""
-    role_tag: str = ""
-    content_tag: str = ""
-    roles: Mapping[str, Said] = field(default_factory=dict)
+    tags: Mapping[str, str]
+    roles: Mapping[str, Said]
+    """What a message calls its side -> the role."""
+
+    @property
+    def role_tag(self) -> str:
+        return self.tags["role_tag"]
+
+    @property
+    def content_tag(self) -> str:
+        return self.tags["content_tag"]
 
     @property
     def example(self) -> str:
@@ -102,53 +109,42 @@ class ItemFormat:
 
 def wrong_names(names: Names) -> list[str]:
     """What is wrong with columns and tags, as far as the format is known."""
-    formats: Sequence[Format] = get_args(Format) if names.format == "auto" else (names.format,)
-    columns = {part for one in formats for part in COLUMNS[one]}
-    tags = {tag for one in formats for tag in TAGS[one]}
-    problems = [
-        _unknown("columns", part, columns, names.format) for part in names.columns if part not in columns
-    ]
-    problems += [_unknown("tags", tag, tags, names.format) for tag in names.tags if tag not in tags]
-    problems += [
-        f"{kind}.{key} is blank; write the name, or remove it"
-        for kind, stated in (("columns", names.columns), ("tags", names.tags))
-        for key, name in stated.items()
-        if not name.strip()
-    ]
-    if names.format != "alpaca" and not problems:
-        problems += _same(names)
-    return problems
+    usual = usual_names()
+    formats = list(usual.values()) if names.format == "auto" else [usual[names.format]]
+    columns, tags = ({key for one in formats for key in getattr(one, kind)} for kind in ("columns", "tags"))
+    problems = []
+    for kind, stated, known in (("columns", names.columns, columns), ("tags", names.tags, tags)):
+        problems += [_unknown(kind, key, known, names.format) for key in stated if key not in known]
+        problems += [
+            f"{kind}.{key} is blank; write the name, or remove it"
+            for key, name in stated.items()
+            if not name.strip()
+        ]
+    if names.format == "alpaca" or problems:
+        return problems
+    # Tags of two roles that are one word, and columns of two parts that are one key.
+    called = {**usual["openai" if names.format == "openai" else "sharegpt"].tags, **names.tags}
+    roles = {tag: name for tag, name in called.items() if tag in ROLES}
+    keys = {tag: name for tag, name in called.items() if tag not in ROLES}
+    return [*_twice("tags", roles), *_twice("columns", names.columns), *_twice("tags", keys)]
 
 
 def _unknown(kind: str, key: str, known: Collection[str], stated: str) -> str:
     if key in UNTRAINED:
         return f"{kind}.{key}: {UNTRAINED[key]}; remove it"
-    if any(key in one for one in (*COLUMNS.values(), *TAGS.values())):
+    if any(key in {**one.columns, **one.tags} for one in usual_names().values()):
         return f"{kind}.{key} has no effect on {stated} items; remove it, or state another format"
-    near = get_close_matches(key, known, 1)
-    way = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}"
-    return f"{kind}.{key} is not known; {way}"
+    choices = f"choose from {', '.join(sorted(known))}"
+    return f"{kind}.{key} is not known; {did_you_mean(key, known, choices)}"
 
 
-def _same(names: Names) -> list[str]:
-    """Tags of two roles that are one word, and columns of two parts that are one key."""
-    base = TAGS["openai" if names.format == "openai" else "sharegpt"]
-    tags = {tag: name for tag, name in {**base, **names.tags}.items() if tag in ROLES}
-    problems = _twice("tags", tags, names.tags) + _twice("columns", names.columns, names.columns)
-    named = {**base, **names.tags}
-    if named["role_tag"] == named["content_tag"]:
-        problems.append(f"tags.role_tag and tags.content_tag are both {named['role_tag']!r}; correct one")
-    return problems
-
-
-def _twice(kind: str, names: Mapping[str, str], stated: Collection[str]) -> list[str]:
+def _twice(kind: str, names: Mapping[str, str]) -> list[str]:
     first: dict[str, str] = {}
-    problems = []
-    for key, name in names.items():
-        other = first.setdefault(name, key)
-        if other != key and (key in stated or other in stated):
-            problems.append(f"{kind}.{other} and {kind}.{key} are both {name!r}; correct one")
-    return problems
+    return [
+        f"{kind}.{first[name]} and {kind}.{key} are both {name!r}; correct one"
+        for key, name in names.items()
+        if first.setdefault(name, key) != key
+    ]
 
 
 def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> ItemFormat | None:
@@ -156,20 +152,19 @@ def find_format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -
     found = _format(names, keys, first) if names.format == "auto" else names.format
     if found is None:
         return None
-    columns = {**COLUMNS[found], **names.columns}
-    if found == "alpaca":
-        return ItemFormat(found, columns, frozenset(names.columns))
-    columns["messages"] = _messages(names, found, keys)
-    tags = {**TAGS[found], **names.tags}
-    roles = {tags[tag]: said for tag, said in ROLES.items()}
-    return ItemFormat(found, columns, frozenset(names.columns), tags["role_tag"], tags["content_tag"], roles)
+    usual = usual_names()[found]
+    columns, tags = {**usual.columns, **names.columns}, {**usual.tags, **names.tags}
+    if found != "alpaca":
+        columns["messages"] = _messages(names, found, keys)
+    roles = {tags[tag]: said for tag, said in ROLES.items() if tag in tags}
+    return ItemFormat(found, columns, frozenset(names.columns), tags, roles)
 
 
 def _messages(names: Names, found: Format, keys: Collection[str]) -> str:
     """The key of messages: as stated, or as it is called in the format, or in the other one."""
     if "messages" in names.columns:
         return names.columns["messages"]
-    usual = COLUMNS[found]["messages"]
+    usual = usual_names()[found].columns["messages"]
     other = "conversations" if usual == "messages" else "messages"
     return other if usual not in keys and other in keys else usual
 
@@ -178,16 +173,12 @@ def _format(names: Names, keys: Collection[str], first: Mapping[str, Any]) -> Fo
     """The format that an item is of, by its keys and those of its first message."""
     if any(part in names.columns for part in PAIR):
         return "alpaca"
-    messages = _messages(names, "sharegpt", keys)
-    if messages in keys or "messages" in names.columns:
-        return _of_messages(names, messages, first.get(messages))
-    return "alpaca" if {"instruction", "input", "output"}.intersection(keys) else None
-
-
-def _of_messages(names: Names, key: str, messages: object) -> Format:
-    """Which of the two formats of messages these are of."""
+    key = _messages(names, "sharegpt", keys)
+    if key not in keys and "messages" not in names.columns:
+        return "alpaca" if {"instruction", "input", "output"}.intersection(keys) else None
     if role := names.tags.get("role_tag"):
         return "openai" if role == "role" else "sharegpt"
+    messages = first.get(key)
     said = messages[0] if isinstance(messages, list) and messages else None
     if isinstance(said, dict) and ("role" in said) != ("from" in said):
         return "openai" if "role" in said else "sharegpt"

@@ -7,9 +7,7 @@ from typing import Any
 from ..json_items import JsonItem, brief
 from .conversation import MediaKind, NamedMedia, ParsedConversation, ParsedMessage, Placeholder, Role
 from .formats import ItemFormat
-from .message_parts import parse_media, parse_parts, present
-from .parse_messages import parse_message, wrong_message
-from .tool_calls import read_tools
+from .parse_messages import parse_media, parse_message, parse_parts, present, read_tools, wrong_message
 
 LISTS: Mapping[str, MediaKind] = {"images": "image", "videos": "video"}
 """Columns of files, whose usual name may also be in the singular."""
@@ -37,11 +35,10 @@ class ItemParser:
         self._system(item, parsed)
         tools = self.item_format.columns["tools"]
         parsed.tools = read_tools(item.get(tools), tools, parsed.problems)
-        files = {part: self._files(item, part, parsed.problems) for part in LISTS}
-        parsed.unplaced = [named for part in LISTS for named in files[part]]
+        parsed.unplaced = [named for part in LISTS for named in self._files(item, part, parsed.problems)]
         if not parsed.problems:
             parsed.problems += unlearned(parsed.messages)
-            self._show(parsed, files)
+            self._show(parsed)
         return parsed
 
     def _messages(self, item: Mapping[str, Any], problems: list[str]) -> list[ParsedMessage]:
@@ -53,10 +50,8 @@ class ItemParser:
             problems.append(f"{key!r} is {brief(messages)}, not a list of messages; correct it")
         elif not messages:
             problems.append(f"{key!r} is empty; add messages")
-        if not isinstance(messages, list):
-            return []
         parsed = []
-        for number, message in enumerate(messages, start=1):
+        for number, message in enumerate(messages if isinstance(messages, list) else (), start=1):
             found: list[str] = []
             one = parse_message(message, self.item_format, found, self.unread)
             problems += [f"message {number}: {problem}" for problem in found]
@@ -69,15 +64,11 @@ class ItemParser:
             self.item_format.columns[part] for part in ("prompt", "query", "response", "history")
         )
         messages = list(_history(item.get(history, []), history, problems))
-        asked = [(key, item[key]) for key in (prompt, query) if item.get(key, "") != ""]
-        wrong = [
-            f"{key} is {brief(value)}, not text; put it in quotes"
-            for key, value in asked
-            if not isinstance(value, str)
-        ]
-        problems += wrong
+        asked = {key: item[key] for key in (prompt, query) if item.get(key, "") != ""}
+        wrong = [key for key, value in asked.items() if not isinstance(value, str)]
+        problems += [f"{key} is {brief(asked[key])}, not text; put it in quotes" for key in wrong]
         if not wrong:
-            messages += _spoken("user", "\n".join(text for _, text in asked), prompt, problems)
+            messages += _spoken("user", "\n".join(asked.values()), prompt, problems)
         if response in item:
             messages += _spoken("assistant", item[response], response, problems)
         else:
@@ -104,27 +95,24 @@ class ItemParser:
             return []
         key, value = stated[0], item[stated[0]]
         values = value if isinstance(value, list) else [value]
-        named = [
-            parse_media(LISTS[part], one, f"{key} {number}", problems)
+        return [
+            named
             for number, one in enumerate(values, start=1)
+            for named in parse_media(LISTS[part], one, f"{key} {number}", problems)
         ]
-        return [one for one in named if one]
 
-    def _show(self, parsed: ParsedConversation, files: Mapping[str, Sequence[NamedMedia]]) -> None:
+    def _show(self, parsed: ParsedConversation) -> None:
         """Put files where placeholders stand, or tell that their numbers differ."""
-        marks = [
-            part.kind
-            for message in parsed.messages
-            for part in message.parts
-            if isinstance(part, Placeholder)
-        ]
+        marks = [p for message in parsed.messages for p in message.parts if isinstance(p, Placeholder)]
+        left = {}
         for part, kind in LISTS.items():
-            if marks.count(kind) != len(files[part]):
+            files = [named for named in parsed.unplaced if named.kind == kind]
+            number, left[kind] = marks.count(Placeholder(kind)), iter(files)
+            if number != len(files):
                 column = self.item_format.columns[part]
-                parsed.problems.append(_unequal(kind, marks.count(kind), len(files[part]), column))
+                parsed.problems.append(_unequal(kind, number, len(files), column))
         if parsed.problems or not marks:
             return
-        left = {kind: iter(files[part]) for part, kind in LISTS.items()}
         for message in parsed.messages:
             message.parts = [next(left[p.kind]) if isinstance(p, Placeholder) else p for p in message.parts]
 

@@ -15,7 +15,7 @@ from ...files import File, Hashes, digest
 from ..columns import Objects, Repeated
 from ..dataset import Inputs
 from ..sizes import AnyBucket
-from ..sources import listed
+from ..sources import counted, listed
 from .conversation import Conversation, Media, Message
 from .tokens import REASON, SHRUNK, Tokens, key_of
 
@@ -176,7 +176,7 @@ def make_rows(
     for conversation, key in zip(conversations, keys, strict=True):
         entry = tokens.read(key)
         if REASON in entry:
-            dropped.append(f"{conversation.where}: {tokens.reason(key)}")
+            dropped.append(f"{conversation.where}: {bytes(entry[REASON].tolist()).decode()}")
             continue
         if SHRUNK in entry:
             shrunk.append(conversation.where)
@@ -187,10 +187,9 @@ def make_rows(
     kept.sort(key=lambda one: one.id)
     told = list(notes)
     if dropped:
-        number = "1 conversation is" if len(dropped) == 1 else f"{len(dropped)} conversations are"
-        told.append(f"{number} left out: {listed(dropped)}")
+        told.append(f"{counted(dropped, 'conversation')} left out: {listed(dropped)}")
     if shrunk:
-        number = "1 conversation has" if len(shrunk) == 1 else f"{len(shrunk)} conversations have"
+        number = counted(shrunk, "conversation", "has", "have")
         told.append(f"{number} smaller pictures, to fit into a row: {listed(shrunk)}")
     if not kept:
         raise UserError(f"{where}: no conversation is left to train on; {'; '.join(told)}")
@@ -216,9 +215,9 @@ def packed(conversations: Sequence[ConversationRow], most: int) -> list[Conversa
     for one in sorted(conversations, key=lambda t: (-t.length, t.id)):
         place = next((k for k, (room, _) in enumerate(open_rows) if room >= one.length), None)
         if place is None:
-            rows.append([one])
-            open_rows.append((most - one.length, len(rows) - 1))
-            continue
+            place = len(open_rows)
+            rows.append([])
+            open_rows.append((most, len(rows) - 1))
         room, number = open_rows[place]
         rows[number].append(one)
         open_rows[place] = (room - one.length, number)

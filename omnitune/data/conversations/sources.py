@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +10,15 @@ from ...errors import UserError
 from ...files import File
 from ...options import option
 from ..json_items import SUFFIXES, JsonItem, read_items
-from ..sources import Findings, broken_link, readable, wrong_file
+from ..sources import Findings, PathSource, broken_link, readable, wrong_file
 from . import dataset_info
 from .conversation import ParsedConversation
-from .formats import ItemFormat, Names, find_format, wrong_names
+from .formats import ItemFormat, Names, Table, find_format, wrong_names
 from .parse_items import ItemParser
 
 
 @option
-class ConversationSource:
+class ConversationSource(PathSource):
     """Conversations of a JSON or JSON lines file, or of data sets that a `dataset_info.json` describes."""
 
     name: Literal["conversations"] = "conversations"
@@ -58,19 +58,15 @@ class ConversationSource:
         stated = self.dataset.split(",") if isinstance(self.dataset, str) else self.dataset or []
         return [name.strip() for name in stated if name.strip()]
 
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def missing(self, base: Path) -> str | None:
-        return None if (base / self.path).exists() else str(self.path)
-
     def file(self, base: Path) -> Path:
         """The file that is read: `path`, or the dataset_info.json in it."""
         return self.path / dataset_info.FILE if (base / self.path).is_dir() else self.path
 
     def items(self, base: Path, findings: Findings) -> Iterator[ParsedConversation]:
-        for table in _tables(self, base, findings):
-            yield from _parsed(table, findings)
+        with findings.noted():
+            for table in _tables(self, base, findings):
+                with findings.noted():
+                    yield from _parsed(table, findings)
 
     def open(self, base: Path, file: str) -> File:
         root = base / (self.media or self.file(base).parent)
@@ -79,79 +75,55 @@ class ConversationSource:
         return File(root / file)
 
 
-@dataclass(frozen=True)
-class Table:
-    """A file of items, and how it is to be read."""
-
-    shown: Path
-    path: Path
-    where: str
-    """Where names and numbers are stated, for messages."""
-    file: str
-    """How messages name the file itself."""
-    names: Names
-    num_samples: int | None
-
-
-# Files
-
-
 def _tables(source: ConversationSource, base: Path, findings: Findings) -> list[Table]:
-    """The files of a source that are there."""
+    """The files of a source."""
     shown = source.file(base)
+    where = f"data.sources: {shown}"
     if shown != source.path and not (base / shown).is_file():
-        findings.mistakes.append(
+        raise UserError(
             f"data.sources: {source.path}: is a folder without {dataset_info.FILE}; "
             "name a .json or .jsonl file in it"
         )
-        return []
     if source.media and not (base / source.media).is_dir():
-        findings.mistakes.append(
-            f"data.sources: {shown}: media {source.media} is no folder (looked for {base / source.media})"
-        )
-        return []
+        raise UserError(f"{where}: media {source.media} is no folder (looked for {base / source.media})")
     if shown.name == dataset_info.FILE:
-        tables = _described(source, shown, base, findings)
-    else:
-        where = f"data.sources: {shown}"
-        if source.dataset is not None:
-            findings.mistakes.append(
-                f"{where}: dataset has no effect, this is no {dataset_info.FILE}; remove it"
-            )
-        names = Names(source.format, source.columns, source.tags)
-        tables = [Table(shown, base / shown, where, where, names, source.num_samples)]
-    return [table for table in tables if _sound(table, findings)]
+        return _described(source, shown, base, findings)
+    if source.dataset is not None:
+        findings.mistakes.append(f"{where}: dataset has no effect, this is no {dataset_info.FILE}; remove it")
+    names = Names(source.format, source.columns, source.tags)
+    return [Table(shown, base / shown, where, where, names, source.num_samples)]
 
 
 def _described(source: ConversationSource, shown: Path, base: Path, findings: Findings) -> list[Table]:
     """The files of a dataset_info.json."""
     if not (base / shown).is_file():
-        findings.mistakes.append(f"data.sources: {shown}: does not exist (looked for {base / shown})")
-        return []
+        raise UserError(f"data.sources: {shown}: does not exist (looked for {base / shown})")
     stated = {"format": source.format != "auto", "columns": source.columns, "tags": source.tags}
     findings.mistakes += [
         f"data.sources: {shown}: {key} has no effect, {dataset_info.FILE} states it; remove it"
         for key, held in stated.items()
         if held
     ]
-    info = dataset_info.read_info(shown, base / shown, source.datasets or None)
-    findings.mistakes += info.mistakes
-    findings.notes += info.notes
-    tables = []
-    for found in info.data_sets:
-        file = shown.parent / found.file_name
-        where = f"{shown.as_posix()}: {found.name}"
-        num_samples = source.num_samples or found.num_samples
-        told = f"{where}: {found.file_name}"
-        tables.append(Table(file, base / file, where, told, found.names, num_samples))
-    return tables
+    tables = dataset_info.read_info(shown, base, source.datasets, findings)
+    return [replace(one, num_samples=source.num_samples or one.num_samples) for one in tables]
 
 
-def _sound(table: Table, findings: Findings) -> bool:
-    """Whether a file can be read, and its names are ones that there are."""
+def _parsed(table: Table, findings: Findings) -> Iterator[ParsedConversation]:
+    """The conversations of a file, in its order."""
+    _check(table)
+    if stated := read_items(table.shown, table.path, findings.mistakes):
+        parser = ItemParser(_item_format(table, stated), table.path.stem)
+        yield from map(parser.parse, _spread(table, stated, findings))
+        if parser.unread:
+            keys = readable(", ".join(sorted(parser.unread)))
+            findings.notes.append(f"{table.shown}: keys that nothing reads: {keys}")
+
+
+def _check(table: Table) -> None:
+    """Raise UserError for a file that cannot be read, or for names that there are none of."""
     mistakes = [f"{table.where}: {problem}" for problem in wrong_names(table.names)]
     # Unlike those of Path, these take names of any length.
-    if os.path.islink(table.path) and (problem := broken_link(table.path)):
+    if problem := broken_link(table.path):
         mistakes.append(f"{table.file}: {problem}")
     elif os.path.isdir(table.path):
         mistakes.append(f"{table.file}: is a folder; name a .json or .jsonl file")
@@ -159,40 +131,23 @@ def _sound(table: Table, findings: Findings) -> bool:
         mistakes.append(f"{table.file}: does not exist (looked for {table.path})")
     elif table.path.suffix.lower() not in SUFFIXES:
         mistakes.append(f"{table.file}: is no {' or '.join(SUFFIXES)} file; convert it")
-    findings.mistakes += mistakes
-    return not mistakes
+    if mistakes:
+        raise UserError("\n".join(mistakes))
 
 
-# Items
-
-
-def _parsed(table: Table, findings: Findings) -> Iterator[ParsedConversation]:
-    """The conversations of a file, in its order."""
-    stated = read_items(table.shown, table.path, findings.mistakes)
-    item_format = _item_format(table, stated, findings) if stated else None
-    if item_format is None:
-        return
-    parser = ItemParser(item_format, table.path.stem)
-    yield from map(parser.parse, _spread(table, stated, findings))
-    if parser.unread:
-        keys = readable(", ".join(sorted(parser.unread)))
-        findings.notes.append(f"{table.shown}: keys that nothing reads: {keys}")
-
-
-def _item_format(table: Table, stated: Sequence[JsonItem], findings: Findings) -> ItemFormat | None:
-    """How the items of a file are written; None, with a mistake told, where that does not fit."""
+def _item_format(table: Table, stated: Sequence[JsonItem]) -> ItemFormat:
+    """How the items of a file are written."""
     keys = set[str]().union(*(item.value for item in stated))
     item_format = find_format(table.names, keys, stated[0].value)
     if item_format is None:
-        findings.mistakes.append(
+        raise UserError(
             f"{stated[0].where}: has none of messages, conversations and instruction; "
             "state the format, and other names as columns"
         )
-        return None
     problems = wrong_names(Names(item_format.format, table.names.columns, table.names.tags))
-    problems = problems or item_format.absent(keys)
-    findings.mistakes += [f"{table.where}: {problem}" for problem in problems]
-    return None if problems else item_format
+    if problems := problems or item_format.absent(keys):
+        raise UserError("\n".join(f"{table.where}: {problem}" for problem in problems))
+    return item_format
 
 
 def _spread(table: Table, stated: Sequence[JsonItem], findings: Findings) -> Sequence[JsonItem]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import Mistakes
 from ...files import Hashes, digest, writable
 from ..cache import Store
 from .conversation import Conversation
@@ -58,34 +58,26 @@ class Tokens:
     def __init__(self, encoder: Encoder, folder: Path):
         self.encoder = encoder
         self.store = Store(folder / f"tokens-{encoder.fingerprint[:16]}")
-        self.unwritten: dict[str, dict[str, Tensor]] | None = None
+        self.unwritten: dict[str, dict[str, Tensor]] = {}
+        """What cannot be kept on disk."""
 
     def fill(self, conversations: Sequence[Conversation], keys: Sequence[str]) -> None:
         """Encode what is not kept yet; raises UserError with every item that cannot be encoded."""
         self.store.refresh()
         missing = set(self.store.missing(keys))
-        if missing and not writable(self.store.index):
-            self.unwritten = {}
-        mistakes: list[str] = []
+        keep = self.unwritten.__setitem__
+        if missing and writable(self.store.index):
+            keep = self.store.add
+        mistakes = Mistakes()
         for conversation, key in zip(conversations, keys, strict=True):
-            if key not in missing:
-                continue
-            missing.discard(key)
-            try:
-                self._keep(key, self.encoded(conversation))
-            except UserError as error:
-                mistakes.append(str(error))
-        if self.unwritten is None:
+            if key in missing:
+                missing.discard(key)
+                with mistakes.noted():
+                    keep(key, self.encoded(conversation))
+        if not self.unwritten:
             self.store.flush()
             self.store.refresh()
-        if mistakes:
-            raise UserError("\n".join(mistakes))
-
-    def _keep(self, key: str, entry: dict[str, Tensor]) -> None:
-        if self.unwritten is None:
-            self.store.add(key, entry)
-        else:
-            self.unwritten[key] = entry
+        mistakes.raise_all()
 
     def encoded(self, conversation: Conversation) -> dict[str, Tensor]:
         """What is kept of a conversation, encoded anew."""
@@ -98,14 +90,7 @@ class Tokens:
 
     def read(self, key: str) -> dict[str, Tensor]:
         """Tokens of one conversation."""
-        if self.unwritten is not None and key in self.unwritten:
-            return self.unwritten[key]
-        return self.store.read(key)
-
-    def reason(self, key: str) -> str | None:
-        """Why an item is left out."""
-        entry = self.read(key)
-        return bytes(entry[REASON].tolist()).decode() if REASON in entry else None
+        return self.unwritten[key] if key in self.unwritten else self.store.read(key)
 
     def media(self, conversation: Conversation) -> dict[str, Tensor]:
         """Its tokens and pixels, decoded anew."""

@@ -221,7 +221,7 @@ def test_missing_and_blank_side_cars_are_named(make, tmp_path):
     assert mistakes(tmp_path, "set") == [
         "set/a.png: has no caption; write one to set/a.txt or name the file in metadata.jsonl",
         "set/b.txt:1: the caption of 'b.png' is blank; write one",
-        "set/c.txt: is not UTF-8 (invalid continuation byte); save it as UTF-8",
+        "set/c.txt:1: is not UTF-8 (invalid continuation byte); save it as UTF-8",
     ]
 
 

@@ -159,7 +159,7 @@ def test_lists_that_are_absent_empty_or_not_text_are_told_at_once(make: Make, tm
     (tmp_path / "set/videos.txt").write_bytes(b"caf\xe9.mp4\n")
     *told, last = mistakes(tmp_path, images=Path("gone.txt"))
     assert told[0] == "set/prompts.txt: has no lines; write one a clip"
-    assert told[1] == "set/videos.txt: is not UTF-8 (invalid continuation byte); save it as UTF-8"
+    assert told[1] == "set/videos.txt:1: is not UTF-8 (invalid continuation byte); save it as UTF-8"
     assert (
         last == "data.sources: set/gone.txt: is no file; write it, a line a clip, or state another as images"
     )
