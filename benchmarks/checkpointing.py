@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kept import kept
+from small_chats import small_chat_run
 from tiny_run import machine, verdict, wan
 
 from omnitune import config
-from omnitune.testing.kept import kept
-from omnitune.testing.runs import small_chat_run, small_run, write_run
+from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm
 from omnitune.testing.training import start_training

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share few cores
-sys.path.append(str(Path(__file__).parents[1] / "recipes" / "vlm"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("recipes/vlm", "benchmarks")]
 
 LONG = (
     "test_resume.py", "test_bad_input.py", "test_family_whole.py", "test_training.py",

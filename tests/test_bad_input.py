@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import av
 import pytest
 import torch
+from forked import Forked, run
 from safetensors.torch import load_file, save_file
 
 from omnitune.callbacks import record
@@ -23,7 +24,7 @@ from omnitune.commands.train import train_on
 from omnitune.errors import UserError
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.run_folder import locked
-from omnitune.testing.runs import Forked, ended, run, start
+from omnitune.testing.runs import ended, start
 
 if TYPE_CHECKING:
     from core_fixtures import Workplace

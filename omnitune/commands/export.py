@@ -22,9 +22,7 @@ class ExportRequest:
     folder: Annotated[Path, Word("runs/NAME")]
     checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
-    format: Annotated[
-        str | None, Word("diffusers, peft, merged or package.module:Class; default: the family's own")
-    ] = None
+    format: Annotated[str | None, Word("diffusers, peft, merged or package.module:Class")] = None
     merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
     out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
 

@@ -26,7 +26,7 @@ def _lines(run: "Run") -> Iterator[str]:
     # Sources that are not here yet leave a plan; beside mistakes they are told with them.
     index = first.index() if first.mistakes.errors or not missing else None
     yield f"run {run.name}: {first.family_class.name}, {run.objective.name}, {run.model.dtype}"
-    yield f"model: {run.model.path}, from {first.shape.source}"
+    yield f"model: {run.model.path}, from {first.shape.files.source}"
     for phase in resolve_phases(run) if run.phases else [first]:
         yield ""
         if phase.part.of_phases:

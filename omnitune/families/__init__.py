@@ -1,9 +1,9 @@
 """The registry of model families: a name and where its class is, imported when it is asked for."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..options import import_class
 
 if TYPE_CHECKING:
     from .base import Family
@@ -36,8 +36,7 @@ def name_of(family: "type[Family]") -> str:
 def resolve(name: str) -> "type[Family]":
     """The class of a family, by registry name or as `package.module:Class`."""
     target = REGISTRY.get(name, name)
-    module, colon, cls = target.partition(":")
-    if not colon:
+    if ":" not in target:
         from difflib import get_close_matches
 
         close = get_close_matches(name, REGISTRY, n=1)
@@ -46,9 +45,6 @@ def resolve(name: str) -> "type[Family]":
             f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)"
         )
     try:
-        family: type[Family] = getattr(import_module(module), cls)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(
-            f"model.family: {name!r} cannot be imported: {error}; correct it, or put its folder on PYTHONPATH"
-        ) from error
-    return family
+        return import_class(target)
+    except ValueError as error:
+        raise UserError(f"model.family: {error}; correct it, or put its folder on PYTHONPATH") from error

@@ -371,11 +371,6 @@ class Family(ABC):
         return self.dtype
 
     @property
-    def source(self) -> str:
-        """Where the configuration was read (a folder, or what ships with us), for `plan`."""
-        return self.files.source
-
-    @property
     def limits(self) -> Limits:
         """The sizes of pixels that samples may have; a family that is trained on captions says."""
         raise NotImplementedError(f"{self.name} is trained on {self.trained_on}, which have no sizes")

@@ -134,11 +134,7 @@ class CogVideoX(LatentFamily):
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings (B, L, D), padding included: the model attends to it, unmasked."""
-        encoder: Any = self.components["text_encoder"]
-        settings = {"max_sequence_length": self.options.text_length, "device": encoder.device}
-        captions = list(batch["caption"])
-        embeds, _ = self.pipeline().encode_prompt(captions, do_classifier_free_guidance=False, **settings)
-        return {"prompt_embeds": embeds}
+        return {"prompt_embeds": self.encode_prompts(batch["caption"])[0]}
 
     def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         return [

@@ -11,24 +11,19 @@ from diffusers.models.transformers.transformer_cogview4 import (
 )
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from ..batch import Batch, Streams
-from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
+from .diffusion.padding import pad_texts
 
 
 @option
 class CogView4Options:
     text_length: int = 1024
     """Tokens the text is cut to, before padding to a multiple of 16; the published pipeline uses 1024."""
-
-    def __post_init__(self) -> None:
-        if self.text_length < 1:
-            raise ValueError(f"text_length must be 1 or more, not {self.text_length}")
 
 
 class MaskedTexts:
@@ -62,9 +57,7 @@ class CogView4(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = CogView4Pipeline
     Options = CogView4Options
-    variants: ClassVar[Mapping[str, str]] = {
-        "t2i": "zai-org/CogView4-6B",
-    }
+    variants: ClassVar[Mapping[str, str]] = {"t2i": "zai-org/CogView4-6B"}
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)
@@ -72,27 +65,12 @@ class CogView4(LatentFamily):
         scheduler = self.files.config("scheduler")
         self.shift_config = [scheduler[k] for k in ("base_image_seq_len", "base_shift", "max_shift")]
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.vae_scale * self.patch[1], 1, most_frames=1)
-
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to embeddings, (L, D) each, with the padding on the left that the denoiser attends to.
 
         Each alone: in a batch the pipeline pads to its longest caption, and GLM reads padding as text.
         """
-        encoder: Any = self.components["text_encoder"]
-        pipe = self.pipeline()
-        embeds = [
-            pipe.encode_prompt(
-                [caption],
-                do_classifier_free_guidance=False,
-                device=encoder.device,
-                max_sequence_length=self.options.text_length,
-            )[0][0]
-            for caption in batch["caption"]
-        ]
-        return {"prompt_embeds": embeds}
+        return {"prompt_embeds": [self.encode_prompts([caption])[0][0] for caption in batch["caption"]]}
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma, and the timestep before the shift s, of which u = s t / (1 + (s - 1) t) is the level.
@@ -107,30 +85,22 @@ class CogView4(LatentFamily):
         texts = [e.to(x.device, self.dtype) for e in batch["prompt_embeds"]]
         size = torch.tensor([x.shape[-2:]], dtype=self.dtype, device=x.device) * self.vae_scale
         size = size.repeat(len(x), 1)  # (B, 2), height and width in pixels
-        mask = self.text_mask(texts)
+        text, mask = pad_texts(texts, max(map(len, texts)))
+        even = len(set(map(len, texts))) == 1
         velocity: Tensor = self.components[self.core](
             hidden_states=x.to(self.dtype),
-            encoder_hidden_states=pad_sequence(texts, batch_first=True),
+            encoder_hidden_states=text,
             timestep=noisy.fed,
             original_size=size,
             target_size=size,
             crop_coords=torch.zeros_like(size),
-            attention_kwargs=None if mask is None else {"text_attn_mask": mask},
+            attention_kwargs=None if even else {"text_attn_mask": mask.int()},
             return_dict=False,
         )[0]
         return {"x": velocity}
 
     @staticmethod
-    def text_mask(texts: list[Tensor]) -> Tensor | None:
-        """(B, L) of 1 where a row has text, 0 beyond; None where all are as long."""
-        lengths = torch.tensor([len(e) for e in texts])
-        if bool((lengths == lengths[0]).all()):
-            return None
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return mask.to(texts[0].device, torch.int32)
-
-    @staticmethod
     def mask_texts(transformer: Any) -> None:
-        """Have attention heed `text_mask`, where a batch has one."""
+        """Have attention heed the mask of texts, where a batch has one."""
         for block in transformer.transformer_blocks:
             block.attn1.set_processor(MaskedTexts())

@@ -9,7 +9,6 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from ..batch import Batch, Streams
-from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
@@ -47,26 +46,17 @@ class Flux(LatentFamily):
     Options = FluxOptions
     patch = (1, 2, 2)  # packed by the pipeline, whatever its configuration says
     ragged_text = False
-    variants: ClassVar[Mapping[str, str]] = {
-        "dev": "black-forest-labs/FLUX.1-dev",
-    }
+    variants: ClassVar[Mapping[str, str]] = {"dev": "black-forest-labs/FLUX.1-dev"}
 
     @property
     def tokenizer(self) -> Any:
         return self.processor("tokenizer_2")
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(2 * self.vae_scale, 1, most_frames=1)
-
     def affine(self) -> tuple[Any, Any]:
         return self.vae_config["shift_factor"], self.vae_config["scaling_factor"]
 
     def text_stages(self) -> list[Stage]:
-        return [
-            self.text_stage("text_encoder_2", "caption"),
-            Stage("pooled", ("text_encoder",), ("caption",), ("pooled_embeds",), self.encode_pooled),
-        ]
+        return [self.text_stage("text_encoder_2", "caption"), self.pooled_stage("text_encoder")]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions to T5's embeddings, (B, L, D), with those of the padding: the denoiser attends to them."""
@@ -78,12 +68,6 @@ class Flux(LatentFamily):
             dtype=encoder.dtype,
         )
         return {"prompt_embeds": embeds}
-
-    def encode_pooled(self, batch: Batch, draw: Draw) -> Batch:
-        """Captions to CLIP's pooled embeddings, (B, D)."""
-        encoder: Any = self.components["text_encoder"]
-        captions = [str(caption) for caption in batch["caption"]]
-        return {"pooled_embeds": self.pipeline()._get_clip_prompt_embeds(captions, device=encoder.device)}
 
     def path(self, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """As all flows, but the network multiplies its timestep by 1000 itself."""

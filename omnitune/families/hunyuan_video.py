@@ -17,6 +17,7 @@ from ..sampling import Sampling
 from ..stages import Stage
 from .base import LoadRequest, Noisy
 from .diffusion.latents import LatentFamily
+from .diffusion.padding import pad_texts
 
 INTERLEAVE = {"latent_concat": 2, "token_replace": 4}  # of the picture's tokens, one in so many is kept
 IMAGE_TOKENS = 576
@@ -96,8 +97,7 @@ class HunyuanVideo(LatentFamily):
         settings = {"text_length": self.options.text_length, "condition": self.condition}
         needs = ("caption", "first_frame") if self.condition else ("caption",)
         text = replace(self.text_stage("text_encoder", *needs), options=settings)
-        pooled = Stage("pooled", ("text_encoder_2",), ("caption",), ("pooled_embeds",), self.encode_pooled)
-        return [text, pooled]
+        return [text, self.pooled_stage("text_encoder_2")]
 
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:
         """Captions, each with its first frame in the prompt, to (L, D) each."""
@@ -130,12 +130,6 @@ class HunyuanVideo(LatentFamily):
             prompts.append(embeds[0][mask[0].bool()])
         return prompts
 
-    def encode_pooled(self, batch: Batch, draw: Draw) -> Batch:
-        """Captions to CLIP's embedding, (B, D); it reads the first 77 tokens."""
-        encoder: Any = self.components["text_encoder_2"]
-        embeds = self.pipeline()._get_clip_prompt_embeds(list(batch["caption"]), device=encoder.device)
-        return {"pooled_embeds": embeds}
-
     # Given frames
 
     def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
@@ -161,10 +155,7 @@ class HunyuanVideo(LatentFamily):
             noisy.add_channels(channels, own=True)
         else:
             noisy.x0["x"] = torch.cat([image, x0[:, :, 1:]], dim=2)
-            later = torch.ones(1, 1, x0.shape[2], 1, 1, device=x0.device)
-            later[:, :, 0] = 0
-            noisy.u = noisy.u.view(-1, 1, 1, 1, 1) * later
-            noisy.mask = later
+            noisy = self.first_frame_clean(noisy, torch.ones_like(noisy.u))
         if "black_embeds" in batch:
             pairs = zip(batch["prompt_embeds"], batch["black_embeds"], kept.tolist(), strict=True)
             noisy.extra["prompt_embeds"] = [own if keep else black for own, black, keep in pairs]
@@ -175,16 +166,13 @@ class HunyuanVideo(LatentFamily):
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
         embeds: list[Tensor] = noisy.extra.get("prompt_embeds") or batch["prompt_embeds"]
-        text = x.new_zeros(len(x), self.prompt_tokens, embeds[0].shape[1], dtype=self.dtype)
-        mask = torch.zeros(text.shape[:2], device=x.device, dtype=self.dtype)
-        for i, e in enumerate(embeds):
-            text[i, : len(e)], mask[i, : len(e)] = e.to(text), 1
+        text, mask = pad_texts([e.to(x.device, self.dtype) for e in embeds], self.prompt_tokens)
         guidance = torch.full((len(x),), self.options.guidance, device=x.device, dtype=self.dtype) * 1000
         velocity: Tensor = self.components[self.core](
             hidden_states=self.concatenated(noisy).to(self.dtype),
             timestep=noisy.fed.view(len(x), -1)[:, -1],  # the first frame's is 0 inside the transformer
             encoder_hidden_states=text,
-            encoder_attention_mask=mask,
+            encoder_attention_mask=mask.to(self.dtype),
             pooled_projections=batch["pooled_embeds"].to(x.device, self.dtype),
             guidance=guidance if self.guided else None,
             return_dict=False,

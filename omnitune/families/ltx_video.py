@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import LTXImageToVideoPipeline, LTXPipeline
 from torch import Tensor
 
@@ -17,13 +16,10 @@ from ..random import Draw
 from ..sampling import Sampling
 from .base import Noisy
 from .diffusion.latents import LatentFamily
+from .diffusion.padding import pad_texts
 
 DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 """Level and noise of latents that are decoded, as diffusers' documentation advises for 0.9.5."""
-TIMED = {
-    "decoder_block_out_channels": [4, 8, 16], "decoder_layers_per_block": [1, 1, 1, 1],
-    "upsample_residual": [False, False, False],
-}  # fmt: skip
 
 
 @option
@@ -89,31 +85,17 @@ class LTXVideo(LatentFamily):
 
         T5 itself is given no mask: the embeddings depend on the number of padding tokens.
         """
-        encoder: Any = self.components["text_encoder"]
-        embeds, mask, _, _ = self.pipeline().encode_prompt(
-            batch["caption"],
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.options.text_length,
-            device=encoder.device,
-        )
+        embeds, mask, _, _ = self.encode_prompts(batch["caption"])
         return {"prompt_embeds": [e[:n] for e, n in zip(embeds, mask.sum(1).tolist(), strict=True)]}
-
-    def padded(self, embeds: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Texts (L, D) with zeros behind them, (B, text_length, D), and which are tokens, (B, text_length).
-
-        The pipeline has embeddings of padding there; their weight in attention is exp(-10000), which is 0.
-        """
-        length = self.options.text_length
-        text = torch.stack([F.pad(e.to(device, self.dtype), (0, 0, 0, length - len(e))) for e in embeds])
-        lengths = torch.tensor([len(e) for e in embeds], device=device)
-        return text, torch.arange(length, device=device) < lengths[:, None]
 
     def with_frames(self, noisy: Noisy, batch: Batch, frames: str, given: Tensor, kept: Tensor) -> Noisy:
         return self.first_frame_clean(noisy, given)
 
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, T, h, w)
-        text, mask = self.padded(batch["prompt_embeds"], x.device)
+        texts = [e.to(x.device, self.dtype) for e in batch["prompt_embeds"]]
+        # The pipeline has embeddings of padding behind; their weight in attention is exp(-10000), which is 0.
+        text, mask = pad_texts(texts, self.options.text_length)
         velocity: Tensor = self.components[self.core](
             hidden_states=x.flatten(2).mT.to(self.dtype),  # (B, S, C): one token a latent pixel
             encoder_hidden_states=text,

@@ -42,6 +42,7 @@ class Wan(LatentFamily):
     pipeline_class = WanPipeline
     image_pipeline_class = WanImageToVideoPipeline
     Options = WanOptions
+    clean_caption = staticmethod(prompt_clean)
     ends = Ends("patch_embedding", "proj_out", outputs_last=True)
     variants: ClassVar[Mapping[str, str]] = {
         "t2v": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -123,11 +124,6 @@ class Wan(LatentFamily):
         embeds = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state  # (B, L, D)
         lengths = tokens.attention_mask.sum(1).tolist()
         return {"prompt_embeds": [e[:n] for e, n in zip(embeds, lengths, strict=True)]}
-
-    @staticmethod
-    def clean_caption(caption: str) -> str:
-        cleaned: str = prompt_clean(caption)
-        return cleaned
 
     def frame_stages(self, frames: str, *, dropout: bool) -> list[Stage]:
         if not self.concatenates:  # a clean first frame is the clip's own: this autoencoder is causal

@@ -107,21 +107,12 @@ def _llama(captions: Sequence[str], vocab_size: int) -> Any:
 
 def _glm(captions: Sequence[str], vocab_size: int) -> Any:
     """Byte-level BPE; every text begins with `[gMASK]<sop>`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces, merges = _learn(captions, vocab_size, cut)
     special = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
     special += ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
-    vocab = _numbered(_byte_letters(), pieces, special)
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[gMASK] <sop> $A", special_tokens=[(name, vocab[name]) for name in ("[gMASK]", "<sop>")]
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level(captions, vocab_size, special, ["[gMASK]", "<sop>"]),
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=special[1:],
@@ -129,6 +120,22 @@ def _glm(captions: Sequence[str], vocab_size: int) -> Any:
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=128000,
     )
+
+
+def byte_level(texts: Sequence[str], size: int, special: Sequence[str], start: Sequence[str]) -> Any:
+    """Byte-level BPE of up to `size` pieces and special tokens; a text begins with those of `start`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces, merges = _learn(texts, size, cut)
+    vocab = _numbered(_byte_letters(), pieces, special)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.ByteLevel()
+    if start:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join([*start, "$A"]), special_tokens=[(name, vocab[name]) for name in start]
+        )
+    return tokenizer
 
 
 def _byte_letters() -> list[str]:

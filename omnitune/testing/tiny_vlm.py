@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .tiny import CAPTIONS, _byte_letters, _learn, _numbered
+from .tiny import CAPTIONS, byte_level
 
 SETTINGS = Path(__file__).parent / "tiny_vlms"
 TEMPLATES = Path(__file__).parent / "chat_templates"
@@ -46,9 +46,10 @@ def build_tiny_vlm(
     settings = json.loads((SETTINGS / f"{model_type}.json").read_text(encoding="utf-8"))
     settings = _merged(settings, changes or {})
     tokenizer = _tokenizer(settings["tokens"], settings["tokenizer"])
-    template = settings.get("chat_template")
-    text = chat_template(**template, generation_tags=generation_tags) if template else None
-    _processor(settings["processor"], tokenizer, text).save_pretrained(folder)  # may add tokens
+    parts = {name: _part(value) for name, value in settings["processor"].items()}
+    if template := settings.get("chat_template"):
+        parts["chat_template"] = chat_template(**template, generation_tags=generation_tags)
+    _part({**parts, "tokenizer": tokenizer}).save_pretrained(folder)  # may add tokens
     config = AutoConfig.for_model(model_type, **_with_ids(settings["config"], tokenizer))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -94,20 +95,10 @@ def _stir(model: Any) -> None:
 def _tokenizer(tokens: list[str], options: Mapping[str, Any]) -> Any:
     """Byte-level BPE learned from captions and words of chats, with a type's special tokens behind."""
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces, merges = _learn([*CAPTIONS, *WORDS], 400, cut)
-    vocab = _numbered(_byte_letters(), pieces, tokens)
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    backend.pre_tokenizer, backend.decoder = cut, decoders.ByteLevel()
-    bos = options.get("bos_token")
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
-        )
+    start = [options["bos_token"]] if "bos_token" in options else []
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=byte_level([*CAPTIONS, *WORDS], 400, tokens, start),
         additional_special_tokens=tokens,
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
@@ -126,14 +117,6 @@ def _with_ids(config: Any, tokenizer: Any) -> Any:
         else:
             filled[key] = len(tokenizer) if key == "vocab_size" else _with_ids(value, tokenizer)
     return filled
-
-
-def _processor(settings: Mapping[str, Any], tokenizer: Any, template: str | None) -> Any:
-    """Make a type's own processor of its parts, each given by class and options."""
-    options = {name: _part(value) for name, value in settings.items()}
-    if template is not None:
-        options["chat_template"] = template
-    return _part({**options, "tokenizer": tokenizer})
 
 
 def _part(settings: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked, run
+from small_chats import small_chat_run
 from test_resume import wait_for, workers
 
 from omnitune import checkpoint
@@ -20,7 +22,7 @@ from omnitune.checkpoint import Saved
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.run_folder import locked
-from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_chat_run, start, write_run
+from omnitune.testing.runs import Ended, ended, metrics, start, write_run
 
 PHASES: list[dict[str, Any]] = [
     {"trainable": "full", "train_mm_proj_only": True, "schedule": {"steps": 3}},

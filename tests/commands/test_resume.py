@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, run
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -29,7 +30,7 @@ from omnitune.parallel import launch
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.progress import Progress
-from omnitune.testing.runs import Ended, Forked, ended, metrics, run, small_run, start, write_run
+from omnitune.testing.runs import Ended, ended, metrics, small_run, start, write_run
 from omnitune.trainer import Trainer
 
 

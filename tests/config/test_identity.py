@@ -4,11 +4,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from forked import run
 
 from omnitune import config
 from omnitune.data.order import Order
 from omnitune.resolve import resolve_run
-from omnitune.testing.runs import run, small_run, write_run
+from omnitune.testing.runs import small_run, write_run
 
 
 def job_of(path, *overrides):

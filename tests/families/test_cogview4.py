@@ -15,8 +15,10 @@ from omnitune import config
 from omnitune.commands.init import InitRequest, init
 from omnitune.data.sizes import Bucket
 from omnitune.export.weights import export
+from omnitune.families import cogview4
 from omnitune.families.base import Noisy
 from omnitune.families.cogview4 import CogView4, CogView4Options
+from omnitune.families.diffusion.padding import pad_texts
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
@@ -145,11 +147,11 @@ def test_what_stands_beyond_a_text_changes_nothing(family: CogView4, monkeypatch
     both, noisy = texts(family, SHORT, LONG), noised(family, 2)
     with torch.no_grad():
         expected = family.denoise(noisy, {"prompt_embeds": both})["x"]
-        mask = family.text_mask(both)
-        assert mask is not None
-        monkeypatch.setattr(family, "text_mask", lambda embeds: mask)
-        louder = [torch.cat([both[0], 9 * torch.ones(16, 32)]), both[1]]
-        found = family.denoise(noisy, {"prompt_embeds": louder})["x"]
+        text, mask = pad_texts(both, max(map(len, both)))
+        assert not mask.all()
+        louder = torch.where(mask[..., None], text, 9)
+        monkeypatch.setattr(cogview4, "pad_texts", lambda embeds, length: (louder.to(embeds[0]), mask))
+        found = family.denoise(noisy, {"prompt_embeds": both})["x"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run as run_command
 from recorded import Case, cases, certain_posteriors, run_of
 from safetensors.torch import load_file
 
@@ -81,7 +82,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(case: Case, model: Model, tmp_path: P
     for name, steps in (("whole", [4]), ("parts", [2, 4])):
         file = run_of(case, model(case), tmp_path / name, **keys)
         for number in steps:
-            ended = runs.run("train", file, f"schedule.steps={number}", cwd=tmp_path / name)
+            ended = run_command("train", file, f"schedule.steps={number}", cwd=tmp_path / name)
             assert ended.code == 0, ended.err
         found.append(tmp_path / name / "runs" / "run")
     whole, parts = (runs.metrics(folder) for folder in found)
@@ -110,7 +111,7 @@ def test_replicas_and_shards_learn_what_one_process_learns(
             **({"objective": {"name": "flow_matching", "shift": 7}} if "a14b" in case.variant else {}),
         )  # fmt: skip
         more = [f"model.dtype={dtype}", "schedule.steps=5", *words]
-        ended = runs.run("train", file, *more, cwd=tmp_path / name, ranks=ranks)
+        ended = run_command("train", file, *more, cwd=tmp_path / name, ranks=ranks)
         assert ended.code == 0, ended.err
         losses[name] = [record["loss"] for record in runs.metrics(tmp_path / name / "runs" / "run")]
     close = 1e-5 if dtype == "float32" else 1e-3

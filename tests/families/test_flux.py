@@ -49,7 +49,7 @@ def family(model: Path) -> Flux:
 def texts(family: Flux, *captions: str) -> Batch:
     batch, draw = {"caption": list(captions)}, Draw(0, captions)
     with torch.no_grad():
-        return {**family.encode_text(batch, draw), **family.encode_pooled(batch, draw)}
+        return {**family.encode_text(batch, draw), **family.pooled_stage("text_encoder").run(batch, draw)}
 
 
 def noised(family: Flux, rows: int, u: float = 0.6, noise: Tensor | None = None) -> Noisy:

@@ -133,7 +133,7 @@ def test_what_lies_behind_a_prompt_changes_nothing(
     draw = Draw(0, [0])
     noisy = noised(family, batch, frames[:1])
     with torch.no_grad():
-        batch |= family.encode_text(batch, draw) | family.encode_pooled(batch, draw)
+        batch |= family.encode_text(batch, draw) | family.pooled_stage("text_encoder_2").run(batch, draw)
         ours = family.denoise(noisy, batch)["x"]
         picture = (as_picture(frames[0]), 4 if variant == "i2v" else 2) if family.condition else ()
         embeds, mask = published(models[variant], "rocket", *picture)

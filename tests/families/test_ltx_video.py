@@ -16,7 +16,9 @@ from omnitune.conditions.frames import FrameConditioning
 from omnitune.data.sizes import Bucket
 from omnitune.errors import UserError
 from omnitune.export.weights import export
+from omnitune.families import ltx_video
 from omnitune.families.base import Noisy
+from omnitune.families.diffusion.padding import pad_texts
 from omnitune.families.ltx_video import LTXVideo
 from omnitune.objectives.diffusion import DynamicShift, FlowMatching
 from omnitune.parallel.mesh import Mesh, Parallel
@@ -145,15 +147,14 @@ def test_what_stands_behind_a_caption_does_not_matter(model: Path, monkeypatch: 
     family = load(model, "transformer", "text_encoder")
     batch = prepared(family, CAPTIONS, [24.0, 24.0])
     zeros = predicted(family, at([0.5, 0.5], latents()), batch)
-    padded = family.padded
 
-    def with_noise(embeds: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        text, mask = padded(embeds, device)
+    def with_noise(embeds: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
+        text, mask = pad_texts(embeds, length)
         return torch.where(mask[..., None], text, 10 * torch.randn_like(text)), mask
 
-    monkeypatch.setattr(family, "padded", with_noise)
+    monkeypatch.setattr(ltx_video, "pad_texts", with_noise)
     assert torch.equal(predicted(family, at([0.5, 0.5], latents()), batch), zeros)
-    monkeypatch.setattr(family, "padded", lambda *a: (with_noise(*a)[0], torch.ones(2, 128).bool()))
+    monkeypatch.setattr(ltx_video, "pad_texts", lambda *a: (with_noise(*a)[0], torch.ones(2, 128).bool()))
     assert not torch.allclose(predicted(family, at([0.5, 0.5], latents()), batch), zeros, atol=1e-3)
 
 

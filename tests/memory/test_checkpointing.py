@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from kept import Kept, kept
+from small_chats import small_chat_run
 from torch import Tensor, nn
 
 from omnitune import config
@@ -13,9 +15,7 @@ from omnitune.families.vlm.types import TYPES
 from omnitune.memory.checkpointing import checkpoint_blocks, outermost
 from omnitune.parallel.precision import hold_master_weights
 from omnitune.resolve import resolve_run
-from omnitune.testing import kept
-from omnitune.testing.kept import Kept
-from omnitune.testing.runs import small_chat_run, small_run, write_run
+from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
 from omnitune.testing.training import start_training
@@ -45,7 +45,7 @@ def learned(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
 
 def kept_bytes(trainer: Trainer) -> int:
     """Bytes that the forward pass of the first micro-batch leaves for the backward pass."""
-    return kept.kept(trainer, next(trainer.read())[0])
+    return kept(trainer, next(trainer.read())[0])
 
 
 def assert_same(plain: Trainer, full: Trainer) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run
 from safetensors.torch import load_file
+from small_chats import small_chat_run
 from torch import Tensor
 
 from omnitune import config
 from omnitune.commands.plan import plan
 from omnitune.errors import UserError
 from omnitune.families.wan import Wan
-from omnitune.testing.runs import metrics, run, small_chat_run, small_run, write_run
+from omnitune.testing.runs import metrics, small_run, write_run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "vlm_lora.yaml"
 FULL = "memory.checkpointing=full"

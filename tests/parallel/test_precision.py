@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from forked import run
 from torch import nn
 
 from omnitune.families.wan import Wan
 from omnitune.model import place
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.precision import hold_master_weights
-from omnitune.testing.runs import metrics, run, small_run, write_run
+from omnitune.testing.runs import metrics, small_run, write_run
 from omnitune.trainable.adapters import apply_claims
 from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere, claim

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run
 
 from omnitune import checkpoint, config
 from omnitune.data.order import Order
@@ -13,7 +14,7 @@ from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
 from omnitune.random import Draw
 from omnitune.resolve import resolve_run
-from omnitune.testing.runs import ended, metrics, run, small_run, start, write_run
+from omnitune.testing.runs import ended, metrics, small_run, start, write_run
 
 LORA: Any = [{"params": "transformer.blocks.*.attn*", "lr": 1e-3, "lora": {"rank": 4, "alpha": 10}}]
 FULL: Any = [{"params": "transformer", "lr": 1e-3}]

@@ -11,6 +11,7 @@ import mid_training
 import pytest
 import torch
 from documented import shows
+from forked import run
 from safetensors.torch import load_file
 
 from omnitune import cli, config
@@ -18,7 +19,7 @@ from omnitune.callbacks import record
 from omnitune.callbacks.base import Callback, Record, Samples
 from omnitune.checkpoint import newest
 from omnitune.commands.train import train
-from omnitune.testing.runs import metrics, run, small_run, write_run
+from omnitune.testing.runs import metrics, small_run, write_run
 
 STATED = {"name": "early_stop:EarlyStop"}
 

@@ -1,12 +1,11 @@
 """How files of conversations are written: sharegpt, openai and alpaca, and other names for their keys."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from ..json_items import did_you_mean
 
@@ -43,7 +42,7 @@ class Names:
 @cache
 def usual_names() -> Mapping[Format, Names]:
     """What each format calls things, where the user states no other names."""
-    stated = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    stated = json.loads(Path(__file__).with_suffix(".json").read_text())
     return {name: Names(name, **one) for name, one in stated.items()}
 
 

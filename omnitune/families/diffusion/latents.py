@@ -1,6 +1,7 @@
 """Families with an autoencoder in latent space: pixels to moments to x0, and given frames."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...batch import Batch, Streams
+from ...data.sizes import Limits
 from ...errors import UserError
 from ...random import Draw
 from ...stages import Stage
@@ -49,6 +51,13 @@ class LatentFamily(DiffusersFamily):
             )
 
     @property
+    def limits(self) -> Limits:
+        """Whole tokens of one picture; an autoencoder that knows time has limits of its own."""
+        if self.moments_per_frame:
+            return super().limits
+        return Limits(self.vae_scale * self.patch[1], 1, most_frames=1)
+
+    @property
     def patch(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns that make one token."""
         side = self.core_config["patch_size"]
@@ -76,6 +85,26 @@ class LatentFamily(DiffusersFamily):
             ragged=("prompt_embeds",) if self.ragged_text else (),
             options={self.text_option: self.text_length} if self.text_option else {},
         )  # fmt: skip
+
+    def encode_prompts(self, captions: Sequence[str]) -> Any:
+        """What the published pipeline makes of captions, without negative ones."""
+        encoder: Any = self.components["text_encoder"]
+        return self.pipeline().encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length,
+            device=encoder.device,
+        )
+
+    def pooled_stage(self, encoder: str) -> Stage:
+        """From captions to CLIP's embeddings, (B, D), of its first 77 tokens."""
+
+        def encode(batch: Batch, draw: Draw) -> Batch:
+            module: Any = self.components[encoder]
+            captions = [str(caption) for caption in batch["caption"]]
+            return {"pooled_embeds": self.pipeline()._get_clip_prompt_embeds(captions, device=module.device)}
+
+        return Stage("pooled", (encoder,), ("caption",), ("pooled_embeds",), encode)
 
     @abstractmethod
     def encode_text(self, batch: Batch, draw: Draw) -> Batch:

@@ -1,10 +1,18 @@
-"""Texts with zeros behind them that a denoiser attends to unmasked."""
+"""Texts with zeros behind them, which a denoiser masks or attends to."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def pad_texts(embeds: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Texts (L, D) with zeros behind them, (B, length, D), and which are tokens, (B, length)."""
+    text = torch.stack([F.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
+    lengths = torch.tensor([len(e) for e in embeds], device=text.device)
+    return text, torch.arange(length, device=text.device) < lengths[:, None]
 
 
 class Padding:
@@ -22,7 +30,7 @@ class Padding:
         """Texts (L, D) to (B, length, D), or (B, M, D) folded."""
         lengths = torch.tensor([len(e) for e in embeds])
         width = min(self.length, int(lengths.max()) + 1) if self.fold else self.length
-        text = torch.stack([torch.cat([e, e.new_zeros(width - len(e), e.shape[1])]) for e in embeds])
+        text, _ = pad_texts(embeds, width)
         self.bias = None
         if width < self.length:
             bias = torch.zeros(len(embeds), width)

@@ -245,7 +245,8 @@ class DiffusersFamily(Denoiser):
             pipes = {kind: self.pipeline(kind) for kind in {request.pipeline for request in requests}}
             for pipe in pipes.values():
                 pipe.set_progress_bar_config(disable=not progress)
-            return [self._frames(self.generate(pipes[request.pipeline], request)) for request in requests]
+            videos = (self.generate(pipes[request.pipeline], request)[0] for request in requests)
+            return [torch.from_numpy(v).mul(255).round().clamp(0, 255).to(torch.uint8) for v in videos]
 
     def generate(self, pipe: Any, request: Sampling) -> Any:
         """Call the pipeline; (1, T, H, W, 3) in [0, 1]."""
@@ -285,10 +286,6 @@ class DiffusersFamily(Denoiser):
             "guidance_scale": request.guidance,
             "max_sequence_length": self.text_length,
         }
-
-    @staticmethod
-    def _frames(video: Any) -> Tensor:
-        return torch.from_numpy(video[0]).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""

@@ -37,7 +37,9 @@ def collate(rows: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> Batch:
         elif name in PADS:
             batch[name] = _tokens(name, given, pad_token_id, rows)
         elif items:
-            batch[name] = _items(name, given)
+            batch[name] = join_items(given)
+            if name == "aspect_ratio_mask":
+                batch[name][..., 0] = 1  # one tile at least, of pictures that are not there too
         else:
             batch[name] = torch.cat(to_largest(name, there))
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -70,16 +72,13 @@ def _tokens(
     return torch.cat([_pad_end(value, _largest(values), fill) for value in values])
 
 
-def _items(name: str, given: Sequence[Tensor | None]) -> Tensor:
+def join_items(given: Sequence[Tensor | None]) -> Tensor:
     """(B, N, ...), with zeros in the place of pictures that an item does not show."""
     like = next(value for value in given if value is not None)
     empty = like.new_zeros((1, 0, *like.shape[2:]))
     values = [empty if value is None else value for value in given]
     shape = _largest(values)
-    joined = torch.cat([_pad_end(value, shape, 0) for value in values])
-    if name == "aspect_ratio_mask":
-        joined[..., 0] = 1  # one tile at least, of pictures that are not there too
-    return joined
+    return torch.cat([_pad_end(value, shape, 0) for value in values])
 
 
 def to_largest(name: str, values: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Vision-language models that transformers loads: questions about pictures and clips, answered in text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from .encoder import ConversationEncoder
 from .files import VlmFiles
 from .head import losses_for_logits
 from .packing import SEGMENT, block_mask, pack
-from .rows import KINDS, conversations_of, has_media, hide_absent_pictures, stored_outputs, tower_outputs
+from .rows import KINDS, conversations_of, hide_absent_pictures, stored_outputs, tower_outputs
 from .tokens import OPTION, check_spelling, token_parameters
 from .tower_cache import Player, record_outputs, stripped_class
 from .types import TYPES, VlmType, module_tree, roles_of
@@ -153,12 +153,6 @@ class Vlm(Responder):
         """Names as the model itself has them."""
         return [name.removeprefix(f"{MODEL}.") for name in names]
 
-    @property
-    def language_model(self) -> nn.Module:
-        """The module that takes the embeddings of tokens and pictures."""
-        module: nn.Module = self.model.get_submodule(self.type.roles[LANGUAGE][0])
-        return module
-
     def weight_files(self, component: str) -> list[Path]:
         return self.files.deciding if component == MODEL else []
 
@@ -204,10 +198,9 @@ class Vlm(Responder):
 
     def _calls(self, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         assert self.type.cut is not None
-        if not has_media(inputs, "image") and not has_media(inputs, "video"):
-            return {spot: [] for spot in self.type.cut.inputs}
+        language_model = self.model.get_submodule(self.type.roles[LANGUAGE][0])
         row = {k: v.to(self.device) for k, v in collate([inputs], self._pad).items() if k != "labels"}
-        with torch.no_grad(), record_outputs(self.model, self.type.cut, self.language_model) as calls:
+        with torch.no_grad(), record_outputs(self.model, self.type.cut, language_model) as calls:
             self.model(**self._cast(row), use_cache=False)
         return calls
 
@@ -248,16 +241,12 @@ class Vlm(Responder):
     @contextmanager
     def complete(self) -> Iterator[Any]:
         """The model with its tower, in evaluation mode, for a while."""
-        with self.evaluating(), self._with_tower() if self.player is not None else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(self.evaluating())
+            if self.player is not None:
+                whole = self.files.load(self.files.model_class, self.dtype).to(self.device)
+                stack.enter_context(self.player.paused(whole))
             yield self.model
-
-    @contextmanager
-    def _with_tower(self) -> Iterator[None]:
-        assert self.player is not None
-        assert self.without is not None
-        whole = self.files.load(self.files.model_class, self.dtype).to(self.device)
-        with self.player.paused(whole):
-            yield
 
     def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
         encoder = self.conversation_encoder(ChatOptions())

@@ -189,18 +189,16 @@ def _rescale_text(text: str, boxes: Boxes, sizes: tuple[Size, Size] | None) -> s
         if not boxes.absolute:
             return match.group()
         written, end = "", match.start()
-        for group, axis in enumerate(_sides(boxes.axes), start=1):
+        for group, axis in enumerate(boxes.axes, start=1):
             start, stop = match.span(group)
-            written += text[end:start] + rescale_number(match.group(group), processed[axis] / size[axis])
+            side = 0 if axis in "xw" else 1
+            number = float(text[start:stop]) * (processed[side] / size[side])
+            decimals = len(text[start:stop].partition(".")[2])  # as many as it was written with
+            written += f"{text[end:start]}{number:.{decimals}f}"
             end = stop
         return written + text[end : match.end()]
 
     return boxes.compiled.sub(of_match, text)
-
-
-def _sides(axes: str) -> list[int]:
-    """0 where a number is along the width, 1 where along the height."""
-    return [0 if axis in "xw" else 1 for axis in axes]
 
 
 def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:
@@ -213,9 +211,3 @@ def _check_inside(match: re.Match[str], axes: str, limits: Size) -> None:
         f"{match.group()!r} is outside of its picture of {limits[0]}x{limits[1]}; correct it, "
         "or the format that boxes states"
     )
-
-
-def rescale_number(number: str, factor: float) -> str:
-    """Multiply a number, with as many decimals as it was written with."""
-    decimals = len(number.partition(".")[2])
-    return f"{float(number) * factor:.{decimals}f}"

@@ -13,9 +13,8 @@ from ...data.conversations.options import ChatOptions
 from ...errors import UserError
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
+from .types import TYPES
 
-WITHOUT_TEXT_ONLY = ("paligemma", "blip-2", "instructblip")
-"""Types whose processor has no form without a picture."""
 ONE_PICTURE = ("blip-2", "instructblip")
 PROMPT_SEEN_WHOLE = ("paligemma", "instructblip")
 """Types that read the prompt in both directions, or by a second encoder, before they answer."""
@@ -67,8 +66,10 @@ class ConversationProcessor:
         name = f"the chat template of {model_type}"
         self._template = ChatTemplate(_template_text(processor, model_type, template), self.tokenizer, name)
         self._template_for_clips = self._template
-        if model_type == "smolvlm" and template is None:
-            self._template_for_clips = ChatTemplate(_smolvlm_template(), self.tokenizer, name)
+        if model_type == "smolvlm" and template is None:  # its processor takes this one for clips
+            from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+            self._template_for_clips = ChatTemplate(DEFAULT_CHAT_TEMPLATE, self.tokenizer, name)
         check_boxes(options.boxes, processor, model_type)
         if options.train_on_prompt and model_type in PROMPT_SEEN_WHOLE:
             raise UserError(
@@ -95,7 +96,8 @@ class ConversationProcessor:
     def check(self, conversation: Conversation) -> None:
         """Refuse what the type does not take."""
         count = len(conversation.media)
-        if not count and self.model_type in WITHOUT_TEXT_ONLY:
+        known = TYPES.get(self.model_type)
+        if not count and known is not None and not known.text_only:
             raise UserError(f"shows no picture, and {self.model_type} takes no text alone; remove the item")
         if count > 1 and self.model_type in ONE_PICTURE:
             raise UserError(f"shows {count} pictures, and {self.model_type} takes one; split the item")
@@ -133,6 +135,10 @@ class ConversationProcessor:
         clips = [(each, size) for each, size in pairs if each.media.kind == "video"]
         if self.options.boxes is not None:
             conversation = self._with_moved_boxes(conversation, media, pictures)
+        settings: dict[str, Any] = {}
+        if clips:
+            metadata = [each.metadata(size) for each, size in clips]
+            settings = {"do_sample_frames": False, "video_metadata": metadata}
         template = self._template_for_clips if clips else self._template
         messages, tools = template.messages(conversation), conversation.tools
         text = template.render(messages, tools, ask)[0]
@@ -155,7 +161,7 @@ class ConversationProcessor:
             [] if ask or suffix is not None else template.answers(messages, tools),
             pictures,
             [each.clip(size) for each, size in clips],
-            _clip_settings(clips),
+            settings,
             [self._seconds(each) for each, _ in clips],
         )
 
@@ -234,12 +240,6 @@ def _with_media(part: dict[str, Any], media: Mapping[str, Iterator[Any]]) -> dic
     return {**part, kind: next(media[kind])} if kind in media else part
 
 
-def _clip_settings(clips: Sequence[tuple[DecodedMedia, Size]]) -> dict[str, Any]:
-    if not clips:
-        return {}
-    return {"do_sample_frames": False, "video_metadata": [each.metadata(size) for each, size in clips]}
-
-
 def _template_text(processor: Any, model_type: str, given: str | None) -> str:
     text = given or processor.chat_template or processor.tokenizer.chat_template
     if isinstance(text, dict):
@@ -247,10 +247,3 @@ def _template_text(processor: Any, model_type: str, given: str | None) -> str:
     if not text:
         raise UserError(f"the processor of {model_type} has no chat template; give one (a jinja file)")
     return str(text)
-
-
-def _smolvlm_template() -> str:
-    """The template that its processor takes for clips, whatever its own is."""
-    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
-
-    return str(DEFAULT_CHAT_TEMPLATE)

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...batch import Batch
+from .collate import join_items
 from .types import Cut, VlmType
 
 KINDS = ("image", "video")
@@ -22,23 +22,20 @@ def has_media(inputs: Mapping[str, Tensor], kind: str) -> bool:
 
 def conversations_of(batch: Batch, played: bool) -> list[list[dict[str, Tensor]]]:
     """The conversations of each row, with their pixels, or, where the tower is played, with their shape."""
-    if played:
-        return [[with_stand_in_pixels(tokens) for tokens in row] for row in batch["tokens"]]
+    media = [map(stand_in_pixels, row) for row in batch["tokens"]] if played else batch["media"]
     return [
-        [{**media, **without_shapes(tokens)} for tokens, media in zip(*row, strict=True)]
-        for row in zip(batch["tokens"], batch["media"], strict=True)
+        [
+            {**pixels, **{k: v for k, v in tokens.items() if not k.startswith("shape.")}}
+            for tokens, pixels in zip(*row, strict=True)
+        ]
+        for row in zip(batch["tokens"], media, strict=True)
     ]
 
 
-def with_stand_in_pixels(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put ones in the place of pixels that are not there, in their shape and without their memory."""
-    inputs = without_shapes(tokens)
+def stand_in_pixels(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ones in the place of pixels that are not there, in their shape and without their memory."""
     shapes = {k.removeprefix("shape."): v.tolist() for k, v in tokens.items() if k.startswith("shape.pixel")}
-    return {**inputs, **{name: torch.ones(()).expand(shape) for name, shape in shapes.items()}}
-
-
-def without_shapes(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v for k, v in tokens.items() if not k.startswith("shape.")}
+    return {name: torch.ones(()).expand(shape) for name, shape in shapes.items()}
 
 
 def tower_outputs(
@@ -50,8 +47,8 @@ def tower_outputs(
     """What leaves the tower for the media of a row: `image0`, `video0` of the first input of the cut..."""
     outputs: dict[str, list[Tensor]] = {f"{kind}{i}": [] for kind in KINDS for i in range(len(cut.inputs))}
     for inputs in conversations:
-        calls = calls_of(inputs)
         kinds = [kind for kind in KINDS if has_media(inputs, kind)]
+        calls = calls_of(inputs) if kinds else dict.fromkeys(cut.inputs, ())
         for i, spot in enumerate(cut.inputs):
             for kind, tensor in zip(kinds, calls[spot], strict=True):
                 outputs[f"{kind}{i}"].append(tensor)
@@ -73,13 +70,7 @@ def _joined(rows: Sequence[Tensor], by_row: bool) -> Tensor | None:
     there = [row for row in rows if row.numel()]
     if not there:
         return None
-    if not by_row:
-        return torch.cat(there)
-    most = max(row.shape[1] for row in there)
-    empty = there[0].new_zeros(1, 0, *there[0].shape[2:])
-    filled = [row if row.numel() else empty for row in rows]
-    padding = [(0,) * (2 * (empty.ndim - 2)) + (0, most - row.shape[1]) for row in filled]
-    return torch.cat([F.pad(row, amounts) for row, amounts in zip(filled, padding, strict=True)])
+    return join_items([row if row.numel() else None for row in rows]) if by_row else torch.cat(there)
 
 
 @contextmanager

@@ -19,18 +19,13 @@ TAGS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SENTINEL = "\ue000answer\ue001"
 WORDS: Mapping[Role, str] = {"system": "\ue002", "user": "\ue003", "assistant": "\ue004", "tool": "\ue005"}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "\ue006"}}}
-BEFORE: Mapping[Role, tuple[Role, ...]] = {
-    "system": (),
-    "user": (),
-    "assistant": ("user",),
-    "tool": ("user", "assistant"),
+PROBES: Mapping[Role, tuple[Role, ...]] = {
+    "system": ("system", "user", "assistant"),
+    "user": ("user", "assistant"),
+    "assistant": ("user", "assistant"),
+    "tool": ("user", "assistant", "tool", "assistant"),
 }
-AFTER: Mapping[Role, tuple[Role, ...]] = {
-    "system": ("user", "assistant"),
-    "user": ("assistant",),
-    "assistant": (),
-    "tool": ("assistant",),
-}
+"""A small conversation that holds a role."""
 WAY_OUT = "give a chat template with {% generation %} tags around what the assistant says"
 
 
@@ -168,7 +163,10 @@ class ChatTemplate:
     def _message(self, message: Message) -> dict[str, Any]:
         rendered: dict[str, Any] = {"role": message.role}
         if any(isinstance(part, Media) for part in message.parts) or self._takes_parts(message.role):
-            rendered["content"] = [_part(part) for part in message.parts]
+            rendered["content"] = [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+                for part in message.parts
+            ]
         else:
             rendered["content"] = message.text
         if message.tool_calls:
@@ -208,14 +206,9 @@ class ChatTemplate:
             return None
 
 
-def _part(part: str | Media) -> dict[str, str]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
-
-
 def _probe(role: Role, parts: bool) -> list[dict[str, Any]]:
-    """A small conversation that holds a role."""
     messages: list[dict[str, Any]] = []
-    for each in (*BEFORE[role], role, *AFTER[role]):
+    for each in PROBES[role]:
         word = WORDS[each]
         messages.append({"role": each, "content": [{"type": "text", "text": word}] if parts else word})
     if role == "tool":

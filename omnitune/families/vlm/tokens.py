@@ -59,7 +59,9 @@ def make_room(model: Any, tokenizer: Any, new: Sequence[str]) -> None:
     """
     params = dict(model.named_parameters())
     before = {name: len(params[name]) for name in token_parameters(model)}
-    lacking = max(tokenizer.get_vocab().values()) + 1 - _num_rows(model)
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    num_rows = min(len(part.weight) for part in parts)  # mllama's embeddings have more than its head
+    lacking = max(tokenizer.get_vocab().values()) + 1 - num_rows
     if lacking > 0:
         _grow(model, lacking)
     if not new or model.get_input_embeddings().weight.is_meta:
@@ -70,12 +72,6 @@ def make_room(model: Any, tokenizer: Any, new: Sequence[str]) -> None:
             rows = params[name]
             untaught = sorted(ids | set(range(old, len(rows))))  # mllama's head has none for its picture
             rows[untaught] = _mean(rows[: untaught[0]]).to(rows.dtype)
-
-
-def _num_rows(model: Any) -> int:
-    """Tokens that have a row; mllama's embeddings have more rows than its head."""
-    parts = (model.get_input_embeddings(), model.get_output_embeddings())
-    return min(len(part.weight) for part in parts)
 
 
 def _grow(model: Any, number: int) -> None:

@@ -6,6 +6,7 @@ the model's own code on its way.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -72,14 +73,11 @@ class Player:
             _edit_input(model, spot, partial(self._next, spot))
         for module in model.modules():
             if isinstance(module, _Tower):
-                module.played = self._first
+                module.played = lambda: self.queues[self.cut.inputs[0]][0]
                 module.exact = ":" in cut.inputs[0]  # its shape is looked at beside where it is read
 
     def _next(self, spot: str, value: Tensor) -> Tensor:
         return self.queues[spot].pop(0) if self.active else value
-
-    def _first(self) -> Tensor:
-        return self.queues[self.cut.inputs[0]][0]
 
     @contextmanager
     def playing(self, queues: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
@@ -94,25 +92,20 @@ class Player:
         """The tower of another copy of the model in the place of the stand-ins."""
         kept = {prefix: self.model.get_submodule(prefix) for prefix in self.prefixes}
         for prefix in self.prefixes:
-            _put(self.model, prefix, whole.get_submodule(prefix))
+            self.model.set_submodule(prefix, whole.get_submodule(prefix))
         self.active = False
         try:
             yield
         finally:
             self.active = True
             for prefix, module in kept.items():
-                _put(self.model, prefix, module)
-
-
-def _put(model: nn.Module, prefix: str, module: nn.Module) -> None:
-    path, _, name = prefix.rpartition(".")
-    setattr(model.get_submodule(path) if path else model, name, module)
+                self.model.set_submodule(prefix, module)
 
 
 def strip(model: nn.Module, prefixes: Sequence[str]) -> None:
     """Put stand-ins in the place of a tower's modules."""
     for prefix in prefixes:
-        _put(model, prefix, _stand_in(model.get_submodule(prefix)))
+        model.set_submodule(prefix, _stand_in(model.get_submodule(prefix)))
 
 
 def stripped_class(cls: Any, prefixes: Sequence[str]) -> Any:
@@ -137,21 +130,16 @@ def stripped_class(cls: Any, prefixes: Sequence[str]) -> Any:
     return Stripped
 
 
-def _stand_in(module: nn.Module) -> nn.Module:
+def _stand_in(module: Any) -> nn.Module:
     if isinstance(module, nn.ModuleList):
         return nn.ModuleList(_Identity() for _ in module)
     if isinstance(module, nn.Embedding):
         return _Zeros(module.embedding_dim, per_element=True)
-    if (width := _width(module)) is not None:
-        return _Zeros(width)
-    return _Tower(module) if hasattr(module, "base_model_prefix") else _Identity()
-
-
-def _width(module: nn.Module) -> int | None:
-    """Channels that an embedding of patches, or a convolution, gives."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
-        return module.out_channels
-    return getattr(module, "embed_dim", None) if hasattr(module, "proj") else None
+        return _Zeros(module.out_channels)
+    if hasattr(module, "proj") and hasattr(module, "embed_dim"):  # an embedding of patches
+        return _Zeros(module.embed_dim)
+    return _Tower(module) if hasattr(module, "base_model_prefix") else _Identity()
 
 
 class _Identity(nn.Module):
@@ -173,16 +161,6 @@ class _Zeros(nn.Module):
         return torch.zeros(*rows, self.width, device=value.device)
 
 
-class _AnyLayer:
-    """Hidden states of any layer."""
-
-    def __init__(self, value: Tensor):
-        self.value = value
-
-    def __getitem__(self, layer: int) -> Tensor:
-        return self.value
-
-
 class _Tower(nn.Module):
     """A tower without weights, with the settings that models ask theirs for."""
 
@@ -202,4 +180,5 @@ class _Tower(nn.Module):
         if not self.exact and played.ndim == 3:
             # One token of a class and four of patches, which models cut off and fold together.
             played = played.new_zeros(len(played), 5, played.shape[-1])
-        return BaseModelOutputWithPooling(last_hidden_state=played, hidden_states=_AnyLayer(played))
+        any_layer: defaultdict[int, Tensor] = defaultdict(lambda: played)
+        return BaseModelOutputWithPooling(last_hidden_state=played, hidden_states=any_layer)

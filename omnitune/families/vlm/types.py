@@ -1,13 +1,21 @@
 """What is known of each type of vision-language model: its parts, its prompt, and what it can do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.resources import files
 
 from torch import nn
 
 from ...errors import UserError
 from ...stages import is_under
+from ..files import read_json
+
+TABLE = files("omnitune.families.vlm") / "types.json"
+"""The known types, each with the layout of its parts."""
+PROMPTS = files("omnitune.families.vlm") / "prompts"
+"""PaliGemma's has every picture first, as its processor has it; those of BLIP put the picture's tokens before
+the text by themselves."""
 
 
 @dataclass(frozen=True)
@@ -37,187 +45,43 @@ class VlmType:
     packing: str | None = "nothing is known of how its tokens attend to each other"
     """Why several conversations cannot share a row; None where they can."""
     cut: Cut | None = None
-    uncut: str = "nothing is known of what leaves its vision tower"
-    """Why there is no cut, where there is none."""
+    """None where it was not tried."""
 
 
-SAID = """\
-{%- macro said(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-"""
-# Every picture comes first, as the processor has it; what follows is the text, and the answer in a new line.
-PALIGEMMA = (
-    SAID
-    + """\
-{%- for message in messages if message['content'] is not string -%}
-{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}
-{%- endfor -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{ said(message['content']) + eos_token }}{%- endgeneration -%}
-{%- else -%}{{ said(message['content']) + '\\n' }}{%- endif -%}
-{%- endfor -%}
-"""
-)
-# The processors of BLIP put the picture's tokens before the text by themselves.
-BLIP_2 = (
-    SAID
-    + """\
-{%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{ ' ' + said(message['content']) + eos_token }}{%- endgeneration -%}
-{%- elif message['role'] == 'system' -%}{{ said(message['content']) + ' ' }}
-{%- else -%}{{ 'Question: ' + said(message['content']) + ' Answer:' }}{%- endif -%}
-{%- endfor -%}
-"""
-)
-INSTRUCTBLIP = BLIP_2.replace("'Question: ' + ", "").replace(" + ' Answer:'", "")
+def _read_types() -> dict[str, VlmType]:
+    table = read_json(TABLE)
+    types = {}
+    for name, entry in table["types"].items():
+        own = {"packing": "it was not tried with this type", **entry}
+        roles = {role: tuple(prefixes) for role, prefixes in table["layouts"][own.pop("layout")].items()}
+        if "prompt" in own:
+            own["prompt"] = (PROMPTS / own["prompt"]).read_text()
+        if "cut" in own:
+            own["cut"] = Cut(tuple(own["cut"]), own.pop("cut_by_row", False))
+        types[name] = VlmType(roles, **own)
+    return types
 
 
-def _llava(*others: str, tower: tuple[str, ...] = ("vision_tower",)) -> dict[str, tuple[str, ...]]:
-    """Roles of the layout of LLaVA; `others` are bare parameters, each a role of its own."""
-    return {
-        "vision_tower": tuple(f"model.{name}" for name in tower),
-        "multi_modal_projector": ("model.multi_modal_projector",),
-        "language_model": ("model.language_model", "lm_head"),
-        **{name: (f"model.{name}",) for name in others},
-    }
-
-
-def _qwen(
-    *tower: str, mergers: tuple[str, ...] = ("merger",), others: tuple[str, ...] = ()
-) -> dict[str, tuple[str, ...]]:
-    """Roles of the layout of Qwen-VL, where the tower and its mergers are in one module."""
-    return {
-        "vision_tower": tuple(f"model.visual.{name}" for name in tower),
-        "multi_modal_projector": tuple(f"model.visual.{name}" for name in mergers),
-        "language_model": ("model.language_model", "lm_head"),
-        **{name: (f"model.{name}",) for name in others},
-    }
-
-
-IDEFICS_ROLES = {
-    "vision_tower": ("model.vision_model",),
-    "multi_modal_projector": ("model.connector",),
-    "language_model": ("model.text_model", "lm_head"),
-}
-BLIP_ROLES = {
-    "vision_tower": ("vision_model",),
-    "multi_modal_projector": ("query_tokens", "qformer", "language_projection"),
-    "language_model": ("language_model",),
-}
-GLM_TOWER = (
-    "patch_embed", "embeddings", "post_conv_layernorm", "blocks", "post_layernorm", "downsample",
-)  # fmt: skip
-
-PROJECTOR = Cut(("model.multi_modal_projector",))
-MERGER = Cut(("model.visual.merger",))
-CONNECTOR = Cut(("model.connector",))
-QFORMER = Cut(("qformer:encoder_hidden_states",))
-BOTH_WAYS = "the tokens of a picture attend to each other in both directions, found by their types in a row"
-STATE = "its linear attention layers carry a state from each token to the next"
-CHUNKS = "its attention is cut in chunks that are counted from the start of a row"
-SOUND = "its positions may run over the sound of a clip"
-UNTRIED = "it was not tried with this type"
-
-
-def _packs(roles: Mapping[str, tuple[str, ...]], cut: Cut) -> VlmType:
-    return VlmType(roles, packing=None, cut=cut)
-
-
-def _deepstack(merger_list: str, packing: str | None, *others: str) -> VlmType:
-    """The layout of Qwen3-VL, whose mergers read three further layers of the tower beside the last."""
-    roles = _qwen("patch_embed", "pos_embed", "blocks", mergers=("merger", merger_list), others=others)
-    cut = Cut(("model.visual.merger", *(f"model.visual.{merger_list}.{i}" for i in range(3))))
-    return VlmType(roles, packing=packing, cut=cut)
-
-
-def _known(roles: Mapping[str, tuple[str, ...]]) -> VlmType:
-    """A type of which the parts are known, and no more."""
-    return VlmType(roles, packing=UNTRIED, uncut=UNTRIED)
-
-
-TYPES: Mapping[str, VlmType] = {
-    "qwen2_vl": _packs(_qwen("patch_embed", "blocks"), MERGER),
-    "qwen2_5_vl": _packs(_qwen("patch_embed", "blocks"), MERGER),
-    "qwen3_vl": _deepstack("deepstack_merger_list", None),
-    "qwen3_vl_moe": _deepstack("deepstack_merger_list", None),
-    "qwen3_5": VlmType(_qwen("patch_embed", "pos_embed", "blocks"), packing=STATE, cut=MERGER),
-    "qwen3_5_moe": VlmType(_qwen("patch_embed", "pos_embed", "blocks"), packing=STATE, uncut=UNTRIED),
-    "qwen2_5_omni_thinker": VlmType(
-        _qwen("patch_embed", "blocks", others=("audio_tower",)), packing=SOUND, cut=MERGER
-    ),
-    "qwen3_omni_moe_thinker": _known(
-        _qwen(
-            "patch_embed", "pos_embed", "blocks", mergers=("merger", "merger_list"), others=("audio_tower",)
-        )
-    ),
-    "glm4v": VlmType(
-        _qwen(*GLM_TOWER), packing="it cannot tell the pictures of a row from its clips", cut=MERGER
-    ),
-    "glm4v_moe": _known(_qwen(*GLM_TOWER)),
-    "glm46v": _known(_qwen(*GLM_TOWER)),
-    "glm_ocr": _known(_qwen("patch_embed", "blocks", "post_layernorm", "downsample")),
-    "exaone4_5": _known(_qwen("patch_embed", "blocks")),
-    "llava": _packs(_llava(), PROJECTOR),
-    "llava_next": _packs(_llava("image_newline"), PROJECTOR),
-    "llava_next_video": _known(_llava("image_newline")),
-    "llava_onevision": _packs(_llava("image_newline"), PROJECTOR),
-    "video_llava": _packs(_llava(tower=("video_tower", "image_tower")), PROJECTOR),
-    "vipllava": _known(_llava()),
-    "fast_vlm": _packs(_llava(), PROJECTOR),
-    "internvl": _packs(_llava(), PROJECTOR),
-    "mistral3": _packs(_llava(), PROJECTOR),
-    "aya_vision": _known(_llava()),
-    "cohere2_vision": _known(_llava()),
-    "got_ocr2": _known(_llava()),
-    "gemma3": VlmType(_llava(), packing=BOTH_WAYS, cut=PROJECTOR),
-    "paligemma": VlmType(_llava(), PALIGEMMA, text_only=False, packing=BOTH_WAYS, cut=PROJECTOR),
-    "mllama": VlmType(
-        _llava(tower=("vision_model",)),
-        packing="its pictures are seen by masks of cross-attention that are laid out by row",
-        cut=Cut(("model.multi_modal_projector",), by_row=True),
-        unseen="cross_attn",
-    ),
-    "llama4": VlmType(
-        {
-            "vision_tower": ("vision_model",),
-            "multi_modal_projector": ("multi_modal_projector",),
-            "language_model": ("language_model",),
-        },
-        packing=CHUNKS,
-        cut=Cut(("multi_modal_projector",)),
-    ),
-    "idefics2": _known(IDEFICS_ROLES),
-    "idefics3": _packs(IDEFICS_ROLES, CONNECTOR),
-    "smolvlm": _packs(IDEFICS_ROLES, CONNECTOR),
-    "blip-2": VlmType(
-        BLIP_ROLES,
-        BLIP_2,
-        text_only=False,
-        packing="it takes no positions, and counts them from the start of a row",
-        cut=QFORMER,
-    ),
-    "instructblip": VlmType(
-        BLIP_ROLES,
-        INSTRUCTBLIP,
-        text_only=False,
-        packing="its Q-Former reads one question a row",
-        cut=QFORMER,
-    ),
-}
+TYPES: Mapping[str, VlmType] = _read_types()
 
 
 def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Tell the role of each parameter, or raise one UserError of all that is wrong with the roles."""
+    pairs = [(role, prefix) for role, prefixes in roles.items() for prefix in prefixes]
+    # A tied head is there under its own name too.
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in model.named_modules(remove_duplicate=False)}
+    lines = []
+    for role, prefix in pairs:
+        if prefix not in names:
+            near = get_close_matches(prefix, names, n=1, cutoff=0)
+            lines.append(
+                f"roles: {role}: {prefix} names no part of {type(model).__name__}; nearest: {near[0]}"
+            )
     owner: dict[str, str] = {}
     loose: list[str] = []
-    lines = [*_unmatched(model, roles)]
     for name, _ in model.named_parameters():
-        owners = [(role, prefix) for role, prefix in _pairs(roles) if is_under(name, prefix)]
+        owners = [(role, prefix) for role, prefix in pairs if is_under(name, prefix)]
         if len(owners) > 1:
             places = " and ".join(f"{role} ({prefix})" for role, prefix in owners)
             lines.append(f"roles: {name} is in {places}; state prefixes that do not overlap")
@@ -231,20 +95,6 @@ def roles_of(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> dict[str
     if lines:
         raise UserError("\n".join(lines))
     return owner
-
-
-def _pairs(roles: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
-    return ((role, prefix) for role, prefixes in roles.items() for prefix in prefixes)
-
-
-def _unmatched(model: nn.Module, roles: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """A line for each prefix that names nothing; a tied head is there under its own name too."""
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names |= {name for name, _ in model.named_modules(remove_duplicate=False)}
-    for role, prefix in _pairs(roles):
-        if prefix not in names:
-            near = get_close_matches(prefix, names, n=1, cutoff=0)
-            yield f"roles: {role}: {prefix} names no part of {type(model).__name__}; nearest: {near[0]}"
 
 
 def module_tree(model: nn.Module, depth: int = 3) -> str:

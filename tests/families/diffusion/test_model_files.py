@@ -36,7 +36,7 @@ def hub(model, tmp_path, monkeypatch):
 def test_a_hub_id_that_is_on_this_machine_loads_without_a_network(hub):
     family = Wan.load("org/tiny", "cpu", torch.float32, only=["transformer"])
     assert list(family.components) == ["transformer"]
-    assert family.source == str(hub / "snapshots" / "abc123")
+    assert family.files.source == str(hub / "snapshots" / "abc123")
 
 
 def test_a_hub_id_that_is_nowhere_is_named_with_the_way_out(hub):
@@ -48,7 +48,7 @@ def test_a_hub_id_that_is_nowhere_is_named_with_the_way_out(hub):
 
 def test_a_published_hub_id_that_is_not_at_hand_is_known_by_its_shipped_configuration(hub):
     family = Wan.load("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "meta", torch.bfloat16)
-    assert "shipped configuration" in family.source
+    assert "shipped configuration" in family.files.source
     assert family.limits.spatial == 16
     with pytest.raises(UserError, match="cannot be fetched"):
         Wan.load("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cpu", torch.bfloat16)
@@ -192,7 +192,7 @@ def test_a_published_model_that_is_partly_fetched_is_known_by_its_shipped_config
     name = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     hub.rename(hub.with_name(f"models--{name.replace('/', '--')}"))
     shutil.rmtree(hub.with_name(f"models--{name.replace('/', '--')}") / "snapshots" / "abc123" / "vae")
-    assert "shipped configuration" in Wan.load(name, "meta", torch.bfloat16).source
+    assert "shipped configuration" in Wan.load(name, "meta", torch.bfloat16).files.source
 
 
 # Single files

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run as run_command
 from safetensors.torch import load_file
+from small_chats import small_chat_run
 from test_export_vlm import Left, assert_same_logits, keys, loaded, logits
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def load(base: Path, tokens: tuple[str, ...] = TOKENS, device: str = "cpu") -> A
 
 def described(base: Path, folder: Path, tokens: Sequence[str] = TOKENS, **keys_of_run: Any) -> dict[str, Any]:
     """Describe a run whose conversations speak of the added tokens."""
-    run = runs.small_chat_run(base, folder, 1, 1, **keys_of_run)
+    run = small_chat_run(base, folder, 1, 1, **keys_of_run)
     run["model"]["options"] = {"add_tokens": list(tokens)}
     talks = json.loads((folder / "train.json").read_text())
     talks[1]["messages"][1]["content"] = "At <loc_0><loc_2>."
@@ -305,7 +307,7 @@ def test_replicas_and_shards_train_them_as_one_process_does(
     one = Ran(tmp_path, run).trained()
     for name in ("replicate", "shard"):
         other = Ran(tmp_path / name, run)
-        done = runs.run("train", "run.yaml", f"parallel.{name}=2", cwd=other.folder, ranks=2)
+        done = run_command("train", "run.yaml", f"parallel.{name}=2", cwd=other.folder, ranks=2)
         assert done.code == 0, done.err
         assert other.losses == pytest.approx(one.losses, rel=1e-5)
         found, expected = (load_file(ran.weights / "adapter_model.safetensors") for ran in (other, one))

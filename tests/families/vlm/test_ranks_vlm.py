@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run as run_command
 from safetensors.torch import load_file
+from small_chats import small_chat_run
 from torch import Tensor
 
 from omnitune.testing import runs
@@ -40,14 +42,14 @@ def write(
     **keys: Any,
 ) -> Path:
     """Write a run over all items in each step; `keys` replace top-level ones."""
-    described = runs.small_chat_run(model, folder, pictures, texts, **keys)
+    described = small_chat_run(model, folder, pictures, texts, **keys)
     described["data"].update(data or {})
     return runs.write_run(folder / "run.yaml", described)
 
 
 def train(file: Path, *words: str, ranks: int = 1) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of each step, and the weights of the end."""
-    done = runs.run("train", file, *words, cwd=file.parent, ranks=ranks)
+    done = run_command("train", file, *words, cwd=file.parent, ranks=ranks)
     assert done.code == 0, done.err
     folder = file.parent / "runs" / "run"
     weights: dict[str, Tensor] = {}

@@ -8,10 +8,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..batch import Batch
-from ..random import Draw
-from ..stages import encode
-from ..trainer import Trainer
+from omnitune.batch import Batch
+from omnitune.random import Draw
+from omnitune.stages import encode
+from omnitune.trainer import Trainer
 
 
 class Kept(TorchDispatchMode):  # type: ignore[no-untyped-call]
