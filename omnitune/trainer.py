@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .batch import Batch
-from .callbacks.base import Callback, Record, Samples
+from .callbacks.base import Callback, Record, Samples, checked_state
 from .callbacks.record import Measured, Recorder, RowTable, merged_draws
 from .conditions.base import Condition
 from .data.loader import MicroBatches, read_steps
@@ -199,7 +199,7 @@ class Trainer:
         self.recorder.check(self.saved_step)
         for callback in self.callbacks:
             callback.on_save(self)
-        kept = {name: dict(held) for name, callback in self.named_callbacks() if (held := callback.state())}
+        kept = {name: stored for name, one in self.named_callbacks() if (stored := checked_state(name, one))}
         state = {**self.state, "step": self.step, **({"callbacks": kept} if kept else {})}
         folder = self.folder / "checkpoints"
         checkpoint.save(

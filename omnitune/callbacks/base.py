@@ -1,11 +1,13 @@
 """The hooks of a callback, what it may use of the trainer, and what it receives."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from ..errors import UserError
 from ..options import ByName
 
 if TYPE_CHECKING:
@@ -151,6 +153,21 @@ class Callback:
 
     def load_state(self, state: State) -> None:
         """Take up what `state` gave, on every rank, before `on_start`."""
+
+
+def checked_state(name: str, callback: Callback) -> dict[str, Any]:
+    """What a callback keeps in the checkpoint. Raises UserError for what would not come back as it is."""
+    state = dict(callback.state())
+    try:
+        same = json.loads(json.dumps(state)) == state
+    except TypeError:
+        same = False
+    if not same:
+        raise UserError(
+            f"callbacks: {name}: state() gives {state!r}, which JSON does not give back as it is; keep "
+            "texts, numbers, lists and mappings with texts as keys, and tensors in tensors()"
+        )
+    return state
 
 
 class CallbackOptions(Protocol):

@@ -130,13 +130,15 @@ class MediaEvaluator(Evaluator):
             return load_media(self.options, i % len(self.options.prompts), bucket)
         dataset = captioned(self.job, self.index)
         inputs = dataset.inputs(self.chosen[i])
-        return {
-            medium.name: to_8bit(dataset.load(medium.name, inputs))
-            for medium in self.job.shape.media
-            if medium.training
-            and medium.sampling != "never"
-            and not (medium.clips_only and bucket.frames == 1)
-        }
+        media = [one for one in self.job.shape.media if not (one.clips_only and bucket.frames == 1)]
+        for medium in media:
+            if medium.sampling == "required" and not medium.training:
+                raise UserError(
+                    f"--data: a condition gives samples {medium.name}, which data do not bring; measure the "
+                    "loss alone (--metrics loss), or generate with `omnitune sample --media`"
+                )
+        given = [one.name for one in media if one.training and one.sampling != "never"]
+        return {name: to_8bit(dataset.load(name, inputs)) for name in given}
 
     @cached_property
     def samples(self) -> "list[Pixels]":

@@ -160,6 +160,7 @@ class Diffusion:
         noisy = self.start(family, batch, draw)
         for condition in conditions:
             noisy = condition.before(family, noisy, batch, draw)
+            assert noisy is not None, f"condition {condition.name}: before returned nothing; return noisy"
         noisy = self.noised(family, noisy)
 
         predict: Callable[[], Streams] = partial(family.denoise, noisy, batch)

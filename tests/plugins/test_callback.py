@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from omnitune import cli, config
 from omnitune.callbacks import record
-from omnitune.callbacks.base import Callback, Record, Samples
+from omnitune.callbacks.base import Callback, Record, Samples, checked_state
 from omnitune.checkpoint import newest
 from omnitune.commands.train import train
+from omnitune.errors import UserError
 from omnitune.testing.runs import metrics, small_run, write_run
 
 STATED = {"name": "early_stop:EarlyStop"}
@@ -152,3 +153,13 @@ def test_a_held_out_loss_in_mid_training_changes_nothing(home: Path, tiny_wan: P
     rows = [json.loads(line) for line in (home / "runs/with/held_out.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("state", [{"seen": {1, 2}}, {1: "one"}, {"pair": (1, 2)}])
+def test_a_state_that_json_does_not_give_back_is_refused(state: Any) -> None:
+    class Forgetful(Callback):
+        def state(self) -> Any:
+            return state
+
+    with pytest.raises(UserError, match=r"callbacks: mine: state\(\) gives .* tensors in tensors\(\)"):
+        checked_state("mine", Forgetful())
