@@ -129,11 +129,11 @@ def test_every_draw_after_the_cache_differs_between_epochs(case: Case, model: Mo
     trainer = trainer_of(case, model(case), tmp_path, certain=False, tracking={"draws": True})
     found = []
     for batches in (next(trainer.read()), None):
-        metrics = trainer.train_step(batches or next(trainer.read()))
+        measured = trainer.train_step(batches or next(trainer.read()))
         trainer.step += 1
-        found.append(metrics["draws"])
+        found.append(measured.record.draws)
     declared = {purpose for stage in trainer.stages for purpose in stage.draws}
-    purposes = found[0].keys() - {"id", "step"}
+    purposes = found[0].keys() - {"id"}
     assert declared | {"noise", "timestep"} <= purposes
     for purpose in purposes:
         first, second = (dict(zip(draws["id"], draws[purpose], strict=True)) for draws in found)

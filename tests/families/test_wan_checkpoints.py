@@ -1,6 +1,7 @@
 """What sets Wan's checkpoints apart, beyond what every family is held to."""
 
 import json
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_run_starts_from_the_adapters_of_both_experts(model, tmp_path: Path) -
             trainer_of(EXPERTS, given, tmp_path / "refused", trainable=rules(*cores), init_from=str(path))
     write_report(out)
     page = (out / "report.html").read_text()
-    assert "weight_name=&quot;pytorch_lora_weights_2.safetensors&quot;, load_into_transformer_2=True)" in page
+    assert 'weight_name="pytorch_lora_weights_2.safetensors", load_into_transformer_2=True)' in unescape(page)
     assert len((out / "metrics.jsonl").read_text().splitlines()) == STEPS
 
 
