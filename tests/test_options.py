@@ -71,7 +71,7 @@ def test_an_option_of_another_package_is_built(parts: str) -> None:
         ("conditions", {"name": "their_parts:Bare"}, "put @omnitune.option above its class"),
         ("conditions", {"name": "their_parts:Nameless"}, "give it name: str = 'their_parts:Nameless'"),
         ("conditions", {"name": "their_parts:Idle"}, "around, before, deterministic, exports"),
-        ("conditions", {"name": "their_parts:Plain", "strenght": 1}, "it has name, strength"),
+        ("conditions", {"name": "their_parts:Plain", "strngth": 1}, "it has name, strength"),
         ("conditions", {"name": "their_parts:Plain", "strength": "much"}, "conditions.0.strength"),
         (
             "conditions",
