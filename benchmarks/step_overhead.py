@@ -138,7 +138,10 @@ class Pairs:
 
 
 def alternate(run: TinyRun, warm_up: int) -> Pairs:
-    """Train a run, a bare step before each of its own; all pairs but the first `warm_up` and the last."""
+    """Train a run, a bare step before each of its own; all pairs but the first `warm_up`.
+
+    The last step, which saves, is in none: the trainer asks for no batch after it.
+    """
     with chdir(run.folder):  # where the run folder goes
         chosen, _ = config.load(run.file)
         trainer = start_training(chosen, run_folder(chosen)).trainer
@@ -146,7 +149,7 @@ def alternate(run: TinyRun, warm_up: int) -> Pairs:
         alternation = Alternation(trainer, BareStep(run, trainer, next(trainer.read())[0]))
         trainer.read = alternation.read
         trainer.fit()
-    return Pairs(alternation.bare[warm_up:-1], alternation.ours[warm_up:-1])
+    return Pairs(alternation.bare[warm_up:], alternation.ours[warm_up:])
 
 
 def main() -> int:
