@@ -61,9 +61,11 @@ from omnitune.random import Draw
 from omnitune.resolve import resolve_run
 
 run, _ = config.load(Path(sys.argv[1]))
-job = resolve_run(run)
-batch = job.batches(job.index(), Mesh(run.parallel))[(0, 0)]
-for stage in resolved.live:
+resolved = resolve_run(run)
+mesh = Mesh(run.parallel)
+family = resolved.load_family("cpu")
+batch = resolved.batches(resolved.index(), resolved.open_cache(), mesh)[(0, 0)]
+for stage in resolved.live_stages(family):
     batch = {**batch, **stage.run(batch, Draw(run.seed, batch["position"]))}
 length = resolved.options.text_length
 embeds = [torch.cat([e, e.new_zeros(length - len(e), e.shape[1])]) for e in batch["prompt_embeds"]]

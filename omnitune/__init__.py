@@ -12,21 +12,20 @@ if TYPE_CHECKING:
     from .commands.cache import cache
     from .commands.check import CheckResult, check
     from .commands.evaluate import evaluate as evaluate_run
-    from .commands.export import ExportRequest
     from .commands.export import export as export_weights
-    from .commands.init import InitRequest, init
+    from .commands.init import init
     from .commands.models import models
     from .commands.plan import plan
-    from .commands.report import ReportRequest
     from .commands.report import report as write_report
-    from .commands.sample import SampleRequest, SampleResult, sample
+    from .commands.sample import SampleResult, sample
     from .commands.train import TrainResult, train
     from .conditions.base import Condition
     from .config import load_run
     from .config.run import Run
     from .errors import MachineError, Stopped, UserError
-    from .evaluate import EvaluateRequest, EvaluationResult
+    from .evaluate import EvaluationResult
     from .options import option
+    from .requests import EvaluateRequest, ExportRequest, InitRequest, ReportRequest, SampleRequest
 
 __version__ = "0.1.0"
 
@@ -43,19 +42,20 @@ _HOMES = {
     "commands.cache": ("cache",),
     "commands.check": ("CheckResult", "check"),
     "commands.evaluate": ("evaluate_run",),
-    "commands.export": ("ExportRequest", "export_weights"),
-    "commands.init": ("InitRequest", "init"),
+    "commands.export": ("export_weights",),
+    "commands.init": ("init",),
     "commands.models": ("models",),
     "commands.plan": ("plan",),
-    "commands.report": ("ReportRequest", "write_report"),
-    "commands.sample": ("SampleRequest", "SampleResult", "sample"),
+    "commands.report": ("write_report",),
+    "commands.sample": ("SampleResult", "sample"),
     "commands.train": ("TrainResult", "train"),
     "conditions.base": ("Condition",),
     "config": ("load_run",),
     "config.run": ("Run",),
-    "evaluate": ("EvaluateRequest", "EvaluationResult"),
+    "evaluate": ("EvaluationResult",),
     "errors": ("MachineError", "Stopped", "UserError"),
     "options": ("option",),
+    "requests": ("EvaluateRequest", "ExportRequest", "InitRequest", "ReportRequest", "SampleRequest"),
 }
 _OWN_NAMES = {"evaluate_run": "evaluate", "export_weights": "export", "write_report": "report"}
 """Functions whose name in their module is a package's here."""

@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 
 from .errors import MachineError, Stopped, UserError, is_shared
 from .options import annotations_of
+from .requests import EvaluateRequest, ExportRequest, InitRequest, ReportRequest, SampleRequest
 from .words import Word
 
 if TYPE_CHECKING:
-    from .commands.export import ExportRequest
-    from .commands.init import InitRequest
-    from .commands.report import ReportRequest
-    from .commands.sample import SampleRequest
     from .config.run import Run
-    from .evaluate import EvaluateRequest
 
 T = TypeVar("T")
 
@@ -109,12 +105,6 @@ def fail(code: int, message: str, everywhere: bool = False) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from .commands.export import ExportRequest
-    from .commands.init import InitRequest
-    from .commands.report import ReportRequest
-    from .commands.sample import SampleRequest
-    from .evaluate.request import EvaluateRequest
-
     top = argparse.ArgumentParser(
         prog="omnitune", description="Fine-tune image, video and vision-language models.",
         epilog="Exit codes: 0 done, 2 a mistake of the user, 3 the machine failed, 75 stopped and saved.",

@@ -125,8 +125,9 @@ def test_nothing_but_families_names_a_family() -> None:
     assert not offenders
 
 
-def test_importing_omnitune_imports_nothing_heavy() -> None:
-    code = f"import sys, omnitune; print(*[name for name in {HEAVY} if name in sys.modules])"
+@pytest.mark.parametrize("start", ["import omnitune", "from omnitune.cli import parser; parser()"])
+def test_what_starts_a_process_imports_nothing_heavy(start: str) -> None:
+    code = f"import sys; {start}; print(*[name for name in {HEAVY} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,8 +1,6 @@
 """Write a run's weights in a format."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from ..errors import UserError
 from ..export import export_format
@@ -10,21 +8,9 @@ from ..export.weights import export as write_weights
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..progress import say
+from ..requests import ExportRequest
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
-from ..words import Word
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """Which weights of a run to write, and where."""
-
-    folder: Annotated[Path, Word("runs/NAME")]
-    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
-    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
-    format: Annotated[str | None, Word("diffusers, peft, merged or package.module:Class")] = None
-    merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
-    out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
 
 
 def export(request: ExportRequest) -> Path:

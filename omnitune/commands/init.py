@@ -1,25 +1,16 @@
 """A first run.yaml for a family."""
 
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from jinja2 import StrictUndefined, Template
 
 from ..errors import UserError
 from ..families import name_of, resolve
-from ..words import Word
+from ..requests import InitRequest
 
 if TYPE_CHECKING:
     from ..families.base import Checkpoint, Family
-
-
-@dataclass(frozen=True)
-class InitRequest:
-    """Which family, and which of its checkpoints."""
-
-    family: Annotated[str, Word("its name, as `omnitune models` lists it")]
-    variant: Annotated[str | None, Word("of its checkpoints, as `omnitune models` lists them")] = None
 
 
 def init(request: InitRequest) -> str:

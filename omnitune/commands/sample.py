@@ -1,42 +1,18 @@
 """Generate with what a run has learned."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..errors import Mistakes, UserError
 from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
+from ..requests import SampleRequest
 from ..resolve import resolve_run
 from ..run_folder import find_checkpoint, read_run
 from ..sampling import check_files, in_words, overridden, write_samples
-from ..words import Word
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What to generate, with which weights of a run; absent values are the run's own."""
-
-    folder: Annotated[Path, Word("runs/NAME")]
-    prompts: Annotated[Sequence[str] | None, Word("what to generate; again for more", "--prompt")] = None
-    images: Annotated[
-        Sequence[Path] | None, Word("its first frame, or what is asked about; one a prompt", "--image")
-    ] = None
-    last_images: Annotated[Sequence[Path] | None, Word("its last frame", "--last-image")] = None
-    media: Annotated[
-        Mapping[str, Sequence[Path]] | None, Word("what else conditions are given; one a prompt", "--media")
-    ] = None
-    size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
-    steps: Annotated[int | None, Word("denoising steps")] = None
-    guidance: Annotated[float | None, Word("guidance scale")] = None
-    seed: Annotated[int | None, Word("of the starting noise")] = None
-    max_tokens: Annotated[int | None, Word("most tokens of an answer")] = None
-    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
-    base: Annotated[bool, Word("the model before training")] = False
-    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
-    out: Annotated[Path | None, Word("folder to write to")] = None
 
 
 @dataclass(frozen=True)

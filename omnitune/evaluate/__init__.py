@@ -3,6 +3,7 @@
 Every function takes pictures (H, W, 3) or clips (T, H, W, 3) in uint8, wherever those come from.
 """
 
+from ..requests import EvaluateRequest
 from .conversations import ConversationEvaluator, before_the_answer
 from .evaluator import Evaluator, Metric
 from .features import Clip, FeatureNetwork, is_installed, load_features
@@ -11,7 +12,6 @@ from .media import MediaEvaluator
 from .motion import motion
 from .reconstruction import load_lpips, psnr
 from .registry import METRICS, evaluator
-from .request import EvaluateRequest
 from .results import EvaluationResult, Measure, table
 from .text_image import TextImageScorer, auc, clip_score, minilm, recall
 from .text_metrics import exact_match, majority, rouge_l

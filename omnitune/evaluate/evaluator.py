@@ -11,10 +11,10 @@ from ..objectives.held_out import Step
 from ..options import import_class
 from ..parallel.mesh import Mesh, Parallel
 from ..progress import say
+from ..requests import EvaluateRequest
 from ..resolve import ResolvedRun
 from ..run_folder import find_checkpoint
 from ..sampling import overridden
-from .request import EvaluateRequest
 from .results import Measure
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..requests import EvaluateRequest
 from ..resolve import resolve_run
 from ..run_folder import read_run
 from .conversations import ConversationEvaluator
@@ -13,7 +14,6 @@ from .loss import Loss
 from .media import MediaEvaluator
 from .motion import FrameMotion
 from .reconstruction import Psnr
-from .request import EvaluateRequest
 from .text_image import TextImage
 from .text_metrics import ExactMatch, Rouge
 

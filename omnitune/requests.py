@@ -1,14 +1,68 @@
-"""What an evaluation measures."""
+"""What each command is asked for: a field is an option of the command line, its `Word` the help text.
 
-from collections.abc import Collection, Sequence
+They lie apart from what they ask for, so that `--help` imports no torch.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ..errors import UserError
-from ..words import Word
+from .errors import UserError
+from .words import Word
 
 FEATURES = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Which weights of a run to write, and where."""
+
+    folder: Annotated[Path, Word("runs/NAME")]
+    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
+    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
+    format: Annotated[str | None, Word("diffusers, peft, merged or package.module:Class")] = None
+    merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
+    out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
+
+
+@dataclass(frozen=True)
+class InitRequest:
+    """Which family, and which of its checkpoints."""
+
+    family: Annotated[str, Word("its name, as `omnitune models` lists it")]
+    variant: Annotated[str | None, Word("of its checkpoints, as `omnitune models` lists them")] = None
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """Which run to report on."""
+
+    folder: Annotated[Path, Word("runs/NAME")]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to generate, with which weights of a run; absent values are the run's own."""
+
+    folder: Annotated[Path, Word("runs/NAME")]
+    prompts: Annotated[Sequence[str] | None, Word("what to generate; again for more", "--prompt")] = None
+    images: Annotated[
+        Sequence[Path] | None, Word("its first frame, or what is asked about; one a prompt", "--image")
+    ] = None
+    last_images: Annotated[Sequence[Path] | None, Word("its last frame", "--last-image")] = None
+    media: Annotated[
+        Mapping[str, Sequence[Path]] | None, Word("what else conditions are given; one a prompt", "--media")
+    ] = None
+    size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
+    steps: Annotated[int | None, Word("denoising steps")] = None
+    guidance: Annotated[float | None, Word("guidance scale")] = None
+    seed: Annotated[int | None, Word("of the starting noise")] = None
+    max_tokens: Annotated[int | None, Word("most tokens of an answer")] = None
+    checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
+    base: Annotated[bool, Word("the model before training")] = False
+    raw: Annotated[bool, Word("raw weights where an average is kept")] = False
+    out: Annotated[Path | None, Word("folder to write to")] = None
 
 
 @dataclass(frozen=True)
