@@ -42,8 +42,8 @@ def check_ranges(options: object, **intervals: str) -> None:
             raise ValueError(f"{name} must be {bound if high == inf else f'in {interval}'}, not {value}")
 
 
-def import_class(name: str) -> type[Any]:
-    """Import `package.module:Class`. Raises ValueError where that fails."""
+def import_class(name: str, kind: type[Any] | None = None) -> type[Any]:
+    """Import `package.module:Class`. Raises ValueError where it fails or is no whole `kind`."""
     module, _, cls = name.partition(":")
     try:
         found: type[Any] = getattr(import_module(module), cls)
@@ -51,7 +51,17 @@ def import_class(name: str) -> type[Any]:
         raise ValueError(
             f"{name!r} cannot be imported: {error}; correct it, or put the folder of {module} on PYTHONPATH"
         ) from error
+    if kind is not None:
+        if not (isinstance(found, type) and issubclass(found, kind)):
+            raise ValueError(f"{name} is not a subclass of {kind.__module__}.{kind.__name__}; make it one")
+        if lacking := abstract_methods(found):
+            raise ValueError(f"{name} has no {', '.join(lacking)}, which every {kind.__name__} has; add it")
     return found
+
+
+def abstract_methods(cls: type[Any]) -> list[str]:
+    """What a class leaves to its subclasses to define."""
+    return sorted(getattr(cls, "__abstractmethods__", ()))
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,8 @@ class ByName:
     """Annotates a union of options: `name` tells the member, a mapping without one is the default.
 
     A name with a colon (`my_package.my_module:MyOption`) is an option of another package, which has a field
-    `name: str`; without a default, all members are such. As of `option`, pydantic reads this class; its core
-    schemas are plain dicts.
+    `name: str`. A protocol in the union is no member: it types those of other packages. As of `option`,
+    pydantic reads this class; its core schemas are plain dicts.
     """
 
     default: str | None = None
@@ -68,7 +78,7 @@ class ByName:
     """The class that members derive from, or the protocol that they follow."""
 
     def __get_pydantic_core_schema__(self, union: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
-        built_in = (get_args(union) or (union,)) if self.default else ()
+        built_in: list[Any] = [member for member in get_args(union) or (union,) if is_dataclass(member)]
         members = {member.name: schema_of(member) for member in built_in}
         mapping = {"type": "dict", "keys_schema": {"type": "str"}, "strict": False}
         external = {
@@ -81,10 +91,10 @@ class ByName:
             "discriminator": self.tell,
         }
 
-    def tell(self, value: Any) -> str:
-        """Name the member that a mapping, or an instance, is of."""
-        name = str(value.get("name", self.default) if isinstance(value, dict) else value.name)
-        return EXTERNAL if ":" in name else name
+    def tell(self, value: Any) -> str | None:
+        """Name the member that a mapping, or an instance, is of; None for a value that has no name."""
+        name = value.get("name", self.default) if isinstance(value, dict) else getattr(value, "name", None)
+        return None if name is None else EXTERNAL if ":" in str(name) else str(name)
 
     def build_external(self, value: Any, _: Any) -> Any:
         """Import and validate an option of another package."""
@@ -107,6 +117,8 @@ class ByName:
 
     def _lacking(self, cls: type[Any]) -> list[str]:
         """What a class lacks to be of the kind: fields and methods by name."""
+        if abstract := abstract_methods(cls):
+            return abstract
         if self.kind is None or issubclass(cls, () if is_protocol(self.kind) else self.kind):
             return []
         has = {*dir(cls), *(field.name for field in fields(cls))}

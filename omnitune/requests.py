@@ -14,6 +14,12 @@ from .words import Word
 FEATURES = "efficientnet_lite0"
 
 
+def check_weights(base: bool, checkpoint: int | None) -> None:
+    """Raise UserError for the model before training, of a checkpoint."""
+    if base and checkpoint is not None:
+        raise UserError(f"--base: is not of checkpoint {checkpoint}; give one of both")
+
+
 @dataclass(frozen=True)
 class ExportRequest:
     """Which weights of a run to write, and where."""
@@ -24,6 +30,10 @@ class ExportRequest:
     format: Annotated[str | None, Word("diffusers, peft, merged or package.module:Class")] = None
     merged: Annotated[bool, Word("the same as --format merged: adapters added to the weights")] = False
     out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
+
+    def __post_init__(self) -> None:
+        if self.merged and self.format not in (None, "merged"):
+            raise UserError(f"--merged: is not --format {self.format}; give one of both")
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,9 @@ class SampleRequest:
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
     out: Annotated[Path | None, Word("folder to write to")] = None
 
+    def __post_init__(self) -> None:
+        check_weights(self.base, self.checkpoint)
+
 
 @dataclass(frozen=True)
 class EvaluateRequest:
@@ -95,8 +108,7 @@ class EvaluateRequest:
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"--samples: {self.samples} is not 1 or more")
-        if self.base and self.checkpoint is not None:
-            raise UserError(f"--base: is not of checkpoint {self.checkpoint}; give one of both")
+        check_weights(self.base, self.checkpoint)
 
     def check_used(self, read: Collection[str], measured: Collection[str]) -> None:
         """Raise UserError for options that nothing which is measured reads."""

@@ -76,10 +76,18 @@ def option_of(medium: str) -> str:
     return LISTS.get(medium, f"media.{medium}")
 
 
+ONE_EACH = {"prompts": "prompt", "images": "image", "last_images": "last-image"}
+"""Lists of `Validation` that the command line takes one by one."""
+
+
 def in_words(text: str) -> str:
     """An option, or a message that begins with one, as the command line spells it."""
-    text = text.replace("last_images", "last-image").replace("images", "image").replace("media.", "media ")
-    return f"--{text.replace('_', '-')}"
+    option, colon, rest = text.partition(":")
+    if option.startswith("media."):
+        return f"--media {option.removeprefix('media.')}{colon}{rest}"
+    name, space, more = option.partition(" ")
+    word = ONE_EACH.get(name, name.replace("_", "-"))
+    return f"--{word}{space}{more}{colon}{rest}"
 
 
 def overridden(options: Validation, given: Mapping[str, Any]) -> Validation:
@@ -123,7 +131,7 @@ class Request(ABC):
         defaults = Validation()
         unused = [name for name in cls.unread if getattr(options, name) != getattr(defaults, name)]
         reason = f"has no effect, {cls.reason}; remove it"
-        return [UserError(f"validation.{name}: {reason}") for name in unused]
+        return [UserError(f"{called(name)}: {reason}") for name in unused]
 
     @abstractmethod
     def write(self, path: Path, result: Any) -> Path:

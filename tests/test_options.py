@@ -1,5 +1,6 @@
 """Options of other packages: found by name, held against what is asked of them."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,9 +9,15 @@ import pytest
 from omnitune import load_run
 from omnitune.config.run import Run
 from omnitune.errors import UserError
+from omnitune.export import find_format
+from omnitune.families import resolve
+from omnitune.requests import EvaluateRequest, ExportRequest, SampleRequest
+from omnitune.sampling import in_words
 
 PARTS = """
 from omnitune import Condition, option
+from omnitune.export.base import Format
+from omnitune.objectives.diffusion import Diffusion
 
 
 @option
@@ -35,6 +42,28 @@ class Idle:
 
 class Bare(Condition):
     name = "bare"
+
+
+@option
+class HalfObjective(Diffusion):
+    name: str
+
+
+@option
+class HalfChats:
+    name: str
+
+
+class HalfFormat(Format):
+    name = "half"
+    holds = "half"
+
+    def files(self, path):
+        return []
+
+
+def function():
+    pass
 """
 
 
@@ -94,3 +123,62 @@ def test_what_is_wrong_with_one_is_told_with_the_way_out(
         described(key, [value] if key in ("conditions", "callbacks") else value)
     assert message in str(told.value)
     assert str(told.value).startswith("run:")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer", "adamw", "optimizer: must be a mapping with a name, {name: ...}, not 'adamw'"),
+        ("optimizer", None, "optimizer: must be a mapping with a name, {name: ...}, not None"),
+        ("objective", 3, "objective: must be a mapping with a name, {name: ...}, not 3"),
+        ("conditions", ["caption_dropout"], "conditions.0: must be a mapping with a name"),
+        ("callbacks", ["their_parts:Plain"], "callbacks.0: must be a mapping with a name"),
+        ("callbacks", [{"patience": 3}], "callbacks.0: must be a mapping with a name"),
+        ("callbacks", [{"name": None}], "callbacks.0: must be a mapping with a name"),
+        ("data", {"sources": ["clips"]}, "data.sources.0: must be a mapping with a name"),
+    ],
+)
+def test_a_value_that_has_no_name_is_refused_where_it_stands(
+    parts: str, key: str, value: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        described(key, value)
+
+
+def test_half_an_option_is_refused_before_the_cache_is_filled(parts: str) -> None:
+    with pytest.raises(UserError, match="their_parts:HalfObjective has no path, target, which every"):
+        described("objective", {"name": f"{parts}:HalfObjective"})
+    with pytest.raises(UserError, match="their_parts:HalfChats has no items, missing, open"):
+        described("data", {"name": "conversations", "sources": [{"name": f"{parts}:HalfChats"}]})
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("function", "their_parts:function is not a subclass of"),
+        ("Bare", "their_parts:Bare is not a subclass of"),
+        ("HalfFormat", "their_parts:HalfFormat has no read, write, which every Format has; add it"),
+    ],
+)
+def test_a_class_of_another_kind_is_refused(parts: str, part: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_format(f"{parts}:{part}", "--format")
+    with pytest.raises(
+        UserError, match=r"model\.family: .* is not a subclass of omnitune\.families\.base\.Family"
+    ):
+        resolve(f"{parts}:{part}")
+
+
+def test_a_message_names_the_option_as_the_command_line_spells_it() -> None:
+    assert in_words("media.depth_map") == "--media depth_map"
+    assert in_words("last_images") == "--last-image"
+    assert in_words("max_tokens: give images a_b") == "--max-tokens: give images a_b"
+    assert in_words("steps must be 1 or more, of last_images") == "--steps must be 1 or more, of last_images"
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    for wrong in (SampleRequest, EvaluateRequest):
+        with pytest.raises(UserError, match="--base: is not of checkpoint 3; give one of both"):
+            wrong(Path("runs/run"), base=True, checkpoint=3)
+    with pytest.raises(UserError, match="--merged: is not --format peft; give one of both"):
+        ExportRequest(Path("runs/run"), format="peft", merged=True)

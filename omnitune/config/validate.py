@@ -192,6 +192,8 @@ def _describe(e: Any) -> str:
         return " is missing"
     if e["type"] == "union_tag_invalid":
         return f" is {e['ctx']['tag']!r}; choose from {e['ctx']['expected_tags'].replace(chr(39), '')}"
+    if e["type"] == "union_tag_not_found":
+        return f": must be a mapping with a name, {{name: ...}}, not {e['input']!r}"
     return f": {_plain(e)}"
 
 

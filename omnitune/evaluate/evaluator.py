@@ -104,7 +104,7 @@ class Evaluator(ABC):
         if name not in known and ":" not in name:
             raise UserError(f"--metrics: {name!r} is not one of {', '.join(known)}, nor module:Class")
         try:
-            metric: type[Metric[Any]] = known.get(name) or import_class(name)
+            metric: type[Metric[Any]] = known.get(name) or import_class(name, Metric)
         except ValueError as error:
             raise UserError(f"--metrics: {error}") from None
         if foreign := [need for need in metric.needs if need not in self.gives]:

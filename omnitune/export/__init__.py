@@ -26,11 +26,9 @@ def find_format(name: str, option: str) -> Format:
             f"{option}: {name!r} is not a format; {hint} (or name your own as package.module:Class)"
         )
     try:
-        cls = import_class(FORMATS.get(name, name))
+        cls = import_class(FORMATS.get(name, name), Format)
     except ValueError as error:
         raise UserError(f"{option}: {error}") from error
-    if not issubclass(cls, Format):
-        raise UserError(f"{option}: {name} is not a subclass of omnitune.export.base.Format; make it one")
     found: Format = cls()
     return found
 

@@ -1,6 +1,5 @@
 """The layout of diffusers: LoRA files as pipelines load them, and whole components as folders."""
 
-from collections import ChainMap
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ class Diffusers(Format):
         assert isinstance(family, DiffusersFamily), family.name
         if family.files.classes[component][0] == "diffusers":
             # Its loader would hold a second model, in fp32; these tensors stay in the file until compared.
-            found = [tensors for _, tensors, _ in read_files(sorted(folder.glob("*.safetensors")))]
-            return dict(ChainMap(*found))
+            return super().read_folder(component, folder, family)
         state: dict[str, Tensor] = family.files.find_class(component).from_pretrained(folder).state_dict()
         return state
 

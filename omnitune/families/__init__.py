@@ -44,7 +44,9 @@ def resolve(name: str) -> "type[Family]":
         raise UserError(
             f"model.family: {name!r} is not a family; {hint} (or name your own as package.module:Class)"
         )
+    from .base import Family
+
     try:
-        return import_class(target)
+        return import_class(target, Family)
     except ValueError as error:
-        raise UserError(f"model.family: {error}; correct it, or put its folder on PYTHONPATH") from error
+        raise UserError(f"model.family: {error}") from error

@@ -373,7 +373,7 @@ class Family(ABC):
     @property
     def limits(self) -> Limits:
         """The sizes of pixels that samples may have; a family that is trained on captions says."""
-        raise NotImplementedError(f"{self.name} is trained on {self.trained_on}, which have no sizes")
+        raise UserError(f"model.family: {self.name} states no sizes of samples; give it a property limits")
 
     def blocks(self, component: str) -> list[nn.Module]:
         """The repeated layers of a loaded component, for sharding, checkpointing and compiling."""
@@ -450,7 +450,8 @@ class Denoiser(Family):
         Rows that are not `given` (B,) train text-to-video; of those that are and not `kept` (B,) an empty
         picture stands in the place of frames.
         """
-        raise NotImplementedError(f"{self.name} is given no frames")
+        takes = ", ".join(self.takes) or "no frames"
+        raise UserError(f"conditions: {self.name} takes {takes} and has no with_frames; give it one")
 
     def widen(self, inputs: int, outputs: int = 0) -> None:
         """Have the network take further channels behind its own, and give further ones as stream `further`.

@@ -4,6 +4,7 @@ Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
@@ -73,7 +74,7 @@ class DynamicShift:
 
 
 @option
-class Diffusion:
+class Diffusion(ABC):
     """Noise the latents, let the model predict, compare. Subclasses state levels, path, target and weight."""
 
     held_out_levels: ClassVar[int] = 8
@@ -90,9 +91,14 @@ class Diffusion:
             )
         if self.huber_delta <= 0:
             raise UserError(f"objective.huber_delta: {self.huber_delta} is not above 0")
+        if family.experts and type(self).expert_levels is Diffusion.expert_levels:
+            raise UserError(
+                f"objective.name: {self.name} draws no levels for the experts of {family.name}; give it "
+                "expert_levels, or take flow_matching"
+            )
         self.check_schedule(family)
 
-    def check_schedule(self, family: Denoiser) -> None:
+    def check_schedule(self, family: Denoiser) -> None:  # noqa: B027  # most fit all
         """Raise UserError for a family that was pretrained on a path of another kind."""
 
     def units(self, inputs: Mapping[str, Any]) -> dict[str, int]:
@@ -104,14 +110,15 @@ class Diffusion:
 
     def expert_levels(self, family: Denoiser, x0: Streams, draw: Draw) -> tuple[Tensor, str]:
         """Draw u, (B,), in the range of one of the family's experts, to which the whole global batch goes."""
-        raise NotImplementedError("experts share the levels of flow matching alone")
+        raise AssertionError(f"prepare refuses {family.name}, which has experts")
 
+    @abstractmethod
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """alpha and sigma of x_t = alpha x_0 + sigma noise, and the timestep that is fed; each like u."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the model predicts."""
 
     def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(alpha)
@@ -316,9 +323,9 @@ class VariancePreserving(Diffusion):
         snr = (alpha / sigma) ** 2
         return snr.clamp(max=self.min_snr_gamma) / self.error_of_x0(snr)
 
+    @abstractmethod
     def error_of_x0(self, snr: Tensor) -> Tensor:
         """By how much the squared error of the prediction exceeds that of x_0."""
-        raise NotImplementedError
 
 
 @option

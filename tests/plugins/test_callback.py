@@ -96,7 +96,7 @@ def test_an_unknown_callback_is_a_mistake_of_the_user(home: Path, capsys: pytest
     assert started("callbacks=[{name: early_stop:Gone}]") == 2
     assert "callbacks.0: 'early_stop:Gone' cannot be imported" in capsys.readouterr().err
     assert started("callbacks=[{name: gone}]") == 2
-    assert "callbacks.0.name" in capsys.readouterr().err
+    assert "callbacks.0.name is 'gone'; choose from package.module:Class" in capsys.readouterr().err
 
 
 class Live(Callback):

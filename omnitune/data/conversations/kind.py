@@ -10,6 +10,7 @@ from ...files import Hashes
 from ...options import NOT_LEARNED, ByName, check_ranges, option
 from ..dataset import Index
 from ..sizes import Bucket, TakesSizes
+from ..sources import Source
 from .options import ChatOptions
 from .rows import ConversationDataset, ConversationIndex, make_rows
 from .scan import scan
@@ -64,7 +65,7 @@ class Conversations(ChatOptions):
     """Conversations about pictures and clips, as vision-language models are trained on."""
 
     name: Literal["conversations"] = "conversations"
-    sources: Annotated[list[Annotated[ConversationSource, ByName("conversations")]], NOT_LEARNED]
+    sources: Annotated[list[Annotated[ConversationSource, ByName("conversations", Source)]], NOT_LEARNED]
     """Where they lie; all of them are mixed."""
     packing: bool = False
     """Put several conversations into one row, where the model can; none sees another."""
