@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from omnitune import config
 from omnitune.data.sizes import Bucket
 from omnitune.families import REGISTRY, resolve
-from omnitune.families.base import Denoiser, Noisy
+from omnitune.families.base import Denoiser, Family, Noisy
 from omnitune.objectives.diffusion import Diffusion, expand
 from omnitune.random import Draw
 from omnitune.testing.runs import small_run, write_run
 from omnitune.testing.tiny import build_tiny
 from omnitune.testing.training import start_training
+from omnitune.trainable.adapters import apply_claims
+from omnitune.trainable.freezing import Freezing, spell_rules
+from omnitune.trainable.rules import Claims, Lora, LoraEverywhere, Rule, claim
 
 SIDES, LATENT_FRAMES, FPS = 64, 3, 12
 CAPTIONS = ("rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool")
@@ -346,3 +349,15 @@ def _picture(frame: Tensor) -> Any:
     """(3, 1, H, W) in [-1, 1] as a PIL picture."""
     levels = ((frame[:, 0] + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def usual_lora(family: Family, *further: Rule) -> Claims:
+    """Add adapters to the family's usual layers, and to those of further rules; their B is not zero."""
+    word = LoraEverywhere(lora=Lora(rank=2, alpha=6))
+    rules = spell_rules(word, Freezing(), family.components, family.roles, family.cores, family.lora_targets)
+    claims = claim(family.components, [*rules, *further])
+    apply_claims(family.components, claims, seed=0)
+    for name, parameter in family.components.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter)
+    return claims

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import CogView4Pipeline, CogView4Transformer2DModel
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
-from recorded import Calls, call
+from recorded import Calls, call, usual_lora
 from torch import Tensor
 
 from omnitune import config
@@ -24,9 +24,6 @@ from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import apply_claims
-from omnitune.trainable.freezing import Freezing, spell_rules
-from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)
@@ -203,21 +200,9 @@ def test_a_picture_comes_out_of_bfloat16(model: Path) -> None:
 def test_the_pipeline_loads_the_lora_of_the_usual_layers(
     family: CogView4, model: Path, tmp_path: Path
 ) -> None:
-    rules = spell_rules(
-        LoraEverywhere(lora=Lora(rank=2, alpha=6)),
-        Freezing(),
-        family.components,
-        family.roles,
-        family.cores,
-        family.lora_targets,
-    )
-    claims = claim(family.components, rules)
+    claims = usual_lora(family)
     assert len(claims.adapted) == 2 * 4  # blocks, and q, k, v and out of each
-    apply_claims(family.components, claims, seed=0)
     core: Any = family.components["transformer"]
-    for name, parameter in core.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter)
     export(family, claims, Mesh(Parallel()), tmp_path / "weights")
     pipe = CogView4Pipeline.from_pretrained(model)
     pipe.load_lora_weights(tmp_path / "weights")

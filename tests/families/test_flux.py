@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from recorded import Calls, call
+from recorded import Calls, call, usual_lora
 from torch import Tensor
 
 from omnitune import config
@@ -26,9 +26,7 @@ from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import apply_claims
-from omnitune.trainable.freezing import Freezing, spell_rules
-from omnitune.trainable.rules import Lora, LoraEverywhere, Rule, claim
+from omnitune.trainable.rules import Lora, Rule
 
 SHORT, LONG = "rocket", "an airplane flies over the sea, seen from below, and a cat plays with a ball of wool"
 WIDE = Bucket(1, 48, 80)
@@ -209,22 +207,9 @@ def test_a_picture_comes_out_of_bfloat16_though_the_autoencoder_computes_in_floa
 def test_the_pipeline_loads_the_lora_of_the_usual_layers_and_of_clip(
     family: Flux, model: Path, tmp_path: Path
 ) -> None:
-    lora = Lora(rank=2, alpha=6)
-    rules = spell_rules(
-        LoraEverywhere(lora=lora),
-        Freezing(),
-        family.components,
-        family.roles,
-        family.cores,
-        family.lora_targets,
-    )
-    claims = claim(family.components, [*rules, Rule(params="text_encoder.*_proj", lora=lora)])
+    claims = usual_lora(family, Rule(params="text_encoder.*_proj", lora=Lora(rank=2, alpha=6)))
     # 8 in attention and 4 in the two feed-forward nets of a double block; q, k, v of a single one; CLIP's.
     assert len(claims.adapted) == 2 * 12 + 2 * 3 + 2 * 4
-    apply_claims(family.components, claims, seed=0)
-    for name, parameter in family.components.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter)
     export(family, claims, Mesh(Parallel()), tmp_path / "weights")
     pipe = FluxPipeline.from_pretrained(model)
     before = pipe.encode_prompt(LONG)[1]

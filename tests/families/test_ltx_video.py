@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXImageToVideoPipeline, LTXPipeline
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from recorded import usual_lora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,9 +26,6 @@ from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.random import Draw
 from omnitune.sampling import Sampling
 from omnitune.testing.tiny import build_tiny
-from omnitune.trainable.adapters import apply_claims
-from omnitune.trainable.freezing import Freezing, spell_rules
-from omnitune.trainable.rules import Lora, LoraEverywhere, claim
 
 CAPTIONS = ["rocket", "an airplane flies over the sea, seen from below"]
 NO_DRAW = Draw(0, [0, 1])
@@ -276,21 +274,8 @@ def test_reconstruction_draws_nothing_and_decodes_at_level_0(model: Path) -> Non
 
 def test_both_pipelines_load_the_lora_of_the_usual_layers(model: Path, tmp_path: Path) -> None:
     family = load(model, "transformer", "text_encoder")
-    core: Any = family.components["transformer"]
-    rules = spell_rules(
-        LoraEverywhere(lora=Lora(rank=2, alpha=6)),
-        Freezing(),
-        family.components,
-        family.roles,
-        family.cores,
-        family.lora_targets,
-    )
-    claims = claim(family.components, rules)
+    claims = usual_lora(family)
     assert len(claims.adapted) == 2 * 2 * 4  # q, k, v and out of both attentions of each block
-    apply_claims(family.components, claims, seed=0)
-    for name, parameter in core.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter)
     batch = prepared(family, CAPTIONS, [24.0, 24.0])
     live = predicted(family, at([0.3, 0.8], latents()), batch)
     export(family, claims, Mesh(Parallel()), tmp_path / "weights")

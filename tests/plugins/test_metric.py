@@ -31,7 +31,10 @@ def test_it_is_measured_beside_those_of_the_package(
     found = {row["name"]: row for row in json.loads(Path("found.json").read_text())["metrics"]}
     assert "held-out loss" in found
     assert found["brightness (levels)"]["count"] == 2
-    assert 0 < found["brightness (levels)"]["reference"] < 255
+    row = found["brightness (levels)"]
+    assert 0 < row["value"] < 255
+    assert 0 < row["reference"] < 255
+    assert row["value"] != row["reference"]
     assert cli.main([*words, "brightness:Brightness"]) == 2
     assert "--metrics: brightness:Brightness needs data that was not trained on" in capsys.readouterr().err
     assert cli.main([*words, "brightness:Gone", *data]) == 2
