@@ -15,6 +15,8 @@ NOT_LEARNED = "does not change what is learned"
 LEARNED = "changes what is learned, with all that it holds"
 """Annotates an option whose own options all count, also those that are NOT_LEARNED elsewhere."""
 EXTERNAL = "package.module:Class"
+EXTERNAL_MARK = ":"
+"""Stands in the name of a class of another package, and in no name of this one."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -93,8 +95,11 @@ class ByName:
 
     def tell(self, value: Any) -> str | None:
         """Name the member that a mapping, or an instance, is of; None for a value that has no name."""
-        name = value.get("name", self.default) if isinstance(value, dict) else getattr(value, "name", None)
-        return None if name is None else EXTERNAL if ":" in str(name) else str(name)
+        if isinstance(value, dict):
+            name = str(value["name"]) if "name" in value else self.default
+        else:
+            name = getattr(value, "name", None)
+        return EXTERNAL if name is not None and EXTERNAL_MARK in name else name
 
     def build_external(self, value: Any, _: Any) -> Any:
         """Import and validate an option of another package."""

@@ -83,6 +83,7 @@ class ResolvedRun:
             run.objective.prepare(self.shape)
         self._bind_data()
         self._claim()
+        self._check_stages()
         cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.trained, self.bound.media)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
@@ -115,6 +116,18 @@ class ResolvedRun:
                 for need in needs
                 if need not in brought
             ]
+
+    def _check_stages(self) -> None:
+        """Note stages of conditions that hide another's: in the cache, or in the batch."""
+        stages = self.shape.stages
+        for i, stage in enumerate(stages[len(self.shape.own_stages) :], len(self.shape.own_stages)):
+            if any(stage.name == other.name for other in stages[:i]):
+                told = f"two stages are called {stage.name}, which is their place in the cache"
+                self.mistakes.errors.append(UserError(f"conditions: {told}; rename that of the condition"))
+            given = {name for other in stages[:i] for name in other.gives}
+            if hidden := [name for name in stage.gives if name in given]:
+                told = f"stage {stage.name} gives {hidden[0]}, which an earlier stage gives already"
+                self.mistakes.errors.append(UserError(f"conditions: {told}; give it another name"))
 
     def _claim(self) -> None:
         """Match rules, flags of freezing and options that train against the parameters."""

@@ -14,19 +14,22 @@ from torch import Tensor
 
 from . import checkpoint
 from .batch import Batch
-from .callbacks.base import Callback, Record, Samples, checked_state
+from .callbacks.base import Callback, Record, Samples, check_metrics, checked_state
 from .callbacks.record import Measured, Recorder, RowTable, merged_draws
 from .conditions.base import Condition
 from .data.loader import MicroBatches, read_steps
-from .errors import Stopped, shared
+from .errors import Stopped, UserError, shared
 from .export.weights import CARRIED
 from .families.base import Family
 from .objectives.base import Objective
 from .optim import Schedule
 from .parallel.mesh import Mesh
-from .parallel.state import load_optimizer, load_tensors, optimizer_tensors
+from .parallel.state import OPTIMIZER, load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
 from .stages import Stage, encode
+
+RESERVED = ("weights/", CARRIED, OPTIMIZER)
+"""How names of the run's own tensors begin in a checkpoint."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,7 +78,8 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self)
             self.mesh.reshard()
-            if self.finish_wish:
+            _ = self.tensors()  # names that cannot be saved are told before the first step
+            if self.finish_wish and self.last_step == self.total:  # not between phases
                 self.last_step = self.step
             self.clock = time.monotonic()
             with closing(self.read()) as steps:
@@ -121,6 +125,7 @@ class Trainer:
             loss = self.objective.loss(
                 self.family, encode(batch, draw, self.stages, device), draw, self.conditions
             )
+            check_metrics(loss.metrics)
             mean = torch.stack([total / counts[unit] for unit, total in loss.totals.items()]).sum()
             self.mesh.backward(mean, last=i == len(micro_batches) - 1)
             for name, value in {"loss": mean, **loss.metrics}.items():
@@ -191,8 +196,14 @@ class Trainer:
         kept = {f"weights/{name}": value for name, value in self.weights().items()}
         earlier = dict(self.family.components.named_parameters())
         kept.update({f"{CARRIED}{name}": earlier[name] for name in self.carried})
-        for callback in self.callbacks:
-            kept.update(callback.tensors())
+        for name, callback in self.named_callbacks():
+            for key, value in callback.tensors().items():
+                if key in kept or key.startswith(RESERVED):
+                    raise UserError(
+                        f"callbacks: {name}: tensors() gives {key}, which the checkpoint has of the run or "
+                        "of another callback; give it a name of its own"
+                    )
+                kept[key] = value
         return kept
 
     def save(self) -> None:

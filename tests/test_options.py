@@ -134,7 +134,7 @@ def test_what_is_wrong_with_one_is_told_with_the_way_out(
         ("conditions", ["caption_dropout"], "conditions.0: must be a mapping with a name"),
         ("callbacks", ["their_parts:Plain"], "callbacks.0: must be a mapping with a name"),
         ("callbacks", [{"patience": 3}], "callbacks.0: must be a mapping with a name"),
-        ("callbacks", [{"name": None}], "callbacks.0: must be a mapping with a name"),
+        ("callbacks", [{"name": None}], "callbacks.0.name is 'None'; choose from package.module:Class"),
         ("data", {"sources": ["clips"]}, "data.sources.0: must be a mapping with a name"),
     ],
 )

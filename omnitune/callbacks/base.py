@@ -1,7 +1,7 @@
 """The hooks of a callback, what it may use of the trainer, and what it receives."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +153,14 @@ class Callback:
 
     def load_state(self, state: State) -> None:
         """Take up what `state` gave, on every rank, before `on_start`."""
+
+
+def check_metrics(names: Collection[str]) -> None:
+    """Raise UserError for a metric of the objective that is called as a number of every record is."""
+    if taken := [name for name in names if name in Record.__dataclass_fields__]:
+        raise UserError(
+            f"objective: its metric {taken[0]} is called as a field of every record; give it another name"
+        )
 
 
 def checked_state(name: str, callback: Callback) -> dict[str, Any]:

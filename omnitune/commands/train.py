@@ -1,6 +1,7 @@
 """Train a run from start to end: its data, its model, its checkpoints, its results."""
 
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -238,7 +239,13 @@ def fit(trainer: Trainer, phase: ResolvedRun) -> None:
 
 @contextmanager
 def stopped_by_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM and SIGINT let the step finish; a second SIGINT stops at once."""
+    """SIGTERM and SIGINT let the step finish; a second SIGINT stops at once.
+
+    Python gives signals to the main thread alone: in another one, whoever started the thread handles them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def wish(number: int, frame: Any) -> None:
         trainer.stop_wish = True

@@ -180,6 +180,11 @@ class Run(Freezing):
         self._check_phases()
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        norm, lr = self.optimizer.max_grad_norm, self.optimizer.lr
+        if norm is not None and not (isinstance(norm, float | int) and norm > 0):
+            raise ValueError(f"optimizer.max_grad_norm: must be above 0, or null for none, not {norm!r}")
+        if not (isinstance(lr, float | int) and lr >= 0):
+            raise ValueError(f"optimizer.lr: must be a number, 0 or more, not {lr!r}")
         names = [condition.name for condition in self.conditions]
         if twice := [i for i, name in enumerate(names) if name in names[:i]]:
             raise ValueError(f"conditions.{twice[0]}: {names[twice[0]]} stands here a second time; keep one")

@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..batch import Batch, Streams
 from ..data.sizes import Bucket, Limits
 from ..errors import UserError
-from ..options import option
+from ..options import EXTERNAL_MARK, option, plain
 from ..random import seed_of
 from ..sampling import Medium, Question, Request, Sampling
 from ..stages import Stage
@@ -147,6 +147,20 @@ class ConditionHooks(Protocol):
     def exports(self, family: Any) -> Mapping[str, Any]: ...
 
 
+def _keyed(condition: ConditionHooks, family: "Family") -> list[Stage]:
+    """Stages of a condition; all that one of another package is and reads counts in the keys of the cache."""
+    stages = condition.stages(family)
+    if EXTERNAL_MARK not in condition.name:
+        return stages
+    return [
+        replace(
+            one,
+            options={**one.options, "condition": plain(condition), "needs": one.needs, "gives": one.gives},
+        )
+        for one in stages
+    ]
+
+
 class Family(ABC):
     """A pretrained model as named components, and the stages that turn a sample into tensors."""
 
@@ -257,7 +271,7 @@ class Family(ABC):
     @property
     def stages(self) -> list[Stage]:
         """From what a sample brings to what `denoise` or `logits` reads: its own, then its conditions'."""
-        return [*self.own_stages, *(stage for one in self.conditions for stage in one.stages(self))]
+        return [*self.own_stages, *(stage for one in self.conditions for stage in _keyed(one, self))]
 
     @property
     def media(self) -> list[Medium]:
