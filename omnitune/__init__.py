@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from .commands.bundled import bundled_run
     from .commands.cache import cache
     from .commands.check import CheckResult, check
-    from .commands.evaluate import evaluate as evaluate_run
-    from .commands.export import export as export_weights
+    from .commands.evaluate import evaluate_run
+    from .commands.export import export_weights
     from .commands.init import init
     from .commands.models import models
     from .commands.plan import plan
-    from .commands.report import report as write_report
+    from .commands.report import write_report
     from .commands.sample import SampleResult, sample
     from .commands.train import TrainResult, train
     from .conditions.base import Condition
@@ -57,15 +57,13 @@ _HOMES = {
     "options": ("option",),
     "requests": ("EvaluateRequest", "ExportRequest", "InitRequest", "ReportRequest", "SampleRequest"),
 }
-_OWN_NAMES = {"evaluate_run": "evaluate", "export_weights": "export", "write_report": "report"}
-"""Functions whose name in their module is a package's here."""
 
 
 def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), _OWN_NAMES.get(name, name))
+    return getattr(import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

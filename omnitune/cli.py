@@ -308,23 +308,23 @@ def sample(request: "SampleRequest") -> None:
 
 
 def export(request: "ExportRequest") -> None:
-    from .commands.export import export
+    from .commands.export import export_weights
 
-    print(export(request))
+    print(export_weights(request))
 
 
 def evaluate(request: "EvaluateRequest") -> None:
-    from .commands.evaluate import evaluate
+    from .commands.evaluate import evaluate_run
     from .evaluate import table
 
-    result = evaluate(request)
+    result = evaluate_run(request)
     print("\n".join([*table(result.measures), str(result.file)]))
 
 
 def report(request: "ReportRequest") -> None:
-    from .commands.report import report
+    from .commands.report import write_report
 
-    print(report(request))
+    print(write_report(request))
 
 
 def init(request: "InitRequest") -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 
+from .errors import UserError
 from .options import NOT_LEARNED, ByName, check_ranges, option
 
 
@@ -61,6 +62,20 @@ class Adam(AdamOptions):
 
     name: Literal["adam"] = "adam"
     weight_decay: float = 0.0
+
+
+def build_optimizer(options: OptimizerOptions, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Make a run's optimizer. Raises UserError for one of another package that does not keep its groups."""
+    keys = [sorted(group) for group in groups]
+    found = options.build(groups)
+    kept = isinstance(found, torch.optim.Optimizer) and len(found.param_groups) == len(keys)
+    if not kept or any(set(own) - set(group) for own, group in zip(keys, found.param_groups, strict=True)):
+        raise UserError(
+            f"optimizer: build() of {type(options).__name__} gives {type(found).__name__}, not a "
+            "torch.optim.Optimizer of the groups that it was given, each with all its keys; hand them on as "
+            "they are"
+        )
+    return found
 
 
 AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw", OptimizerOptions)]

@@ -1,12 +1,14 @@
 """Frozen dataclasses that YAML can spell, and unions of them that other packages can add to."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+
+from typing_extensions import get_protocol_members, is_protocol
 
 T = TypeVar("T")
 
@@ -15,6 +17,8 @@ NOT_LEARNED = "does not change what is learned"
 LEARNED = "changes what is learned, with all that it holds"
 """Annotates an option whose own options all count, also those that are NOT_LEARNED elsewhere."""
 EXTERNAL = "package.module:Class"
+BROKEN_MODULE = (ImportError, AttributeError, NameError, SyntaxError, TypeError, ValueError)
+"""What an import of another package's module may raise."""
 EXTERNAL_MARK = ":"
 """Stands in the name of a class of another package, and in no name of this one."""
 
@@ -49,21 +53,27 @@ def import_class(name: str, kind: type[Any] | None = None) -> type[Any]:
     module, _, cls = name.partition(":")
     try:
         found: type[Any] = getattr(import_module(module), cls)
-    except (ImportError, AttributeError, ValueError) as error:
+    except BROKEN_MODULE as error:
         raise ValueError(
             f"{name!r} cannot be imported: {error}; correct it, or put the folder of {module} on PYTHONPATH"
         ) from error
     if kind is not None:
-        if not (isinstance(found, type) and issubclass(found, kind)):
-            raise ValueError(f"{name} is not a subclass of {kind.__module__}.{kind.__name__}; make it one")
-        if lacking := abstract_methods(found):
-            raise ValueError(f"{name} has no {', '.join(lacking)}, which every {kind.__name__} has; add it")
+        check_kind(name, found, kind)
     return found
 
 
-def abstract_methods(cls: type[Any]) -> list[str]:
-    """What a class leaves to its subclasses to define."""
-    return sorted(getattr(cls, "__abstractmethods__", ()))
+def check_kind(name: str, found: Any, kind: type[Any] | None) -> None:
+    """Raise ValueError for a class that is no whole `kind`, a base class or the protocol of options."""
+    protocol = kind is not None and is_protocol(kind)
+    if kind is not None and not protocol and not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{name} is not a subclass of {kind.__module__}.{kind.__name__}; make it one")
+    lacking: Collection[str] = set(getattr(found, "__abstractmethods__", ()))
+    if kind is not None and protocol and not lacking:
+        has = {*dir(found), *(field.name for field in fields(found))}
+        lacking = get_protocol_members(kind) - has
+    if lacking:
+        every = f", which every {kind.__name__} has" if kind else ""
+        raise ValueError(f"{name} has no {', '.join(sorted(lacking))}{every}; add it")
 
 
 @dataclass(frozen=True)
@@ -115,33 +125,16 @@ class ByName:
         own = [field.name for field in fields(cls)]
         if unknown := [key for key in value if key not in own]:
             raise ValueError(f"{unknown[0]} is not an option of {value['name']}; it has {', '.join(own)}")
-        if lacking := self._lacking(cls):
-            kind = self.kind and self.kind.__name__
-            raise ValueError(f"{value['name']} has no {', '.join(lacking)}, which every {kind} has; add it")
-        return TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
-
-    def _lacking(self, cls: type[Any]) -> list[str]:
-        """What a class lacks to be of the kind: fields and methods by name."""
-        if abstract := abstract_methods(cls):
-            return abstract
-        if self.kind is None or issubclass(cls, () if is_protocol(self.kind) else self.kind):
-            return []
-        has = {*dir(cls), *(field.name for field in fields(cls))}
-        stated = [name for base in self.kind.__mro__ if base not in NOT_A_KIND for name in members_of(base)]
-        return sorted({name for name in stated if name not in has})
-
-
-NOT_A_KIND = (object, Generic, Protocol)
-
-
-def is_protocol(cls: type[Any]) -> bool:
-    """Whether a class states what others have, and is not to be derived from."""
-    return bool(getattr(cls, "_is_protocol", False))
-
-
-def members_of(cls: type[Any]) -> list[str]:
-    """The public fields and methods that a class itself states."""
-    return [name for name in [*vars(cls).get("__annotations__", {}), *vars(cls)] if not name.startswith("_")]
+        check_kind(value["name"], cls, self.kind)
+        found = TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
+        try:
+            json.dumps(plain(found), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{value['name']} has a field that YAML cannot spell ({error}); give its fields numbers, "
+                "texts, lists, mappings or paths, and make the rest of them where it is used"
+            ) from None
+        return found
 
 
 def plain(value: Any, learned_only: bool = False) -> Any:

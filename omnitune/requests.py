@@ -4,7 +4,7 @@ They lie apart from what they ask for, so that `--help` imports no torch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +14,27 @@ from .words import Word
 FEATURES = "efficientnet_lite0"
 
 
-def check_weights(base: bool, checkpoint: int | None) -> None:
-    """Raise UserError for the model before training, of a checkpoint."""
-    if base and checkpoint is not None:
-        raise UserError(f"--base: is not of checkpoint {checkpoint}; give one of both")
+def check_weights(base: bool, checkpoint: int | None, raw: bool) -> None:
+    """Raise UserError for the model before training, of a checkpoint or with raw weights."""
+    if base and (checkpoint is not None or raw):
+        other = f"checkpoint {checkpoint}" if checkpoint is not None else "the raw weights"
+        raise UserError(f"--base: is before training, not of {other}; give one of both")
+
+
+class _OfRun:
+    """What requests share that name the folder of a run: Python may state paths as texts."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value, hint = getattr(self, field.name), str(field.type)
+            if isinstance(value, str) and "Sequence[" in hint:
+                raise UserError(f"--{field.name}: {value!r} is one; give a list, [{value!r}]")
+            if isinstance(value, str) and "Path" in hint:
+                object.__setattr__(self, field.name, Path(value))
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportRequest(_OfRun):
     """Which weights of a run to write, and where."""
 
     folder: Annotated[Path, Word("runs/NAME")]
@@ -32,6 +45,7 @@ class ExportRequest:
     out: Annotated[Path | None, Word("folder to write to; weights/ of the run by default")] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.merged and self.format not in (None, "merged"):
             raise UserError(f"--merged: is not --format {self.format}; give one of both")
 
@@ -45,14 +59,14 @@ class InitRequest:
 
 
 @dataclass(frozen=True)
-class ReportRequest:
+class ReportRequest(_OfRun):
     """Which run to report on."""
 
     folder: Annotated[Path, Word("runs/NAME")]
 
 
 @dataclass(frozen=True)
-class SampleRequest:
+class SampleRequest(_OfRun):
     """What to generate, with which weights of a run; absent values are the run's own."""
 
     folder: Annotated[Path, Word("runs/NAME")]
@@ -75,11 +89,12 @@ class SampleRequest:
     out: Annotated[Path | None, Word("folder to write to")] = None
 
     def __post_init__(self) -> None:
-        check_weights(self.base, self.checkpoint)
+        super().__post_init__()
+        check_weights(self.base, self.checkpoint, self.raw)
 
 
 @dataclass(frozen=True)
-class EvaluateRequest:
+class EvaluateRequest(_OfRun):
     """What to measure of a run; sampling options that are absent are the run's own."""
 
     folder: Annotated[Path, Word("runs/NAME")]
@@ -106,9 +121,10 @@ class EvaluateRequest:
     out: Annotated[Path | None, Word("JSON to write; evaluation/STEP.json of the run by default")] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples is not None and self.samples < 1:
             raise UserError(f"--samples: {self.samples} is not 1 or more")
-        check_weights(self.base, self.checkpoint)
+        check_weights(self.base, self.checkpoint, self.raw)
 
     def check_used(self, read: Collection[str], measured: Collection[str]) -> None:
         """Raise UserError for options that nothing which is measured reads."""

@@ -84,6 +84,8 @@ class ResolvedRun:
         self._bind_data()
         self._claim()
         self._check_stages()
+        with noted():
+            _ = self.shape.export_notes
         cacheable, live = split_stages(self.shape.stages, self.claims.all_trained.trained, self.bound.media)
         self.cached, self.live = (cacheable, live) if run.data.cache else ([], self.shape.stages)
         with noted():
@@ -166,7 +168,7 @@ class ResolvedRun:
     @property
     def formats(self) -> Sequence[str]:
         """Those in which `init_from` may be."""
-        return (self.run.init_format,) if self.run.init_format else self.family_class.formats
+        return self.family_class.formats if self.run.init_format is None else (self.run.init_format,)
 
     def load_family(
         self, device: str, only: Sequence[str] | None = None, without: Sequence[str] | None = None

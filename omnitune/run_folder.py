@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .config.run import Run
 
 RUNS = Path("runs")
+_HELD: set[Path] = set()
+"""Locks that this process holds."""
 
 
 def run_folder(run: "Run") -> Path:
@@ -25,22 +27,37 @@ def read_run(folder: Path) -> "Run":
     """Read the run that a folder holds."""
     if not (folder / "run.yaml").is_file():
         raise UserError(f"{folder}: no run.yaml in it; give the folder of a run, as runs/NAME")
-    return config.validate(config.read(folder / "run.yaml"))
+    return config.stored_run(folder / "run.yaml")
+
+
+def read_averaged(folder: Path, raw: bool) -> "Run":
+    """Read a run whose average, or else whose raw weights, are asked for."""
+    run = read_run(folder)
+    if raw and run.ema is None:
+        raise UserError(f"--raw: {folder} keeps no average (ema), so its weights are raw; leave it out")
+    return run
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder alone; the lock lies beside it, so that a refused run leaves nothing in it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as handle:
+    lock = folder.with_name(f".{folder.name}.lock").absolute()
+    with lock.open("w") as handle:
         try:
+            if lock in _HELD:  # lockf lets the threads of one process all in
+                raise BlockingIOError
             # Not flock, which processes that read data would hold for a killed run until they end.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{folder}: another process trains here; wait for it, or choose another name="
+                f"{folder}: another run trains here; wait for it, or choose another name="
             ) from None
-        yield
+        _HELD.add(lock)
+        try:
+            yield
+        finally:
+            _HELD.remove(lock)
 
 
 def newest_checkpoint(folder: Path) -> checkpoint.Saved | None:

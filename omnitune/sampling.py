@@ -56,6 +56,8 @@ class Validation:
     def __post_init__(self) -> None:
         positive = "[1, inf)"
         check_ranges(self, every=positive, steps=positive, fps="(0, inf)", max_tokens=positive)
+        if not 0 <= self.seed < 2**63:  # torch's generators take 64 bits; samples count up from it
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
         if not isfinite(self.guidance):  # the command line does not pass the checks of YAML
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
         if twice := LISTS.keys() & self.media.keys():
@@ -110,6 +112,14 @@ class Medium:
     """Whether a sample that is generated has a file of it."""
     clips_only: bool = False
     """Whether a picture has none: it would be its own first frame."""
+
+    def __post_init__(self) -> None:
+        needs = ("required", "optional", "never")
+        if not self.name.isidentifier() or self.sampling not in needs:
+            raise UserError(
+                f"conditions: a medium is called {self.name!r} with sampling={self.sampling!r}; give it a "
+                f"name of letters, digits and _, and sampling of {', '.join(needs)}"
+            )
 
 
 class Request(ABC):
@@ -251,12 +261,19 @@ def parse_bucket(text: str, where: str) -> Bucket:
 
 
 def check_files(options: Validation, mistakes: Mistakes, called: Called = IN_YAML) -> None:
-    """Note files that are not on this machine."""
+    """Note files that are not on this machine, or are no picture or clip."""
+    from .data import media
+
     for name, paths in options.media_files.items():
+        where = called(option_of(name))
         for path in paths:
             if not path.is_file():
-                where = called(option_of(name))
                 mistakes.errors.append(UserError(f"{where}: {path} is not there; correct the path"))
+                continue
+            try:
+                media.probe(path)
+            except UserError as error:
+                mistakes.errors.append(UserError(f"{where}: {path}: {error}"))
 
 
 def load_media(options: Validation, i: int, bucket: Bucket) -> dict[str, "Pixels"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .batch import Batch
-from .callbacks.base import Callback, Record, Samples, check_metrics, checked_state
+from .callbacks.base import Callback, Record, Samples, check_metrics, checked_state, load_states
 from .callbacks.record import Measured, Recorder, RowTable, merged_draws
 from .conditions.base import Condition
 from .data.loader import MicroBatches, read_steps
@@ -24,7 +24,7 @@ from .families.base import Family
 from .objectives.base import Objective
 from .optim import Schedule
 from .parallel.mesh import Mesh
-from .parallel.state import OPTIMIZER, load_optimizer, load_tensors, optimizer_tensors
+from .parallel.state import OPTIMIZER, check_stored, load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
 from .stages import Stage, encode
 
@@ -80,7 +80,9 @@ class Trainer:
             self.mesh.reshard()
             _ = self.tensors()  # names that cannot be saved are told before the first step
             if self.finish_wish and self.last_step == self.total:  # not between phases
-                self.last_step = self.step
+                self.last_step = self.total = self.step
+                if self.step == 0:  # a run that never steps leaves a checkpoint too
+                    self.save()
             self.clock = time.monotonic()
             with closing(self.read()) as steps:
                 self._run(steps)
@@ -221,17 +223,16 @@ class Trainer:
         self.saved_step = self.step
 
     def restore(self, saved: checkpoint.Saved) -> None:
-        load_tensors(saved.tensors, {name: t.detach() for name, t in self.tensors().items()}, self.mesh)
+        mine = {name: t.detach() for name, t in self.tensors().items()}
+        check_stored(saved.tensors, mine)
+        load_tensors(saved.tensors, mine, self.mesh)
         load_optimizer(saved.tensors, self.optimizer, self.mesh)
         self.load_states(saved)
         self.step = self.saved_step = saved.step
 
     def load_states(self, saved: checkpoint.Saved) -> None:
         """Give callbacks what they kept, as far as a checkpoint has something of them."""
-        kept = saved.state().get("callbacks", {})
-        for name, callback in self.named_callbacks():
-            if name in kept:
-                callback.load_state(kept[name])
+        load_states(self.named_callbacks(), saved.state().get("callbacks", {}))
 
     def named_callbacks(self) -> list[tuple[str, Callback]]:
         """Each with its class, and a number where several are of one."""

@@ -99,7 +99,11 @@ def test_an_option_of_another_package_is_built(parts: str) -> None:
         ("conditions", {"name": "their_parts:Missing"}, "has no attribute 'Missing'"),
         ("conditions", {"name": "their_parts:Bare"}, "put @omnitune.option above its class"),
         ("conditions", {"name": "their_parts:Nameless"}, "give it name: str = 'their_parts:Nameless'"),
-        ("conditions", {"name": "their_parts:Idle"}, "around, before, deterministic, exports"),
+        (
+            "conditions",
+            {"name": "their_parts:Idle"},
+            "is not a subclass of omnitune.conditions.base.Condition; make it one",
+        ),
         ("conditions", {"name": "their_parts:Plain", "strngth": 1}, "it has name, strength"),
         ("conditions", {"name": "their_parts:Plain", "strength": "much"}, "conditions.0.strength"),
         (
@@ -178,7 +182,9 @@ def test_a_message_names_the_option_as_the_command_line_spells_it() -> None:
 
 def test_options_that_contradict_each_other_are_refused() -> None:
     for wrong in (SampleRequest, EvaluateRequest):
-        with pytest.raises(UserError, match="--base: is not of checkpoint 3; give one of both"):
+        with pytest.raises(
+            UserError, match="--base: is before training, not of checkpoint 3; give one of both"
+        ):
             wrong(Path("runs/run"), base=True, checkpoint=3)
     with pytest.raises(UserError, match="--merged: is not --format peft; give one of both"):
         ExportRequest(Path("runs/run"), format="peft", merged=True)

@@ -1,6 +1,7 @@
 """The hooks of a callback, what it may use of the trainer, and what it receives."""
 
 import json
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -165,17 +166,43 @@ def check_metrics(names: Collection[str]) -> None:
 
 def checked_state(name: str, callback: Callback) -> dict[str, Any]:
     """What a callback keeps in the checkpoint. Raises UserError for what would not come back as it is."""
-    state = dict(callback.state())
+    given: Any = callback.state()
     try:
+        state = dict(given)
         same = json.loads(json.dumps(state)) == state
-    except TypeError:
-        same = False
+    except (TypeError, ValueError, RecursionError):
+        state, same = {}, False
     if not same:
         raise UserError(
-            f"callbacks: {name}: state() gives {state!r}, which JSON does not give back as it is; keep "
-            "texts, numbers, lists and mappings with texts as keys, and tensors in tensors()"
+            f"callbacks: {name}: state() gives {reprlib.repr(given)}, which JSON does not give back as it "
+            "is; keep texts, numbers, lists and mappings with texts as keys, and tensors in tensors()"
         )
     return state
+
+
+def load_states(named: Sequence[tuple[str, Callback]], kept: Mapping[str, State]) -> None:
+    """Give callbacks what they kept. Raises UserError where one of several of a class is gone."""
+    there = dict(named)
+    for name in kept.keys() - there.keys():
+        kind = name.partition("#")[0]
+        if kind in there:
+            raise UserError(
+                f"callbacks: the checkpoint has the state of more than one {kind} and the run has fewer, so "
+                "it is not known whose each is; state as many, in the same order"
+            )
+    for name, callback in named:
+        if name in kept:
+            callback.load_state(kept[name])
+
+
+def checked_callbacks(found: Sequence[Callback]) -> Sequence[Callback]:
+    """Raise UserError for what is no callback."""
+    for one in found:
+        if not isinstance(one, Callback):
+            raise UserError(
+                f"callbacks: {reprlib.repr(one)} is no omnitune.Callback; derive its class from it"
+            )
+    return found
 
 
 class CallbackOptions(Protocol):

@@ -4,7 +4,7 @@ from ..evaluate import EvaluateRequest, EvaluationResult, evaluator
 from ..files import write_json
 
 
-def evaluate(request: EvaluateRequest) -> EvaluationResult:
+def evaluate_run(request: EvaluateRequest) -> EvaluationResult:
     """Measure a run and write what was found as JSON."""
     one = evaluator(request)
     measures, settings = one.measures(), one.described()

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ..report import write_report
+from .. import report
 from ..requests import ReportRequest
 
 
-def report(request: ReportRequest) -> Path:
+def write_report(request: ReportRequest) -> Path:
     """Write report.html of a run; returns its path."""
-    return write_report(request.folder)
+    return report.write_report(request.folder)

@@ -11,7 +11,7 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..requests import SampleRequest
 from ..resolve import resolve_run
-from ..run_folder import find_checkpoint, read_run
+from ..run_folder import find_checkpoint, read_averaged
 from ..sampling import check_files, in_words, overridden, write_samples
 
 
@@ -25,7 +25,7 @@ class SampleResult:
 
 def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
-    folder, run = request.folder, read_run(request.folder)
+    folder, run = request.folder, read_averaged(request.folder, request.raw)
     names = ("prompts", "images", "last_images", "media", "size", "steps", "guidance", "seed", "max_tokens")
     options = overridden(run.validation, {name: getattr(request, name) for name in names})
     if not options.prompts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import config
-from ..callbacks.base import Callback, Record
+from ..callbacks.base import Callback, Record, checked_callbacks
 from ..callbacks.ema import EmaCallback
 from ..callbacks.log import JsonLog, ProgressBar, draws_of
 from ..callbacks.sample import SampleCallback
@@ -20,6 +20,7 @@ from ..errors import Mistakes, Stopped, shared
 from ..export.weights import carried_names, export
 from ..files import digest, write_json, write_text
 from ..model import set_up
+from ..optim import build_optimizer
 from ..parallel.mesh import Mesh
 from ..progress import say
 from ..resolve import Prepared, ResolvedRun, prepare
@@ -56,6 +57,7 @@ def train(run: "Run", *callbacks: Callback) -> TrainResult:
     Started by torchrun or another launcher, the process is one of the run's ranks. Raises UserError for
     what is wrong with the run and Stopped, with a checkpoint saved, where a signal stops it.
     """
+    checked_callbacks(callbacks)
     mesh = Mesh(run.parallel)
     try:
         return TrainResult(train_on(run, mesh, *callbacks))
@@ -171,9 +173,10 @@ def build_trainer(
     """Put the loop around a model that is set up; `callbacks` come after those that the run states."""
     run = phase.run
     groups = param_groups(family.components, phase.claims, run.optimizer.lr, run.optimizer.weight_decay)
+    optimizer = build_optimizer(run.optimizer, groups)
     ema = [EmaCallback(run.ema)] if run.ema else []
     samples = SampleCallback(run.validation, family, phase.sample_bucket(index), folder / "samples")
-    stated = [options.build() for options in run.callbacks]
+    stated = checked_callbacks([options.build() for options in run.callbacks])
     logs = [JsonLog("metrics.jsonl", Record.as_json), JsonLog("draws.jsonl", draws_of)]
     trainer = Trainer(
         family=family,
@@ -181,7 +184,7 @@ def build_trainer(
         conditions=run.conditions,
         stages=phase.live_stages(family),
         batches=phase.batches(index, cache, mesh),
-        optimizer=run.optimizer.build(groups),
+        optimizer=optimizer,
         max_norm=run.optimizer.max_grad_norm,
         schedule=run.schedule,
         mesh=mesh,

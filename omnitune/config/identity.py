@@ -13,8 +13,7 @@ from ..errors import UserError
 from ..families import resolve
 from ..files import digest, read_jsonl
 from ..options import NOT_LEARNED, annotations_of, plain
-from .validate import validate
-from .yaml import read
+from .validate import stored_run
 
 if TYPE_CHECKING:
     from ..parallel.mesh import Mesh
@@ -26,7 +25,7 @@ def check_identity(run: "Run", folder: Path) -> None:
     file = folder / "run.yaml"
     if not file.is_file():
         return
-    stored = learned_settings(validate(read(file)))
+    stored = learned_settings(stored_run(file))
     mine = learned_settings(run)
     differing = sorted(k for k in stored.keys() | mine.keys() if stored.get(k) != mine.get(k))
     if differing:

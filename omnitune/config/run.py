@@ -178,6 +178,8 @@ class Run(Freezing):
 
     def __post_init__(self) -> None:
         self._check_phases()
+        if self.init_format is not None and self.init_from is None:
+            raise ValueError("init_format: has no effect without init_from, whose format it is; leave it out")
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
         norm, lr = self.optimizer.max_grad_norm, self.optimizer.lr

@@ -45,7 +45,7 @@ def load_run(source: Path | str | Mapping[str, Any], *overrides: str) -> Run:
     """Make a run of a YAML file, or of its values; overrides are `a.b.c=1` words. Raises UserError."""
     if not isinstance(source, Mapping):
         return load(Path(source), overrides)[0]
-    return validate(parse(Path("run"), yaml.safe_dump(dict(source), allow_unicode=True), overrides))
+    return validate(parse(Path("run"), yaml.safe_dump(plain(source), allow_unicode=True), overrides))
 
 
 @cache
@@ -86,6 +86,14 @@ def _without_effect(run: Run) -> Iterator[str]:
         now = " and ".join(f"{need} {value}" for need, value in given.items())
         out = " or ".join(f"{n}: {' or '.join(v)}" if v else n for n, v in needs.items())
         yield f"{key}: has no effect with {now}; remove it or set {out}"
+
+
+def stored_run(file: Path) -> Run:
+    """The run that a run.yaml holds, without its callbacks: they teach nothing, and may be gone."""
+    document = read(file)
+    return validate(
+        dataclasses.replace(document, data={k: v for k, v in document.data.items() if k != "callbacks"})
+    )
 
 
 def validate_options(cls: type, values: dict[str, Any], where: str) -> Any:

@@ -179,4 +179,6 @@ def all_variants(conditions: Sequence[EditsInputs], inputs: Inputs) -> list[Inpu
     found = [inputs]
     for condition in conditions:
         found = [variant for one in found for variant in condition.variants(one)]
+        if not found:
+            raise UserError(f"conditions: variants() of {condition.name} gives none; give at least [inputs]")
     return found

@@ -50,7 +50,9 @@ def held_out(
         frames = sorted({1, bucket.frames} if beside else {bucket.frames})
         sizes = Buckets(frames=frames, sizes=[f"{bucket.height}x{bucket.width}"])
     window = "middle" if data.window == "random" else data.window
-    sources: list[Source] = [Folder(path=folder) for folder in folders]
+    stated = [source.media for source in data.sources if isinstance(source, Folder)]
+    media = stated[0] if stated and all(one == stated[0] for one in stated) else {}
+    sources: list[Source] = [Folder(path=folder, media=media) for folder in folders]
     return replace(data, sources=sources, buckets=sizes, variants=1, crop="center", window=window)
 
 

@@ -1,5 +1,6 @@
 """What measures a run: its weights, what they are held against, and the metrics."""
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -71,7 +72,7 @@ class Evaluator(ABC):
         """The rows of every metric; mistakes in files are met before anything is generated."""
         for metric in self.metrics.values():
             metric.load()
-        return [row for metric in self.metrics.values() for row in metric.measure()]
+        return [row for name, metric in self.metrics.items() for row in _rows(name, metric)]
 
     @abstractmethod
     def lack(self, need: str) -> str | None:
@@ -81,7 +82,10 @@ class Evaluator(ABC):
         """Metrics asked for, or all that have what they need; raises UserError for one that lacks it."""
         stated, found, left_out = self.request.metrics, {}, []
         applicable = [name for name, metric in known.items() if set(metric.needs) <= set(self.gives)]
-        for name in applicable if stated is None else stated.split(","):
+        asked = applicable if stated is None else stated.split(",")
+        if twice := [name for i, name in enumerate(asked) if name in asked[:i]]:
+            raise UserError(f"--metrics: {twice[0]} stands there twice; name it once")
+        for name in asked:
             metric = self._metric(name, known, applicable)
             lack = next(filter(None, map(self.lack, metric.needs)), None) or metric.lack()
             if lack is None:
@@ -114,6 +118,13 @@ class Evaluator(ABC):
                 f"{', '.join(applicable)}"
             )
         return metric(self)
+
+
+def _rows(name: str, metric: "Metric[Any]") -> Sequence[Measure]:
+    rows: Any = metric.measure()
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Measure) for row in rows):
+        raise UserError(f"--metrics: measure() of {name} gives {reprlib.repr(rows)}, not a list of Measure")
+    return rows
 
 
 E = TypeVar("E", bound=Evaluator)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..requests import EvaluateRequest
 from ..resolve import resolve_run
-from ..run_folder import read_run
+from ..run_folder import read_averaged
 from .conversations import ConversationEvaluator
 from .data import deterministic
 from .evaluator import Evaluator, Metric
@@ -36,5 +36,5 @@ EVALUATORS: Mapping[str, type[Evaluator]] = {
 
 def evaluator(request: EvaluateRequest) -> Evaluator:
     """Resolve a run and its data, and tell which metrics are left out; nothing is generated yet."""
-    run = resolve_run(deterministic(read_run(request.folder)))
+    run = resolve_run(deterministic(read_averaged(request.folder, request.raw)))
     return EVALUATORS[run.family_class.trained_on](request, run, METRICS)

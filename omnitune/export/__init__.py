@@ -1,6 +1,8 @@
 """Formats of weights: what a run starts from, and what it leaves behind."""
 
+import re
 from difflib import get_close_matches
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -30,6 +32,11 @@ def find_format(name: str, option: str) -> Format:
     except ValueError as error:
         raise UserError(f"{option}: {error}") from error
     found: Format = cls()
+    if not re.fullmatch(r"[\w-]+", found.name) or not isfinite(found.tolerance):
+        raise UserError(
+            f"{option}: {name} has name = {found.name!r} and tolerance = {found.tolerance!r}; the name is "
+            "part of a folder's (letters, digits, - and _), the tolerance a number"
+        )
     return found
 
 
@@ -41,4 +48,4 @@ def export_format(family: "type[Family]", name: str | None) -> Format:
             f"--format: family {family.name} is exported as {' or '.join(family.formats)}, not as "
             f"{name}{fuses * (name == 'merged')}"
         )
-    return find_format(name or family.formats[0], "--format")
+    return find_format(family.formats[0] if name is None else name, "--format")

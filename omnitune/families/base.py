@@ -147,6 +147,14 @@ class ConditionHooks(Protocol):
     def exports(self, family: Any) -> Mapping[str, Any]: ...
 
 
+def _check_list(condition: ConditionHooks, method: str, found: Any, kind: type) -> None:
+    """Raise UserError where a method of a condition does not give a list of a kind."""
+    if not isinstance(found, list | tuple) or not all(isinstance(one, kind) for one in found):
+        raise UserError(
+            f"conditions: {method}() of {condition.name} gives {found!r}, not a list of {kind.__name__}"
+        )
+
+
 def _keyed(condition: ConditionHooks, family: "Family") -> list[Stage]:
     """Stages of a condition; all that one of another package is and reads counts in the keys of the cache."""
     stages = condition.stages(family)
@@ -266,6 +274,8 @@ class Family(ABC):
     def add_condition(self, condition: ConditionHooks) -> None:
         """Let a condition change this copy of the model, and take up its stages and media."""
         condition.prepare(self)
+        _check_list(condition, "media", condition.media(self), Medium)
+        _check_list(condition, "stages", condition.stages(self), Stage)
         self.conditions.append(condition)
 
     @property
@@ -282,7 +292,13 @@ class Family(ABC):
     def export_notes(self) -> dict[str, str]:
         """What its conditions have the metadata of exported weights say: name -> JSON."""
         told = {condition.name: condition.exports(self) for condition in self.conditions}
-        return {name: json.dumps(values) for name, values in told.items() if values}
+        try:
+            return {name: json.dumps(values) for name, values in told.items() if values}
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"conditions: exports() gives what JSON cannot spell ({error}), in {told!r}; give texts, "
+                "numbers, lists and mappings"
+            ) from None
 
     def fit_sizes(self, sizes: Sequence[Bucket]) -> list[str]:
         """Fit the weights, loaded now or later, to the sizes of a run; what the user should know of it."""
@@ -316,6 +332,9 @@ class Family(ABC):
 
     def change(self, name: str, how: Callable[[Any], object]) -> None:
         """Change a component in place: now if it is loaded, and whenever it is loaded later."""
+        if name not in self.parts and name not in self.extras:
+            there = ", ".join(self.parts)
+            raise UserError(f"conditions: {self.name} has no {name} to change; there are {there}")
         self._changes.setdefault(name, []).append(how)
         if name in self.components:
             how(self.components[name])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..errors import UserError
 from .mesh import Mesh
 
 OPTIMIZER = "optimizer/"
@@ -77,6 +78,18 @@ def stored_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     meta = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {name: m for name, m in meta.items() if isinstance(m, dcp.TensorStorageMetadata)}
     return {name: (m.size, m.properties.dtype) for name, m in tensors.items()}
+
+
+def check_stored(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError for a tensor that a folder does not hold in this shape."""
+    stored = stored_shapes(folder)
+    for name, tensor in tensors.items():
+        there = tuple(stored[name][0]) if name in stored else None
+        if there != tuple(tensor.shape):
+            raise UserError(
+                f"{folder}: {name} is {tuple(tensor.shape)} here and {there or 'missing'} in the checkpoint; "
+                "go on with what the run was started with (a callback gives its own in tensors())"
+            )
 
 
 def load_whole(folder: Path, mesh: Mesh) -> dict[str, Tensor]:

@@ -47,6 +47,18 @@ class Moment:
     number: int
     after: bool = False
 
+    def __post_init__(self) -> None:
+        assert callable(getattr(*self.place()))  # told when the tests are collected, slow ones too
+
+    def place(self) -> tuple[Any, str]:
+        """What holds the function, and its name there."""
+        module, _, names = self.function.partition(":")
+        *owners, name = names.split(".")
+        owner: Any = importlib.import_module(module)
+        for each in owners:
+            owner = getattr(owner, each)
+        return owner, name
+
     def __str__(self) -> str:
         word = "after" if self.after else "before"
         return f"{word}-{self.function.partition(':')[2]}-{self.number}"
@@ -62,11 +74,7 @@ def after(function: str, number: int) -> Moment:
 
 def send_at(moment: Moment, number: int) -> None:
     """Have this process send itself a signal at a moment."""
-    module, _, names = moment.function.partition(":")
-    *owners, name = names.split(".")
-    owner: Any = importlib.import_module(module)
-    for each in owners:
-        owner = getattr(owner, each)
+    owner, name = moment.place()
     real, calls = getattr(owner, name), itertools.count(1)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -173,14 +181,14 @@ OTHER_KILLS = (
     (after("omnitune.checkpoint:write_json", 4), 2, 1),  # complete, under its temporary name
     (before("omnitune.checkpoint:_point", 2), 3, 2),  # named; `latest` is the one before
     (after("omnitune.checkpoint:save", 2), 3, 2),
-    (before("omnitune.session:fill", 2), 3, 2),
-    (before("omnitune.session:load_trained", 1), 3, 2),
-    (after("omnitune.session:place", 2), 3, 2),
+    (before("omnitune.resolve:fill", 2), 3, 2),
+    (before("omnitune.model:load_trained", 1), 3, 2),
+    (after("omnitune.model:place", 2), 3, 2),
     (before("omnitune.trainer:Trainer.train_step", 4), 3, 2),
     (after("omnitune.trainer:Trainer.train_step", 4), 3, 2),
     (after("omnitune.parallel.state:save_tensors", 3), 3, 2),
     (after("omnitune.parallel.state:save_tensors", 4), 4, 2),
-    (after("omnitune.session:load_trained", 2), 6, 3),
+    (after("omnitune.model:load_trained", 2), 6, 3),
     (before("omnitune.trainer:Trainer.train_step", 7), 6, 3),
     (after("omnitune.trainer:Trainer.train_step", 8), 6, 3),
 )
@@ -200,7 +208,7 @@ QUICK_STOPS = ((before("omnitune.trainer:Trainer.train_step", 3), 3, 2),)  # in 
 OTHER_STOPS = (
     (before("omnitune.trainer:Trainer.train_step", 4), 4, 2),
     (before("omnitune.checkpoint:save", 2), 3, 2),
-    (before("omnitune.session:load_trained", 1), 3, 2),
+    (before("omnitune.model:load_trained", 1), 3, 2),
 )
 
 
@@ -239,15 +247,15 @@ IN_TURN = (
     after("omnitune.trainer:Trainer.train_step", 1),
     after("omnitune.parallel.state:save_tensors", 1),
     after("omnitune.checkpoint:save", 1),  # at step 3, the end of the first phase
-    after("omnitune.session:load_trained", 1),
+    after("omnitune.model:load_trained", 1),
     after("omnitune.trainer:Trainer.train_step", 1),
     after("omnitune.checkpoint:write_json", 1),
     after("omnitune.checkpoint:save", 1),  # at step 4
     after("omnitune.trainer:Trainer.train_step", 2),
     after("omnitune.checkpoint:save", 1),  # at step 6, the end of the second phase
-    before("omnitune.session:place", 1),
+    before("omnitune.model:place", 1),
     before("omnitune.trainer:Trainer.train_step", 2),
-    before("omnitune.session:export", 1),  # at step 8, the end
+    before("omnitune.commands.train:export", 1),  # at step 8, the end
 )
 """Each counted from where the kill before it left the run."""
 

@@ -4,7 +4,7 @@ import json
 import math
 
 from omnitune.callbacks.base import Callback, Record, State, TrainerView
-from omnitune.options import option
+from omnitune.options import check_ranges, option
 
 
 @option
@@ -13,6 +13,9 @@ class EarlyStop:
 
     name: str
     patience: int = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self, patience="[1, inf)")
 
     def build(self) -> Callback:
         return _EarlyStop(self.patience)

@@ -22,6 +22,8 @@ def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Ite
     """
     findings = Findings()
     for source in sources:
+        if isinstance(source.brings, str) or not all(map(str.isidentifier, source.brings)):
+            raise UserError(f"data.sources: {source} brings {source.brings!r}; give a list of names of media")
         findings.mistakes += [
             f"data.sources: {name!r} cannot name a medium, every sample has one of its own; rename it"
             for name in sorted(set(source.brings).intersection(PROPER))
@@ -45,7 +47,7 @@ def _probed(
     wanted += [file for item in items for file in item.media.values()]
     found = probe_all(wanted, partial(source.open, base), memo)
     for item in items:
-        mistakes = []
+        mistakes = [] if item.caption.strip() else [f"the caption of {item.file!r} is blank; write one"]
         if not item.num_frames:
             probe = found[item.file]
             if isinstance(probe, UserError):

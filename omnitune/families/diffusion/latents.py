@@ -137,6 +137,8 @@ class LatentFamily(DiffusersFamily):
     def widen(self, inputs: int, outputs: int = 0) -> None:
         if self.ends is None:
             return super().widen(inputs, outputs)
+        if min(inputs, outputs) < 0 or not inputs + outputs:
+            raise UserError(f"conditions: widen({inputs}, {outputs}) adds no channels; give numbers above 0")
         self.further = (self.further[0] + inputs, self.further[1] + outputs)
         sizes = [own + further for own, further in zip(self.own_channels, self.further, strict=True)]
         for core in self.cores:
