@@ -580,7 +580,7 @@ def test_base_weights_that_changed_since_the_checkpoint_are_named(trained: "Work
 def test_a_run_folder_that_another_process_holds_is_refused(trained: "Workplace") -> None:
     with locked(Path("runs/run")):
         assert refused(trained) == (
-            "runs/run: another process trains here; wait for it, or choose another name=\n"
+            "runs/run: another run trains here; wait for it, or choose another name=\n"
         )
 
 
