@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from . import config
+from .conditions.base import Condition
 from .data.buckets import nearest_frames, nearest_sides
 from .data.cache import StageCache
 from .data.encode import Filled, fill
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 CACHE_FORMAT = 1
 """Raised when entries of the cache are written in another way."""
+
+
+HOOKS = {name: method for name, method in vars(Condition).items() if callable(method)}
+"""Where a condition may act."""
 
 
 class ResolvedRun:
@@ -109,6 +114,11 @@ class ResolvedRun:
         """Note what conditions need of each sample and the data do not bring."""
         name, brought = self.run.data.name, self.bound.brings
         for condition in self.shape.conditions:
+            if all(getattr(type(condition), own) is default for own, default in HOOKS.items()):
+                told = f"{condition.name} overrides no method of Condition, so it does nothing"
+                self.mistakes.errors.append(
+                    UserError(f"conditions: {told}; correct the names of its methods")
+                )
             needs = [medium.name for medium in condition.media(self.shape) if medium.training]
             self.mistakes.errors += [
                 UserError(
@@ -127,6 +137,11 @@ class ResolvedRun:
                 told = f"two stages are called {stage.name}, which is their place in the cache"
                 self.mistakes.errors.append(UserError(f"conditions: {told}; rename that of the condition"))
             given = {name for other in stages[:i] for name in other.gives}
+            if lacking := set(stage.needs) - {*given, *self.bound.brings}:
+                told = (
+                    f"stage {stage.name} needs {min(lacking)}, which neither samples nor earlier stages give"
+                )
+                self.mistakes.errors.append(UserError(f"conditions: {told}; correct its needs"))
             if hidden := [name for name in stage.gives if name in given]:
                 told = f"stage {stage.name} gives {hidden[0]}, which an earlier stage gives already"
                 self.mistakes.errors.append(UserError(f"conditions: {told}; give it another name"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .errors import UserError
 from .random import Draw
 
 
@@ -33,6 +34,16 @@ class Stage:
     """Raised when its code comes to give something else for the same input: part of the cache key."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings that change the output (a text length): part of the cache key."""
+
+    def __call__(self, batch: Batch, draw: "Draw") -> Batch:
+        """Run it. Raises UserError for a stage of another package that does not give what it states."""
+        given: Any = self.run(batch, draw)
+        if not isinstance(given, dict) or (lacking := set(self.gives) - given.keys()):
+            told = f"no {min(lacking)}" if isinstance(given, dict) else f"{type(given).__name__}, not a dict"
+            raise UserError(
+                f"conditions: stage {self.name} states that it gives {self.gives} and gives {told}"
+            )
+        return given
 
 
 def split_stages(
@@ -63,7 +74,7 @@ def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.devi
     """Move a batch to the device and run the stages that are not cached."""
     batch = {name: _to(value, device) for name, value in batch.items()}
     for stage in stages:
-        batch = {**batch, **stage.run(batch, draw)}
+        batch = {**batch, **stage(batch, draw)}
     return batch
 
 

@@ -151,7 +151,7 @@ def _encode_group(stage: Stage, cache: StageCache, dataset: Dataset, group: Sequ
         rows.append(row)
     ragged = [*(name for s in cache.stages for name in s.ragged), *dataset.ragged]
     draw = Draw(dataset.seed, [entry.key for entry in group])
-    given = stage.run(stack_rows(rows, ragged), draw)
+    given = stage(stack_rows(rows, ragged), draw)
     for entry, tensors in zip(group, split_rows(given, len(group)), strict=True):
         cache.stores[stage.name].add(entry.key, tensors)
 

@@ -4,6 +4,7 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import isfinite
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..errors import UserError
@@ -124,6 +125,9 @@ def _rows(name: str, metric: "Metric[Any]") -> Sequence[Measure]:
     rows: Any = metric.measure()
     if not isinstance(rows, Sequence) or not all(isinstance(row, Measure) for row in rows):
         raise UserError(f"--metrics: measure() of {name} gives {reprlib.repr(rows)}, not a list of Measure")
+    for row in rows:
+        if not isfinite(row.value):
+            say(f"{name}: {row.name} is {row.value}, no number")
     return rows
 
 

@@ -136,7 +136,9 @@ class Format(ABC):
 
     def prove(self, folder: Path, family: Family, weights: Weights) -> Proof:
         """Read a folder back and hold it against what was to be written."""
-        found = self.read(folder, family, weights.adapters)
+        found: Any = self.read(folder, family, weights.adapters)
+        if not isinstance(found, Weights):
+            raise UserError(f"read() of {self.name} gives {type(found).__name__}, not Weights")
         tensors = dict(found.tensors)
         for component, inside in self.folders(folder).items():
             for name, tensor in self.read_folder(component, inside, family).items():

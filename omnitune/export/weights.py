@@ -39,6 +39,8 @@ def export(
         return None
     with atomic_folder(folder) as temporary:
         form.write(temporary, family, weights)
+        if not any(temporary.iterdir()):
+            raise MachineError(f"{folder}: write() of {form.name} wrote nothing")
         try:
             proof = form.prove(temporary, family, weights)
         except UserError as error:

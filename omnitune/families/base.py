@@ -1,6 +1,7 @@
 """What a model family provides. Families hold networks; they do not know how those are trained."""
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..batch import Batch, Streams
 from ..data.sizes import Bucket, Limits
 from ..errors import UserError
+from ..files import digest
 from ..options import EXTERNAL_MARK, option, plain
 from ..random import seed_of
 from ..sampling import Medium, Question, Request, Sampling
@@ -147,6 +149,12 @@ class ConditionHooks(Protocol):
     def exports(self, family: Any) -> Mapping[str, Any]: ...
 
 
+def _code_of(condition: ConditionHooks) -> str:
+    """Hash the module of a condition: what its stages give may have changed where the module did."""
+    file = sys.modules[type(condition).__module__].__file__
+    return digest(Path(file).read_bytes().hex()) if file else ""
+
+
 def _check_list(condition: ConditionHooks, method: str, found: Any, kind: type) -> None:
     """Raise UserError where a method of a condition does not give a list of a kind."""
     if not isinstance(found, list | tuple) or not all(isinstance(one, kind) for one in found):
@@ -160,10 +168,11 @@ def _keyed(condition: ConditionHooks, family: "Family") -> list[Stage]:
     stages = condition.stages(family)
     if EXTERNAL_MARK not in condition.name:
         return stages
+    own = {"condition": plain(condition), "code": _code_of(condition)}
     return [
         replace(
             one,
-            options={**one.options, "condition": plain(condition), "needs": one.needs, "gives": one.gives},
+            options={**one.options, **own, "needs": one.needs, "gives": one.gives},
         )
         for one in stages
     ]
@@ -506,4 +515,8 @@ class Denoiser(Family):
         """A request with what the conditions make of its media."""
         for condition in self.conditions:
             request = condition.sampling(self, request)
+            if not isinstance(request, Sampling):
+                raise UserError(
+                    f"conditions: sampling() of {condition.name} gives {request!r}, not the request"
+                )
         return request

@@ -1,5 +1,6 @@
 """Parts of other packages that are not what their kind is: each is named, none is a traceback."""
 
+import importlib
 import re
 import sys
 from collections.abc import Callable as Function
@@ -32,7 +33,7 @@ import torch
 
 from omnitune import Callback, Condition, option
 from omnitune.export.peft import Peft
-from omnitune.sampling import Medium
+from omnitune.stages import Stage
 
 
 @option
@@ -57,6 +58,32 @@ class Asks(Condition):
 
     def variants(self, inputs):
         return []
+
+
+@option
+class Encodes(Condition):
+    name: str
+    needs: str = "pixels"
+    gives: str = "level"
+
+    def stages(self, family):
+        def encode(batch, draw):
+            return None if self.gives == "none" else {"level": torch.full((len(batch["pixels"]),), 1.0)}
+
+        return [Stage("level", (), (self.needs,), (self.gives,), encode)]
+
+    def before(self, family, noisy, batch, draw):
+        batch["seen"] = float(batch["level"][0])
+        print("level", batch["seen"])
+        return noisy
+
+
+@option
+class Empty(Condition):
+    name: str
+
+    def beforehand(self, family, noisy, batch, draw):
+        raise AssertionError
 
 
 @option
@@ -129,6 +156,43 @@ def test_conditions(parts: str, tiny_wan: Path, what: str, message: str) -> None
     run = described(tiny_wan, None, conditions=[{"name": f"{parts}:Asks", "what": what}])
     with pytest.raises(UserError, match=re.escape(message)):
         resolve_run(run)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"name": "wrong_parts:Empty"}, "wrong_parts:Empty overrides no method of Condition"),
+        ({"name": "wrong_parts:Encodes", "needs": "sound"}, "stage level needs sound, which neither samples"),
+    ],
+)
+def test_conditions_that_cannot_act(
+    parts: str, tiny_wan: Path, condition: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        resolve_run(described(tiny_wan, None, conditions=[condition]))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("gives", "told"), [("other", "gives no other"), ("none", "NoneType, not a dict")])
+def test_stages_that_give_something_else(
+    parts: str, tiny_wan: Path, tmp_path: Path, cached: bool, gives: str, told: str
+) -> None:
+    conditions = [{"name": f"{parts}:Encodes", "gives": gives}]
+    run = described(tiny_wan, tmp_path / "store" if cached else None, conditions=conditions)
+    with pytest.raises(UserError, match=f"stage level states that it gives .*{told}"):
+        train(run)
+
+
+def test_a_condition_whose_code_changes_is_encoded_anew(
+    parts: str, tiny_wan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for level in ("1.0", "2.0"):
+        (tmp_path / "wrong_parts.py").write_text(PARTS.replace("1.0)}", f"{level})}}"))
+        sys.modules.pop("wrong_parts", None)
+        importlib.invalidate_caches()
+        stated = {"name": level, "conditions": [{"name": f"{parts}:Encodes"}]}
+        train(load_run({**small_run(tiny_wan, tmp_path / "store", schedule={"steps": 1}), **stated}))
+        assert f"level {level}" in capfd.readouterr().out
 
 
 def test_a_condition_without_variants(parts: str, tiny_wan: Path) -> None:
@@ -315,6 +379,9 @@ class Bad:
     def __init__(self, brings: Any = ()):
         self.brings = brings
 
+    def missing(self, base: Path) -> str | None:
+        return "list.csv" if "lost" in self.brings else None
+
     def open(self, base: Path, file: str) -> File:
         return File(base / file)
 
@@ -325,6 +392,8 @@ class Bad:
 def test_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad:1: the caption of 'a.png' is blank"):
         scan([Bad()], tmp_path, Hashes(tmp_path))  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"list\.csv is not there; bring it"):
+        scan([Bad(("lost",))], tmp_path, Hashes(tmp_path))  # type: ignore[list-item]
     with pytest.raises(UserError, match="brings 'control'; give a list of names"):
         scan([Bad("control")], tmp_path, Hashes(tmp_path))  # type: ignore[list-item]
 

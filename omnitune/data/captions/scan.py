@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...files import Hashes
 from ..media import Probe
-from ..sources import Findings, Scan, chunked, probe_all, shared_ids
+from ..sources import Findings, PathSource, Scan, chunked, probe_all, shared_ids
 from .item import CaptionSource, Item, Items
 
 PROPER = ("pixels", "last_frame", "caption", "media")
@@ -30,6 +30,11 @@ def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Ite
         ]
     items = Items(sources, base)
     for number, source in enumerate(sources):
+        lack = source.missing(base)
+        if lack and not isinstance(source, PathSource):  # those tell more themselves
+            told = f"{lack} is not there; bring it, or correct the path"
+            findings.mistakes.append(f"data.sources: {source}: {told}")
+            continue
         for chunk in chunked(source.items(base, findings)):
             for item in _probed(source, base, chunk, findings, memo):
                 items.append(number, item)
