@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch, LossSum
+from ..batch import Batch, LossSum, on_device
 from ..data.loader import PADDING, MicroBatches
 from ..errors import UserError, shared
 from ..objectives.base import Objective
@@ -96,7 +96,7 @@ class RowTable:
         places = [position - self.first for position, weight in pairs if weight and position != PADDING]
         if not places:
             return
-        at = torch.tensor(places, device=self.table.device)
+        at = on_device(torch.tensor(places), self.table.device)
         self.table[0, at] = loss.row_losses([self.counts[place] for place in places])
         if loss.level is not None:
             self.has_levels = True

@@ -4,6 +4,7 @@ As on a card, tensors of two devices do not mix, and what waits for the device i
 Only the dispatcher can tell what a library does with a tensor, so the tests ask it instead of reading code.
 """
 
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,14 +23,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 import omnitune
 
 NAME = "pretend"
-ROOT = Path(omnitune.__file__).parent
+ROOT, TORCH = Path(omnitune.__file__).parent, Path(torch.__file__).parent
 aten = torch.ops.aten
 INDEXING = {
     aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,
     aten._index_put_impl_.default,
 }  # fmt: skip
 WAITS = {
-    aten._local_scalar_dense.default: "item", aten.is_nonzero.default: "bool", aten.equal.default: "equal", aten.nonzero.default: "nonzero",
+    aten._local_scalar_dense.default: "item", aten.is_nonzero.default: "bool",
+    aten.equal.default: "equal", aten.nonzero.default: "nonzero",
     aten.masked_select.default: "masked_select", aten._unique2.default: "unique",
     aten.unique_consecutive.default: "unique", aten.unique_dim.default: "unique",
 }  # fmt: skip
@@ -91,14 +93,20 @@ class OnDevice(Tensor):
 
 
 WAITED: Counter[str] = Counter()
-"""What the host waited for, and the line of the package that asked."""
+"""What the host waited for, and which line asked; or "in a stage" or "in a library"."""
 
 
 def _note(what: str) -> None:
-    frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT)]
-    last = frames[-1] if frames else None
-    place = f"{Path(last.filename).relative_to(ROOT)}: {last.line}" if last else "outside"
-    WAITED[f"{what} at {place}"] += 1
+    """Count a wait, by who asked: the innermost frame that is not of torch."""
+    frames = [f for f in traceback.extract_stack() if f.filename not in (__file__, threading.__file__)]
+    frames = [f for f in frames if not Path(f.filename).is_relative_to(TORCH)]
+    if any((f.name, Path(f.filename).name) == ("encode", "stages.py") for f in frames):
+        place = "in a stage"
+    elif not frames or not Path(frames[-1].filename).is_relative_to(ROOT):
+        place = "in a library"  # a backward pass has no frames
+    else:
+        place = f"at {Path(frames[-1].filename).relative_to(ROOT)}: {frames[-1].line}"
+    WAITED[f"{what} {place}"] += 1
 
 
 def unwrap(value: Any) -> Any:
@@ -174,7 +182,7 @@ class _Factories(TorchDispatchMode):
 
 
 class _Literals(TorchFunctionMode):
-    """Sees `torch.tensor([...], device=...)`, which fills its storage itself: a copy that the host waits for."""
+    """Sees `torch.tensor([...], device=...)`, which fills its storage itself, and waits for that."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
