@@ -3,6 +3,7 @@
 1 x 1 is a single device, N x 1 replicates (DDP), 1 x N shards (FSDP2), M x N does both (HSDP).
 """
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,8 +154,14 @@ class Mesh:
         self.placed.append(sharded)
 
     def release(self) -> None:
-        """Let go of what was placed: another phase places its own."""
+        """Free what was placed: another phase places its own.
+
+        Trainer, callbacks and hooks are in cycles, which hold a whole model until they are looked for.
+        """
         self.placed, self.replicated = [], []
+        gc.collect()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
 
     def reshard(self) -> None:
         """Drop what a forward pass without a backward pass left gathered.
