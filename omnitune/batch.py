@@ -11,6 +11,14 @@ Batch = dict[str, Any]
 """Collated rows: tensors lead with the batch axis; a ragged field is a list with one entry a row."""
 
 
+def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Move a tensor without waiting for the device: a step is queued ahead of what the device computes.
+
+    So is `torch.tensor([...])` made on the CPU and moved; with `device=...` it waits.
+    """
+    return tensor.to(device, dtype, non_blocking=True)
+
+
 Streams = dict[str, Tensor]
 """What a denoiser reads and predicts, by name: (B, C, [T,] H, W) each."""
 
@@ -35,6 +43,8 @@ class LossSum:
         """
         means = []
         for unit, values in self.rows.items():
-            own = torch.tensor([count[unit] for count in counts], dtype=torch.float64, device=values.device)
+            own = on_device(
+                torch.tensor([count[unit] for count in counts], dtype=torch.float64), values.device
+            )
             means.append(values[: len(counts)].detach().double() / own)
         return torch.stack(means).sum(0)

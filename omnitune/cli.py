@@ -54,7 +54,7 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     except Stopped as stop:
         return fail(STOPPED, str(stop), is_shared(stop))
     except (MachineError, MemoryError) as error:
-        return fail(MACHINE, str(error) or "out of memory")
+        return fail(MACHINE, str(error) or "out of memory", is_shared(error))
     except OSError as error:
         if isinstance(error, PATH_ERRORS) and error.filename:
             message = f"{error.filename}: {error.strerror}; make it readable and writable, or name another"

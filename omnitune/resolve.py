@@ -26,6 +26,7 @@ from .families import resolve as find_family
 from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
+from .parallel.device import device_type
 from .sampling import check_files, parse_bucket
 from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
@@ -333,8 +334,10 @@ class ResolvedRun:
     def open_cache(self, weights: Mapping[str, str] | None = None) -> StageCache:
         """Open the cache of this run's cached stages.
 
-        What besides its inputs decides the output of a stage: weights, dtype, settings, code.
+        What besides its inputs decides the output of a stage: weights, dtype, settings, code, device.
         """
+        kind = device_type()  # before devices counted it was always a CPU, whose entries stay
+        device = [] if kind == "cpu" else [f"device {kind}, TF32 off"]
         hashes = self.weight_hashes() if weights is None else weights
         fingerprints = {
             stage.name: digest(
@@ -344,6 +347,7 @@ class ResolvedRun:
                 self.run.model.dtype,
                 str(sorted(stage.options.items())),
                 *(f"{use} {hashes[use.split('.')[0]]}" for use in stage.uses),
+                *device,
             )
             for stage in self.cached
         }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, on_device
 from .errors import UserError
 from .random import Draw
 
@@ -80,9 +80,9 @@ def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.devi
 
 def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return on_device(value, device)
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [v.to(device, non_blocking=True) for v in value]
+        return [on_device(v, device) for v in value]
     return value
 
 

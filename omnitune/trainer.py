@@ -1,6 +1,5 @@
 """The training loop: one for every family, objective, condition and mesh."""
 
-import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .export.weights import CARRIED
 from .families.base import Family
 from .objectives.base import Objective
 from .optim import Schedule
+from .parallel.device import Meter
 from .parallel.mesh import Mesh
 from .parallel.state import OPTIMIZER, check_stored, load_optimizer, load_tensors, optimizer_tensors
 from .random import Draw, seed_of
@@ -67,7 +67,7 @@ class Trainer:
         self.stop_wish = self.finish_wish = False
         self.recorder = Recorder(self.give_record)
         self.wants_rows = any(callback.wants_rows for callback in self.callbacks)
-        self.clock = time.monotonic()
+        self.meter = Meter(self.mesh.device)
 
     def fit(self) -> None:
         """Train until the last step. Raises Stopped, with a checkpoint saved, when `stop_wish` was set."""
@@ -83,7 +83,7 @@ class Trainer:
                 self.last_step = self.total = self.step
                 if self.step == 0:  # a run that never steps leaves a checkpoint too
                     self.save()
-            self.clock = time.monotonic()
+            self.meter.begin()
             with closing(self.read()) as steps:
                 self._run(steps)
             for callback in self.callbacks:
@@ -108,7 +108,7 @@ class Trainer:
                 raise shared(
                     Stopped(f"stopped after step {self.step} of {self.total}; the same command goes on")
                 )
-            self.clock = time.monotonic()
+            self.meter.begin()
 
     def read(self) -> Generator[list[Batch], None, None]:
         return read_steps(self.batches, self.step, self.last_step, self.num_workers, self.mesh)
@@ -155,19 +155,19 @@ class Trainer:
         table: RowTable | None,
     ) -> Measured:
         """What a step is recorded as; sums over ranks become means over the global batch."""
-        order, seconds = self.batches.order, time.monotonic() - self.clock
+        order, span = self.batches.order, self.meter.end()
         size, seen = order.batch_size, (self.step + 1) * order.batch_size
         values = self.mesh.sum(torch.stack(list(sums.values())))
         record = Record(
             step=self.step + 1, epoch=seen / len(order), samples=seen, loss=nan, lr=MappingProxyType(rates),
-            grad_norm=nan, means=dict.fromkeys(list(sums)[1:], nan), seconds=seconds,
-            samples_per_second=size / seconds, peak_memory_bytes=self.mesh.peak_memory_bytes(),
+            grad_norm=nan, means=dict.fromkeys(list(sums)[1:], nan), seconds=nan,
+            samples_per_second=nan, peak_memory_bytes=self.meter.peak,
             draws=merged_draws(self.mesh.gather(draws)) if self.record_draws else None,
         )  # fmt: skip
         numbers = torch.cat([values[:1], grad_norm.reshape(1), values[1:] / size])
         if table:
             self.mesh.sum(table.table)
-        return Measured(record, numbers, table)
+        return Measured(record, numbers, span, size, table)
 
     def give_record(self, record: Record) -> None:
         if self.mesh.main:

@@ -52,9 +52,10 @@ class Record:
     means: Mapping[str, float]
     """What else the objective measures, averaged over samples: `u`, the noise level."""
     seconds: float
-    """From the end of the step before to the end of this one, the wait for data included."""
+    """Of the step on its device, the wait for data included; without samples, saves and other callbacks."""
     samples_per_second: float
     peak_memory_bytes: int
+    """Most that a step of this process held so far: of the device, or of the process on a CPU."""
     draws: Mapping[str, Sequence[str]] | None = None
     """Sample ids, and a hash of each random draw by purpose; where the run records them."""
     rows: Rows | None = None

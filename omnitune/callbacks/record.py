@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch, LossSum
+from ..batch import Batch, LossSum, on_device
 from ..data.loader import PADDING, MicroBatches
 from ..errors import UserError, shared
 from ..objectives.base import Objective
+from ..parallel.device import Span
 from .base import Record, Rows
 
 HOST_READ_SECONDS = 1.0
@@ -22,10 +23,16 @@ HOST_READ_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Measured:
-    """A step's record whose numbers are on the device still: `values` has its loss, grad_norm and means."""
+    """A step's record whose numbers are on the device still: `values` has its loss, grad_norm and means.
+
+    The device comes to the end of `span` before these, so who has waited for them may read that.
+    """
 
     record: Record
     values: Tensor
+    span: Span
+    size: int
+    """Samples of the global batch."""
     rows: "RowTable | None" = None
     """Of the whole global batch, summed over ranks."""
 
@@ -34,7 +41,12 @@ class Measured:
         loss, grad_norm, *means = self.values.tolist()
         named = MappingProxyType(dict(zip(self.record.means, means, strict=True)))
         rows = None if self.rows is None else self.rows.read()
-        return replace(self.record, loss=loss, grad_norm=grad_norm, means=named, rows=rows)
+        seconds = self.span.seconds()
+        speed = self.size / max(seconds, 1e-9)
+        return replace(
+            self.record, loss=loss, grad_norm=grad_norm, means=named, rows=rows, seconds=seconds,
+            samples_per_second=speed,
+        )  # fmt: skip
 
 
 class Recorder:
@@ -96,7 +108,7 @@ class RowTable:
         places = [position - self.first for position, weight in pairs if weight and position != PADDING]
         if not places:
             return
-        at = torch.tensor(places, device=self.table.device)
+        at = on_device(torch.tensor(places), self.table.device)
         self.table[0, at] = loss.row_losses([self.counts[place] for place in places])
         if loss.level is not None:
             self.has_levels = True

@@ -39,6 +39,9 @@ class SampleCallback(Callback):
             return
         with trainer.averaged_weights():
             made = self.family.sample(self.requests)
-        if trainer.mesh.main:
+
+        def write() -> None:
             files = write_samples(self.folder / f"step-{trainer.step:08d}", self.requests, made)
             trainer.report_samples(Samples(trainer.step, self.requests, made, files))
+
+        trainer.mesh.on_main(write)

@@ -86,6 +86,8 @@ def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
 
     import torch
 
+    from ..parallel.device import device_name
+
     packages = ("omnitune", "torch", "diffusers", "transformers", "peft", "safetensors", "av", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -94,9 +96,7 @@ def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
         "base_weights": base,
         "data": data,
         "seed": run.seed,
-        "device": torch.cuda.get_device_name()
-        if mesh.device.type == "cuda"
-        else f"cpu ({platform.machine()})",
+        "device": device_name(mesh.device),
         "threads": torch.get_num_threads(),
         "ranks": mesh.world,
     }

@@ -27,29 +27,33 @@ def export(
     folder: Path,
     form: Format | None = None,
     notes: Mapping[str, str] | None = None,
-) -> Proof | None:
+) -> Proof:
     """Write what was trained in a format, the family's own by default, and prove it by reading it back.
 
-    All ranks call it; the main rank writes, and has the proof. `notes` go into the metadata, and those of
+    All ranks call it and have the proof; the main rank writes. `notes` go into the metadata, and those of
     conditions.
     """
     form = form or export_format(type(family), None)
     weights = collect(family, claims, mesh, form.whole, {**family.export_notes, **(notes or {})})
-    if not mesh.main:
-        return None
-    with atomic_folder(folder) as temporary:
-        form.write(temporary, family, weights)
-        if not any(temporary.iterdir()):
-            raise MachineError(f"{folder}: write() of {form.name} wrote nothing")
-        try:
-            proof = form.prove(temporary, family, weights)
-        except UserError as error:
-            raise MachineError(
-                f"{folder}: what was written as {form.name} cannot be read: {error}"
-            ) from error
-        if proof.faults:
-            raise MachineError(f"{folder}: what was written as {form.name} is not what reads back: {proof}")
-    return proof
+
+    def write() -> Proof:
+        with atomic_folder(folder) as temporary:
+            form.write(temporary, family, weights)
+            if not any(temporary.iterdir()):
+                raise MachineError(f"{folder}: write() of {form.name} wrote nothing")
+            try:
+                proof = form.prove(temporary, family, weights)
+            except UserError as error:
+                raise MachineError(
+                    f"{folder}: what was written as {form.name} cannot be read: {error}"
+                ) from error
+            if proof.faults:
+                raise MachineError(
+                    f"{folder}: what was written as {form.name} is not what reads back: {proof}"
+                )
+        return proof
+
+    return mesh.on_main(write)
 
 
 def collect(family: Family, claims: Claims, mesh: Mesh, whole: bool, notes: Mapping[str, str]) -> Weights:

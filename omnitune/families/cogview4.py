@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_cogview4 import (
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor, nn
 
-from ..batch import Batch, Streams
+from ..batch import Batch, Streams, on_device
 from ..options import option
 from ..random import Draw
 from .base import LoadRequest, Noisy
@@ -45,6 +45,11 @@ class MaskedTexts:
         if text_attn_mask is None:
             return self.plain(*given, image_rotary_emb=image_rotary_emb)
         return self.masked(*given, text_attn_mask=text_attn_mask, image_rotary_emb=image_rotary_emb)
+
+
+def _to_device_once(rope: nn.Module, args: tuple[Tensor], turns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Move what is made on the CPU: every attention would move it again, and wait."""
+    return tuple(on_device(turn, args[0].device) for turn in turns)
 
 
 class CogView4(LatentFamily):
@@ -83,7 +88,7 @@ class CogView4(LatentFamily):
     def denoise(self, noisy: Noisy, batch: Batch) -> Streams:
         x = noisy.x["x"]  # (B, C, h, w)
         texts = [e.to(x.device, self.dtype) for e in batch["prompt_embeds"]]
-        size = torch.tensor([x.shape[-2:]], dtype=self.dtype, device=x.device) * self.vae_scale
+        size = on_device(torch.tensor([x.shape[-2:]], dtype=self.dtype), x.device) * self.vae_scale
         size = size.repeat(len(x), 1)  # (B, 2), height and width in pixels
         text, mask = pad_texts(texts, max(map(len, texts)))
         even = len(set(map(len, texts))) == 1
@@ -104,3 +109,4 @@ class CogView4(LatentFamily):
         """Have attention heed the mask of texts, where a batch has one."""
         for block in transformer.transformer_blocks:
             block.attn1.set_processor(MaskedTexts())
+        transformer.rope.register_forward_hook(_to_device_once)

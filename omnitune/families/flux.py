@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from ..batch import Batch, Streams
+from ..batch import Batch, Streams, on_device
 from ..options import option
 from ..random import Draw
 from ..stages import Stage
@@ -78,6 +78,7 @@ class Flux(LatentFamily):
         b, c, h, w = x.shape
         text = batch["prompt_embeds"].to(x.device, self.dtype)  # (B, L, D)
         guidance = torch.full((b,), self.options.guidance, device=x.device) if self.guided else None
+        places = FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
         packed: Tensor = self.components[self.core](
             hidden_states=FluxPipeline._pack_latents(x, b, c, h, w).to(self.dtype),  # (B, h/2 w/2, 4C)
             timestep=noisy.fed,
@@ -85,7 +86,7 @@ class Flux(LatentFamily):
             pooled_projections=batch["pooled_embeds"].to(x.device, self.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, self.dtype),
+            img_ids=on_device(places, x.device, self.dtype),
             return_dict=False,
         )[0]
         scale = self.vae_scale

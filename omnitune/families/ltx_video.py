@@ -1,6 +1,6 @@
 """LTX-Video 0.9: text, or text and a first frame, to video, and text to image (one frame)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ import torch
 from diffusers import LTXImageToVideoPipeline, LTXPipeline
 from torch import Tensor
 
-from ..batch import Batch, Streams
+from ..batch import Batch, Streams, on_device
 from ..data.sizes import Limits
 from ..options import option
 from ..random import Draw
@@ -111,19 +111,19 @@ class LTXVideo(LatentFamily):
         """Timesteps in 0..1000, (B,) as they are, (B, 1, T, 1, 1) as one for each token, (B, S)."""
         return fed if fed.ndim == 1 else fed.expand(-1, 1, *x.shape[2:]).flatten(1)
 
-    def positions(self, fps: Tensor, x: Tensor) -> dict[str, Any]:
-        """Where tokens are, in seconds and pixels, by the rate (B,) of each row.
+    def positions(self, fps: Sequence[float], x: Tensor) -> dict[str, Any]:
+        """Where tokens are, in seconds and pixels, by the rate of each row.
 
         One grid and its scale, as the pipeline has it; if rates differ, coordinates (B, 3, S) of each row.
         """
-        seconds, side = [self.limits.temporal / rate for rate in fps.tolist()], self.limits.spatial
+        seconds, side = [self.limits.temporal / rate for rate in fps], self.limits.spatial
         if len(set(seconds)) == 1:
             frames, height, width = x.shape[2:]
             scale = (seconds[0], side, side)
             return {"num_frames": frames, "height": height, "width": width, "rope_interpolation_scale": scale}
         axes = [torch.arange(n, dtype=torch.float32, device=x.device) for n in x.shape[2:]]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, S)
-        scales = torch.tensor([[step, side, side] for step in seconds], device=x.device)
+        scales = on_device(torch.tensor([[step, side, side] for step in seconds]), x.device)
         return {"video_coords": grid * scales[..., None]}
 
     def call(self, request: Sampling) -> dict[str, Any]:

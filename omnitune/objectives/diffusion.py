@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import Batch, LossSum, Streams
+from ..batch import Batch, LossSum, Streams, on_device
 from ..conditions.base import Condition
 from ..errors import UserError
 from ..families.base import Denoiser, Noisy, StreamLevel
@@ -312,7 +312,7 @@ class VariancePreserving(Diffusion):
         return family.alphas_cumprod
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
-        a = self.schedule(family).to(u.device)
+        a = on_device(self.schedule(family), u.device)
         step = (u * len(a)).long().clamp(max=len(a) - 1)
         return a[step].sqrt().float(), (1 - a[step]).sqrt().float(), step
 

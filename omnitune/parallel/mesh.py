@@ -3,8 +3,8 @@
 1 x 1 is a single device, N x 1 replicates (DDP), 1 x N shards (FSDP2), M x N does both (HSDP).
 """
 
+import gc
 import os
-import resource
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from ..errors import UserError, shared
+from ..errors import MachineError, UserError, shared
 from ..options import check_ranges, option
+from .device import device_id, local_device
 from .precision import hold_master_weights
 
 T = TypeVar("T")
 
+WORK = timedelta(days=1)
+"""How long ranks wait for one that works alone (scans, encodes, writes); one that is lost ends it at once."""
 MEETING_SECONDS = 60
 """How long a rank with a mistake waits for the others before it tells of it alone."""
 
@@ -38,7 +41,7 @@ class Parallel:
     micro_batch_size: int | None = None
     """Samples in one forward pass of a device; absent: all of its share. Smaller takes less memory."""
     timeout: int = 1800
-    """Seconds that a rank waits for the others before it gives up."""
+    """Seconds that a rank waits for the others in a step; while one encodes or writes, they wait on."""
 
     def __post_init__(self) -> None:
         check_ranges(self, micro_batch_size="[1, inf)", replicate="[1, inf)")
@@ -64,11 +67,15 @@ class Mesh:
 
     def __init__(self, parallel: Parallel, mistake: UserError | None = None):
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        self.device = self._pick_device()
+        self.device = local_device()
         self.mesh: Any = None
+        self.waiting: Any = None
+        """The group of ranks that wait for work of one; None is that of all, with its shorter patience."""
+        timeout = timedelta(seconds=parallel.timeout)
         if self.world > 1:
-            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
+            kind = self.device.type
+            own = "" if kind == "cpu" else f",{kind}:{dist.get_default_backend_for_device(kind)}"
+            dist.init_process_group(f"cpu:gloo{own}", timeout=timeout)
 
         def sizes() -> tuple[int, int]:
             if mistake is not None:
@@ -77,6 +84,7 @@ class Mesh:
 
         try:
             agreed = self.on_all_ranks(sizes)
+            self._check_own_devices()
         except UserError:
             self.close()
             raise
@@ -84,17 +92,28 @@ class Mesh:
             # Nothing here changes a prediction in place, which is what this warns of.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             self.mesh = init_device_mesh(self.device.type, agreed, mesh_dim_names=("replicate", "shard"))
+            for group in self.mesh.get_all_groups():  # it gives them torch's own timeout
+                dist.set_timeout(timeout, group)
+            self.waiting = dist.new_group(backend="gloo", timeout=WORK)
         self.dp_rank, self.dp_size = self.rank, self.world  # ranks that share a batch would share dp_rank
         self.placed: list[Any] = []
         self.replicated: list[nn.Parameter] = []
         self._pending_vote: tuple[Any, Tensor] | None = None
 
-    @staticmethod
-    def _pick_device() -> torch.device:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
+    def _check_own_devices(self) -> None:
+        """Raise UserError, on all ranks, if two have one card."""
+        if self.device.type == "cpu" or self.world == 1:
+            return
+        cards = self.gather(device_id(self.device))
+        for rank, card in enumerate(cards):
+            if card in cards[:rank]:
+                raise shared(
+                    UserError(
+                        f"parallel: ranks {cards.index(card)} and {rank} have one device, {card}; start at "
+                        "most as many ranks as there are devices (--nproc), or show each its own "
+                        "(CUDA_VISIBLE_DEVICES)"
+                    )
+                )
 
     @property
     def main(self) -> bool:
@@ -135,8 +154,14 @@ class Mesh:
         self.placed.append(sharded)
 
     def release(self) -> None:
-        """Let go of what was placed: another phase places its own."""
+        """Free what was placed: another phase places its own.
+
+        Trainer, callbacks and hooks are in cycles, which hold a whole model until they are looked for.
+        """
         self.placed, self.replicated = [], []
+        gc.collect()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
 
     def reshard(self) -> None:
         """Drop what a forward pass without a backward pass left gathered.
@@ -179,12 +204,6 @@ class Mesh:
             norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
-    def peak_memory_bytes(self) -> int:
-        """Peak of this rank's device memory, or of its process where the device is the CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over data-parallel ranks."""
         if self.world > 1:
@@ -196,7 +215,7 @@ class Mesh:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.waiting)
         return found
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
@@ -219,7 +238,7 @@ class Mesh:
         box: list[Any] = [None]
         if self.main:
             box = [_tried(work)]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.waiting)
         made, error = box[0]
         if error is not None:
             raise shared(error)
@@ -230,7 +249,9 @@ class Mesh:
         if self.world == 1:
             return work()
         made, error = _tried(work)
-        if self.sum(torch.tensor(float(error is not None))):
+        failed = torch.tensor(float(error is not None))
+        dist.all_reduce(failed, group=self.waiting)
+        if failed:
             raise shared(next(e for e in self.gather(error) if e is not None))
         return cast(T, made)
 
@@ -245,10 +266,10 @@ class Mesh:
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What `work` gives, or its error: of the user or of a file."""
+    """What `work` gives, or its error: of the user, the machine or a file."""
     try:
         return work(), None
-    except (UserError, OSError) as error:
+    except (UserError, MachineError, OSError) as error:
         return None, error
 
 

@@ -59,6 +59,7 @@ def save_tensors(folder: Path, tensors: dict[str, Tensor], mesh: Mesh) -> None:
         dcp.save(
             {name: t.detach() for name, t in tensors.items()},
             storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+            process_group=mesh.waiting,
             no_dist=mesh.world == 1,
         )
 
@@ -68,7 +69,8 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], mesh: Mesh) -> None:
     import torch.distributed.checkpoint as dcp
 
     with _one_process_is_fine():
-        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(folder), no_dist=mesh.world == 1)
+        reader, alone = dcp.FileSystemReader(folder), mesh.world == 1
+        dcp.load(dict(tensors), storage_reader=reader, process_group=mesh.waiting, no_dist=alone)
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

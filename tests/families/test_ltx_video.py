@@ -116,13 +116,13 @@ def test_coordinates_of_rows_whose_rates_differ_give_the_rope_of_each_rate(model
     family = load(model, "transformer")
     rope: Any = family.components["transformer"].rope
     x = latents()
-    rates = torch.tensor([24.0, 12.0])
+    rates = [24.0, 12.0]
     apart = family.positions(rates, x)
     assert set(apart) == {"video_coords"}
     mixed = rope(x, **apart)
     for i in range(2):
         own = family.positions(rates[i : i + 1], x)
-        assert own["rope_interpolation_scale"] == (8 / float(rates[i]), 32, 32)
+        assert own["rope_interpolation_scale"] == (8 / rates[i], 32, 32)
         for ours, theirs in zip(mixed, rope(x[:1], **own), strict=True):
             torch.testing.assert_close(ours[i : i + 1], theirs, atol=1e-6, rtol=0)
     assert (mixed[0][0] - mixed[0][1]).abs().max() > 1e-2

@@ -142,7 +142,7 @@ class CaptionDataset:
         """`id`, `caption` and `fps`, which is 1 for a picture, whose frame is at 0 seconds."""
         item = self.index.items[_shown(inputs)[0]]
         fps = 1.0 if item.kind == "image" else self.clips.fps or item.fps
-        return {"id": item.id, "caption": inputs["caption"], "fps": torch.tensor(fps)}
+        return {"id": item.id, "caption": inputs["caption"], "fps": float(torch.tensor(fps))}
 
     def units(self, i: int) -> Mapping[str, int]:
         return {"index": i}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...batch import Batch, Streams
+from ...batch import Batch, Streams, on_device
 from ...data.sizes import Limits
 from ...errors import UserError
 from ...random import Draw
@@ -174,7 +174,7 @@ class LatentFamily(DiffusersFamily):
     def normalised(self, z: Tensor) -> Tensor:
         """Latents (B, C, ...) of the autoencoder as the denoiser knows them, in fp32."""
         shift, scale = (
-            torch.as_tensor(value, dtype=torch.float32, device=z.device).view(-1, *[1] * (z.ndim - 2))
+            on_device(torch.as_tensor(value), z.device, torch.float32).view(-1, *[1] * (z.ndim - 2))
             for value in self.affine()
         )
         return (z.float() - shift) * scale

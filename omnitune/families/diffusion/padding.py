@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...batch import on_device
+
 
 def pad_texts(embeds: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Texts (L, D) with zeros behind them, (B, length, D), and which are tokens, (B, length)."""
     text = torch.stack([F.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
-    lengths = torch.tensor([len(e) for e in embeds], device=text.device)
+    lengths = on_device(torch.tensor([len(e) for e in embeds]), text.device)
     return text, torch.arange(length, device=text.device) < lengths[:, None]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...batch import Batch
+from ...batch import Batch, on_device
 from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
 from ...data.media import probe
@@ -219,8 +219,9 @@ class Vlm(Responder):
             joined = [pack(row, self.model, self.type) for row in rows]
         else:
             joined = [row[0] for row in rows]
-        inputs = {k: v.to(self.device) for k, v in collate(joined, self._pad).items()}
-        labels = inputs.pop("labels")
+        collated = collate(joined, self._pad)
+        labels = collated.pop("labels")  # stay on the host, which counts those that are learned
+        inputs = {name: on_device(value, self.device) for name, value in collated.items()}
         if SEGMENT in inputs:
             inputs["attention_mask"] = block_mask(inputs.pop(SEGMENT))
         with (

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...batch import on_device
+
 IGNORED = -100
 
 
@@ -18,12 +20,15 @@ def losses_for_logits(model: Any, labels: Tensor, *, chunk: int, label_smoothing
 
     The loss of token t stands at t - 1, which predicts it. The head runs inside the model's own forward pass,
     where a sharded one is whole, and over the hidden states of learned tokens alone; logits of a chunk are
-    computed anew in the backward pass.
+    computed anew in the backward pass. `labels` are on the CPU, for to count them there is no wait.
     """
     head, text = model.get_output_embeddings(), model.config.get_text_config()
     softcap = getattr(text, "final_logit_softcapping", None)
     logits_of = head.forward
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    places = (targets != IGNORED).flatten().nonzero().squeeze(1)
+    if not len(places):  # every rank runs the head: one token that counts nothing
+        places = places.new_zeros(1)
 
     def part(hidden: Tensor, target: Tensor) -> Tensor:
         logits = logits_of(hidden).float()
@@ -34,16 +39,14 @@ def losses_for_logits(model: Any, labels: Tensor, *, chunk: int, label_smoothing
         )
 
     def forward(hidden: Tensor) -> Tensor:
-        places = (targets != IGNORED).flatten().nonzero().squeeze(1)
-        if not len(places):  # every rank runs the head: one token that counts nothing
-            places = places.new_zeros(1)
-        states, wanted = hidden.flatten(0, 1)[places], targets.flatten()[places]
+        at = on_device(places, hidden.device)
+        states, wanted = hidden.flatten(0, 1)[at], on_device(targets.flatten()[places], hidden.device)
         parts = [
             checkpoint(part, *pair, use_reentrant=False)
             for pair in zip(torch.split(states, chunk), torch.split(wanted, chunk), strict=True)
         ]
         losses = torch.zeros(targets.numel(), device=hidden.device)
-        return losses.index_put((places,), torch.cat(parts)).view_as(targets)
+        return losses.index_put((at,), torch.cat(parts)).view_as(targets)
 
     head.forward = forward
     if softcap is not None:
