@@ -34,7 +34,8 @@ def step_on(training: Training, run: config.Run) -> tuple[float, float, Counter[
     trainer = training.trainer
     batches = next(trainer.read())
     kept = {name: p.detach().clone() for name, p in trainer.weights().items()}
-    expected = trainer.train_step(batches).read().loss
+    trainer.wants_rows = True
+    expected = trainer.train_step(batches).read()
     with torch.no_grad():
         for name, parameter in trainer.weights().items():
             parameter.copy_(kept[name])
@@ -48,7 +49,11 @@ def step_on(training: Training, run: config.Run) -> tuple[float, float, Counter[
     with pretended() as waited:
         measured = trainer.train_step(batches)
         found = Counter(waited)
-    return expected, float(unwrap(measured.values)[0]), found
+        rows = measured.rows.read() if measured.rows else None
+    assert rows is not None
+    assert expected.rows is not None
+    assert rows.losses == pytest.approx(expected.rows.losses, rel=1e-5)
+    return expected.loss, float(unwrap(measured.values)[0]), found
 
 
 @pytest.fixture(scope="module")
