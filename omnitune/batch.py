@@ -39,12 +39,16 @@ class LossSum:
     def row_losses(self, counts: Sequence[Mapping[str, int]]) -> Tensor:
         """Average each row over its own units, given how many it has of each: (rows of `counts`,) in fp64.
 
-        Rows behind those are there to keep ranks alike, and are left out.
+        On the CPU, for Apple's device has no fp64. Rows behind those of `counts` are there to keep ranks
+        alike, and are left out.
         """
-        means = []
-        for unit, values in self.rows.items():
-            own = on_device(
-                torch.tensor([count[unit] for count in counts], dtype=torch.float64), values.device
-            )
-            means.append(values[: len(counts)].detach().double() / own)
-        return torch.stack(means).sum(0)
+        return averaged({unit: values[: len(counts)] for unit, values in self.rows.items()}, counts)
+
+
+def averaged(rows: Mapping[str, Tensor], counts: Sequence[Mapping[str, int]]) -> Tensor:
+    """Divide what rows lost, by unit, by how many each has, and add it up: (rows,) in fp64 on the CPU."""
+    means = []
+    for unit, values in rows.items():
+        own = torch.tensor([count[unit] for count in counts], dtype=torch.float64)
+        means.append(values.detach().cpu().double() / own)
+    return torch.stack(means).sum(0)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch, LossSum, on_device
+from ..batch import Batch, LossSum, averaged, on_device
 from ..data.loader import PADDING, MicroBatches
 from ..errors import UserError, shared
 from ..objectives.base import Objective
@@ -99,7 +99,9 @@ class RowTable:
         self.first = rows[0].position
         self.ids = [dataset.index.items[row.index].id for row in rows]
         self.counts = [objective.units(dataset.units(row.index)) for row in rows]
-        self.table = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
+        self.units = list(self.counts[0])
+        # Sums in fp32, as they come: they are averaged where they are read. The levels stand behind them.
+        self.table = torch.zeros(len(self.units) + 1, len(rows), device=device)
         self.has_levels = False
 
     def add(self, batch: Batch, loss: LossSum) -> None:
@@ -109,15 +111,17 @@ class RowTable:
         if not places:
             return
         at = on_device(torch.tensor(places), self.table.device)
-        self.table[0, at] = loss.row_losses([self.counts[place] for place in places])
+        for row, unit in enumerate(self.units):
+            self.table[row, at] = loss.rows[unit][: len(places)].detach().float()
         if loss.level is not None:
             self.has_levels = True
-            self.table[1, at] = loss.level[: len(places)].detach().double()
+            self.table[-1, at] = loss.level[: len(places)].detach().float()
 
     def read(self) -> Rows:
         """Wait for the device."""
-        losses, levels = self.table.tolist()
-        return Rows(self.ids, losses, levels if self.has_levels else None)
+        *sums, levels = self.table.cpu()
+        losses = averaged(dict(zip(self.units, sums, strict=True)), self.counts)
+        return Rows(self.ids, losses.tolist(), levels.tolist() if self.has_levels else None)
 
 
 def merged_draws(ranks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:

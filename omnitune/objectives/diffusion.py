@@ -312,9 +312,10 @@ class VariancePreserving(Diffusion):
         return family.alphas_cumprod
 
     def path(self, family: Denoiser, u: Tensor, x0: Streams) -> tuple[Tensor, Tensor, Tensor]:
-        a = on_device(self.schedule(family), u.device)
+        a = self.schedule(family)
         step = (u * len(a)).long().clamp(max=len(a) - 1)
-        return a[step].sqrt().float(), (1 - a[step]).sqrt().float(), step
+        alpha, sigma = on_device(torch.stack([a, 1 - a]).sqrt().float(), u.device)[:, step]
+        return alpha, sigma, step
 
     def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Weigh errors of x_0 by min(SNR, gamma), Hang et al. 2023, whatever is predicted."""

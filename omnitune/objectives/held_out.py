@@ -142,8 +142,8 @@ def _measure(
     encoded = encode(batch, draw, step.stages, step.device)
     loss = step.objective.for_evaluation().loss(step.family, encoded, draw, step.conditions)
     rows = loss.row_losses([counts[i] for i, _ in chosen])
-    u = torch.full_like(rows, math.nan) if loss.level is None else loss.level[: len(chosen)].double()
-    return torch.stack([rows, u]).cpu()
+    u = torch.full_like(rows, math.nan) if loss.level is None else loss.level[: len(chosen)].cpu().double()
+    return torch.stack([rows, u])
 
 
 T = TypeVar("T")

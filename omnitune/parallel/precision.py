@@ -26,23 +26,46 @@ def hold_master_weights(
                 places.setdefault(id(unit), []).append((owner, name, compute[prefix + name]))
     for unit in [*blocks, module]:
         if id(unit) in places:
-            _Cast(unit, places[id(unit)])
+            Cast(places[id(unit)]).attach(unit)
 
 
-class _Cast:
-    def __init__(self, unit: nn.Module, places: list[tuple[nn.Module, str, torch.dtype]]):
+class Cast:
+    """Puts casts of fp32 masters in their places, for a while."""
+
+    def __init__(self, places: list[tuple[nn.Module, str, torch.dtype]]):
         self.places, self.masters = places, list[Any]()
-        unit.register_forward_pre_hook(self.swap_in)
-        unit.register_forward_hook(self.swap_out, always_call=True)
 
-    def swap_in(self, unit: nn.Module, args: Any) -> None:
+    @classmethod
+    def of_now(cls, module: nn.Module) -> "Cast":
+        """The casts that are in place now, for a part of the forward pass that is computed again later."""
+        return cls(
+            [
+                (owner, name, value.dtype)
+                for owner in module.modules()
+                for name, value in vars(owner).items()  # parameters and buffers are in dicts of their own
+                if isinstance(value, torch.Tensor)
+            ]
+        )
+
+    def attach(self, unit: nn.Module) -> None:
+        """Put them in while a module runs."""
+        unit.register_forward_pre_hook(self._before)
+        unit.register_forward_hook(self._after, always_call=True)
+
+    def _before(self, unit: nn.Module, args: Any) -> None:
+        self.__enter__()
+
+    def _after(self, unit: nn.Module, args: Any, output: Any) -> None:
+        self.__exit__()
+
+    def __enter__(self) -> None:
         for owner, name, dtype in self.places:
             master = owner._parameters.pop(name)
             assert master is not None, name
             self.masters.append(master)
             setattr(owner, name, master.to(dtype))
 
-    def swap_out(self, unit: nn.Module, args: Any, output: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for (owner, name, _), master in zip(self.places, self.masters, strict=False):
             delattr(owner, name)
             owner._parameters[name] = master

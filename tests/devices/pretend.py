@@ -1,7 +1,8 @@
 """A device that is not there: its tensors say `pretend:0` and compute on the CPU.
 
-As on a card, tensors of two devices do not mix, and what waits for the device is counted, by source line.
-Only the dispatcher can tell what a library does with a tensor, so the tests ask it instead of reading code.
+As on a card, tensors of two devices do not mix; as on Apple's, there is no float64. What waits for the device
+is counted, by source line. Only the dispatcher can tell what a library does with a tensor, so the tests ask
+it instead of reading code.
 """
 
 import threading
@@ -39,6 +40,9 @@ WAITS = {
 
 
 class _Module(backend_registration._DummyBackendModule):
+    def is_available(self) -> bool:
+        return False  # models are loaded on the CPU first
+
     def get_rng_state(self, *device: Any) -> Tensor:
         return torch.zeros(8, dtype=torch.uint8)
 
@@ -50,7 +54,7 @@ class _Module(backend_registration._DummyBackendModule):
 
 class _Hook(backend_registration._DummyPrivateUse1Hook):
     def is_available(self) -> bool:
-        return False  # else it would be the accelerator of every test that follows
+        return False
 
 
 @cache
@@ -96,17 +100,19 @@ WAITED: Counter[str] = Counter()
 """What the host waited for, and which line asked; or "in a stage" or "in a library"."""
 
 
-def _note(what: str) -> None:
-    """Count a wait, by who asked: the innermost frame that is not of torch."""
+def _asker() -> str:
+    """Who asked: the innermost frame that is not of torch."""
     frames = [f for f in traceback.extract_stack() if f.filename not in (__file__, threading.__file__)]
     frames = [f for f in frames if not Path(f.filename).is_relative_to(TORCH)]
     if any((f.name, Path(f.filename).name) == ("encode", "stages.py") for f in frames):
-        place = "in a stage"
-    elif not frames or not Path(frames[-1].filename).is_relative_to(ROOT):
-        place = "in a library"  # a backward pass has no frames
-    else:
-        place = f"at {Path(frames[-1].filename).relative_to(ROOT)}: {frames[-1].line}"
-    WAITED[f"{what} {place}"] += 1
+        return "in a stage"
+    if not frames or not Path(frames[-1].filename).is_relative_to(ROOT):
+        return "in a library"  # a backward pass has no frames
+    return f"at {Path(frames[-1].filename).relative_to(ROOT)}: {frames[-1].line}"
+
+
+def _note(what: str) -> None:
+    WAITED[f"{what} {_asker()}"] += 1
 
 
 def unwrap(value: Any) -> Any:
@@ -142,6 +148,10 @@ def _compute(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     found = func(*inner_args, **inner)
     if not on_device:
         return found
+    if any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in tree_leaves(found)):
+        asker = _asker()  # libraries ask for the type of the device by its name
+        if asker.startswith("at "):
+            raise TypeError(f"{func} {asker}: the device has no float64, as Apple's has not")
     known = {id(x.inner): x for x in there}
     return tree_map(
         lambda t: (known[id(t)] if id(t) in known else OnDevice(t)) if isinstance(t, Tensor) else t, found

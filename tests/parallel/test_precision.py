@@ -1,15 +1,24 @@
 """bfloat16, the default dtype: train, sample while training and after it, resume, on one rank and two."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from forked import run
+from small_chats import small_chat_run
 from torch import nn
 
+from omnitune import config
 from omnitune.families.wan import Wan
 from omnitune.model import place
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.precision import hold_master_weights
+from omnitune.random import Draw
+from omnitune.stages import encode
 from omnitune.testing.runs import metrics, small_run, write_run
+from omnitune.testing.training import start_training
 from omnitune.trainable.adapters import apply_claims
 from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere, claim
@@ -121,3 +130,28 @@ def test_a_block_sees_its_weights_in_the_compute_dtype_and_gradients_reach_the_m
     out.float().sum().backward()
     assert block.wo.weight.dtype == block.wo.weight.grad.dtype == torch.float32
     assert [name for name, _ in block.named_parameters()] == names
+
+
+@pytest.mark.parametrize("keys", [{}, {"memory": {"checkpointing": "full"}}], ids=["whole", "checkpointed"])
+def test_a_head_that_trains_whole_is_computed_again_as_it_was(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """Its gradient in bfloat16 is that in fp32, up to rounding, and is stored in fp32."""
+    opened = {"freeze_vision_tower": False, "freeze_multi_modal_projector": False, **keys}
+    described = small_chat_run(tiny_vlm("llava"), tmp_path / "chats", 2, 2, trainable="full", **opened)
+    grads = {}
+    for dtype in ("float32", "bfloat16"):
+        described["model"]["dtype"] = dtype
+        loaded = config.load(write_run(tmp_path / "run.yaml", described), ())[0]
+        trainer = start_training(loaded, tmp_path).trainer
+        (batch,) = next(trainer.read())
+        draw = Draw(loaded.seed, batch["position"])
+        loss = trainer.objective.loss(
+            trainer.family, encode(batch, draw, trainer.stages, torch.device("cpu")), draw, ()
+        )
+        sum(loss.totals.values()).backward()
+        (head,) = (p for name, p in trainer.weights().items() if name.endswith("lm_head.weight"))
+        assert head.dtype == head.grad.dtype == torch.float32
+        grads[dtype] = head.grad
+    apart = torch.linalg.vector_norm(grads["bfloat16"] - grads["float32"])
+    assert 0 < apart < 0.03 * torch.linalg.vector_norm(grads["float32"])

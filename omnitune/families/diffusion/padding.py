@@ -38,7 +38,7 @@ class Padding:
             bias = torch.zeros(len(embeds), width)
             bias[torch.arange(width) > lengths[:, None]] = -torch.inf
             bias[torch.arange(len(embeds)), lengths] = (self.length - lengths).float().log()
-            self.bias = bias[:, None, None].to(text)
+            self.bias = on_device(bias[:, None, None], text.device, text.dtype)
         return text
 
     def attach(self, module: Any) -> None:

@@ -1,7 +1,8 @@
 """Cross-entropy at the place of a language model's head, a chunk of tokens at a time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...batch import on_device
+from ...parallel.precision import Cast
 
 IGNORED = -100
 
@@ -39,10 +41,12 @@ def losses_for_logits(model: Any, labels: Tensor, *, chunk: int, label_smoothing
         )
 
     def forward(hidden: Tensor) -> Tensor:
+        # The backward pass computes parts again when the model's own casts of masters are gone.
+        contexts = partial(_contexts, head)
         at = on_device(places, hidden.device)
         states, wanted = hidden.flatten(0, 1)[at], on_device(targets.flatten()[places], hidden.device)
         parts = [
-            checkpoint(part, *pair, use_reentrant=False)
+            checkpoint(part, *pair, use_reentrant=False, context_fn=contexts)
             for pair in zip(torch.split(states, chunk), torch.split(wanted, chunk), strict=True)
         ]
         losses = torch.zeros(targets.numel(), device=hidden.device)
@@ -57,3 +61,7 @@ def losses_for_logits(model: Any, labels: Tensor, *, chunk: int, label_smoothing
         del head.forward
         if softcap is not None:
             text.final_logit_softcapping = softcap
+
+
+def _contexts(head: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), Cast.of_now(head)
