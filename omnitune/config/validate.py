@@ -28,6 +28,7 @@ NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
     ("objective.huber_delta", {"loss_type": ("huber", "smooth_l1")}),
     ("schedule.floor", {"decay": ("linear", "cosine", "polynomial")}),
     ("schedule.power", {"decay": ("polynomial",)}),
+    ("schedule.extend", {"decay": ("linear", "cosine", "polynomial")}),
     ("data.variants", {"window": ("random",), "crop": ("random",)}),
     ("data.variants", {"cache": ()}),
     ("validation.every", {"prompts": ()}),
