@@ -92,6 +92,31 @@ def extended(place: Path) -> Path:
     return go_on("name=whole", "schedule.steps=6", "schedule.extend=restart")
 
 
+# Results
+
+
+def test_results_never_take_the_place_of_earlier_ones(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", "runs/run", "--prompt", "a fox", "--steps", "1"]
+    for number in ("", "-2", "-3"):
+        assert main([*words, "--seed", str(len(number))]) == 0
+        assert main([*words, "--seed", "7"]) == 0
+        assert f"runs/run/samples/manual/step-4-seed-7{number}/000.mp4" in capsys.readouterr().out
+    Path("empty").mkdir()
+    assert main([*words, "--out", "empty"]) == 0
+    written = {path: path.read_bytes() for path in Path("empty").iterdir()}
+    assert main([*words, "--out", "empty", "--seed", "9"]) == 2
+    assert "--out: empty is there already; name another place, or delete it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("empty").iterdir()} == written
+
+    words = ["evaluate", "runs/run", "--data", "data/pictures", "--metrics", "loss", "--samples", "2"]
+    for number in ("", "-2"):
+        assert main(words) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"runs/run/evaluation/step-00000004{number}.json"
+    assert main([*words, "--out", f"runs/run/evaluation/step-00000004{number}.json"]) == 2
+
+
 # Another length
 
 

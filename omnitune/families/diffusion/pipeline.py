@@ -41,10 +41,13 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     formats = ("diffusers",)
     pipeline_class: ClassVar[Any]
+    same_weights: ClassVar[tuple[str, ...]] = ()
+    """Further pipelines whose checkpoints are trained as that class's."""
     files: ModelFiles
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)
+        self._check_pipeline()
         missing = {*self.networks, *self.others} - {*self.optional, *self.files.classes}
         if missing:
             names = ", ".join(name for name in (*self.networks, *self.others) if name in missing)
@@ -55,6 +58,27 @@ class DiffusersFamily(Denoiser):
         if self.text_option and self.text_length < self.least_text:
             raise UserError(
                 f"model.options.{self.text_option}: {self.text_length} is not {self.least_text} or more"
+            )
+
+    @classmethod
+    def pipelines(cls) -> list[str]:
+        """Classes of pipelines whose checkpoints the family trains, as model_index.json names them."""
+        own = [cls.pipeline_class, cls.image_pipeline_class]
+        return [*(one.__name__ for one in own if one is not None), *cls.same_weights]
+
+    def _check_pipeline(self) -> None:
+        """Refuse the model of another family, or of none, before anything of it is read."""
+        if self.files.folder is None:  # known by the configuration that ships with it
+            named, known = "the model of another family", self.files.path in self.variants.values()
+        else:
+            found = self.files.index.get("_class_name")
+            named, known = f"a {found}", found is None or found in self.pipelines()
+        if not known:
+            takers = families_of(self.files)
+            out = f"set family: {takers[0]}" if takers else f"give a model of {self.pipelines()[0]}"
+            raise UserError(
+                f"{self.files.key}: {self.files.path} is {named}, and family {self.name} trains "
+                f"{' and '.join(self.pipelines())}; {out}"
             )
 
     @property
@@ -290,3 +314,17 @@ class DiffusersFamily(Denoiser):
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
         return {LORA_FILE: {name: name for name in names}} if names else {}
+
+
+def families_of(files: ModelFiles) -> list[str]:
+    """Name the families of this package that train a model."""
+    from .. import REGISTRY, resolve
+
+    classes = {name: resolve(name) for name in REGISTRY}
+    named = None if files.folder is None else files.index.get("_class_name")
+    return [
+        name
+        for name, cls in classes.items()
+        if issubclass(cls, DiffusersFamily)
+        and (files.path in cls.variants.values() if named is None else named in cls.pipelines())
+    ]
