@@ -216,9 +216,14 @@ def _plain(e: Any) -> str:
     return f"{message}, not {e['input']!r}"
 
 
-def _did_you_mean(name: str, e: Any) -> str:
+@cache
+def _all_names() -> list[str]:
     known = _adapter().json_schema()
-    names = sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+    return sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+
+
+def _did_you_mean(name: str, e: Any) -> str:
+    names = _all_names()
     if name in names:
         return " here; docs/options.md lists where it belongs"
     close = get_close_matches(name, names, n=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import Mistakes, UserError
 from ...sampling import Sampling
 from ..base import Denoiser, LoadRequest
+from ..files import blamed
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -122,10 +123,26 @@ class DiffusersFamily(Denoiser):
     def published(self, name: str) -> nn.Module:
         """A network as it is published, on the meta device."""
         cls, config = self.files.find_class(name), self.files.config(name)
-        with torch.device("meta"):
+        self._check_class(name, cls)
+        with torch.device("meta"), blamed(self.files.option(name), f"config.json of {name}"):
             if self.files.classes[name][0] == "diffusers":
                 return self._cast(name, cls.from_config(config))
             return self._cast(name, cls(cls.config_class.from_dict(config)))
+
+    def _check_class(self, name: str, cls: Any) -> None:
+        """Refuse a network that is none, or not the one that the pipeline says it has."""
+        if not issubclass(cls, nn.Module):
+            raise UserError(
+                f"{self.files.key}: {name} of {self.files.path} is a {cls.__name__}, no network; "
+                "fetch it again"
+            )
+        wanted = signature(self.pipeline_class).parameters.get(name)
+        kind = getattr(wanted, "annotation", None)
+        if name in (self.core, self.autoencoder) and isinstance(kind, type) and not issubclass(cls, kind):
+            raise UserError(
+                f"{self.files.key}: {name} of {self.files.path} is a {cls.__name__}, and family {self.name} "
+                f"trains a {kind.__name__}; give a model of {self.pipeline_class.__name__}"
+            )
 
     def on_meta(self, name: str) -> nn.Module:
         """A network as the family has it, changed where that was asked for, on the meta device."""
@@ -186,12 +203,8 @@ class DiffusersFamily(Denoiser):
             folder = self.files.find(name) or self.files.weights(name)
             if name in self.tokenizers:
                 self._check_vocabulary(name, folder)
-            try:
+            with blamed(self.files.key, folder):
                 self._processors[name] = self.files.find_class(name).from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{self.files.key}: {folder} cannot be loaded: {error}; fetch the model again"
-                ) from error
         return self._processors[name]
 
     @property
@@ -201,8 +214,10 @@ class DiffusersFamily(Denoiser):
 
     def _check_vocabulary(self, name: str, folder: Path) -> None:
         encoder = name.replace("tokenizer", "text_encoder")
-        config = self.files.find_class(encoder).config_class.from_dict(self.files.config(encoder))
-        check_vocabulary(folder, config.get_text_config().vocab_size)
+        with blamed(self.files.option(encoder), f"config.json of {encoder}"):
+            config = self.files.find_class(encoder).config_class.from_dict(self.files.config(encoder))
+            rows = int(config.get_text_config().vocab_size)
+        check_vocabulary(folder, rows)
 
     @staticmethod
     def clean_caption(caption: str) -> str:
@@ -214,7 +229,8 @@ class DiffusersFamily(Denoiser):
         return [i for i, ids in enumerate(tokens) if len(ids) > self.text_length]
 
     def scheduler(self) -> Any:
-        return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
+        with blamed(self.files.key, "scheduler_config.json"):
+            return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
 
     @property
     def pipeline_type(self) -> Any:
