@@ -29,7 +29,7 @@ MACHINE_ERRNOS = {
 }  # fmt: skip
 WRITE_FAILURES = (
     "No space left on device", "os error 28", "File too large", "os error 27", "Input/output error",
-    "os error 5)", "database or disk is full", "disk I/O error", "inline_container.cc",
+    "os error 5)", "database or disk is full", "disk I/O error", "database is locked", "inline_container.cc",
 )  # fmt: skip
 """How safetensors, sqlite and torch.save word a file that cannot be written, in types of their own."""
 LOST_RANK = ("Connection closed by peer", "third_party/gloo", "gloo/transport", "ncclInternalError")

@@ -159,6 +159,8 @@ def open_memo(path: Path, *tables: str) -> sqlite3.Connection:
 
     A damaged one begins anew. What cannot be written is copied into memory, and additions end with it.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder where a file of ours belongs; remove it")
     if not writable(path):
         return _copied(path, tables)
     try:

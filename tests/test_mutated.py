@@ -5,17 +5,20 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from forked import Forked
 from mutations import mutated_bytes, mutated_text, mutated_tree
 
 from omnitune import config
@@ -166,7 +169,7 @@ def damaged_run(draw: random.Random, run: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kind", RUNS)
-@draws(150, 5000)
+@draws(60, 5000)
 def test_a_damaged_yaml_is_read_or_refused(place: Path, kind: str, first: int, last: int) -> None:
     def one(draw: random.Random, what: str) -> str | None:
         text = damaged_run(draw, RUNS[kind])
@@ -182,7 +185,7 @@ def test_a_damaged_yaml_is_read_or_refused(place: Path, kind: str, first: int, l
 
 
 @pytest.mark.parametrize("kind", RUNS)
-@draws(8, 250)
+@draws(4, 250)
 def test_a_damaged_run_is_checked_or_refused(place: Path, kind: str, first: int, last: int) -> None:
     def one(draw: random.Random, what: str) -> str | None:
         Path("run.yaml").write_text(damaged_run(draw, RUNS[kind]), errors="surrogatepass")
@@ -214,7 +217,7 @@ def damaged_file(draw: random.Random, file: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", RUNS)
-@draws(6, 100)
+@draws(4, 100)
 def test_a_damaged_model_is_refused(place: Path, kind: str, first: int, last: int) -> None:
     model = RUNS[kind]["model"]["path"]
     whole = place / model
@@ -236,7 +239,7 @@ def test_a_damaged_model_is_refused(place: Path, kind: str, first: int, last: in
             if kind != "diffusion" or "encoder" in str(file):
                 file = file.rename(file.with_name("pytorch_model.bin"))
         done = damaged_file(draw, file)
-        fault = judged(*ended(what, ["train", "run.yaml"]), "model|init_from")
+        fault = judged(*ended(what, ["train", "run.yaml"]), r"model|init_from|talks\.json")
         return f"{file} {done}: {fault}" if fault else None
 
     write_run(Path("run.yaml"), run)
@@ -246,7 +249,7 @@ def test_a_damaged_model_is_refused(place: Path, kind: str, first: int, last: in
 # Run folders
 
 
-@draws(8, 300)
+@draws(6, 300)
 def test_a_damaged_run_folder_goes_on_or_is_refused(place: Path, first: int, last: int) -> None:
     run = {**DIFFUSION, "validation": {}, "checkpoint": {"every": 2}}
     write_run(Path("run.yaml"), run)
@@ -273,3 +276,19 @@ def test_a_damaged_run_folder_goes_on_or_is_refused(place: Path, first: int, las
         return f"{file} {done}, {words[0]}: {fault}" if fault else None
 
     no_faults(faults_of("run folder", first, last, one), last - first)
+
+
+# Disks
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size", [1 << 10, 20 << 10, 60 << 10, 300 << 10])
+def test_a_file_that_may_not_grow_further_is_the_machines_fault(place: Path, size: int) -> None:
+    write_run(Path("run.yaml"), {**DIFFUSION, "validation": {}})
+    done = Forked("train", "run.yaml", cwd=place, before=partial(limit_files, size)).wait()
+    assert done.code == 3, done.err
+    assert "Traceback" not in done.err
+    assert "the last complete checkpoint is intact" in done.err

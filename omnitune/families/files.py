@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -21,7 +22,7 @@ from ..files import parse_json
 
 DAMAGE = (
     OSError, SafetensorError, UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-    ArithmeticError, RuntimeError, AssertionError, ImportError,
+    ArithmeticError, RuntimeError, AssertionError, ImportError, StrictDataclassError,
 )  # fmt: skip
 """What libraries raise where files or settings of a model are damaged."""
 MOST_JSON = 1 << 28
@@ -139,16 +140,24 @@ def _is_hub_id(path: str) -> bool:
 
 
 @contextmanager
-def blamed(key: str, file: Path | str) -> Iterator[None]:
-    """Tell a failure of a library that reads a file as the file's damage."""
+def blamed(
+    key: str, file: Path | str, kinds: tuple[type[Exception], ...] = (*DAMAGE, Exception)
+) -> Iterator[None]:
+    """Tell a failure of a library that reads a file as the file's damage.
+
+    `Exception` among the kinds is that itself, which tokenizers raise, and nothing derived from it.
+    """
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except DAMAGE as error:
+    except Exception as error:
+        damage = tuple(kind for kind in kinds if kind is not Exception)
+        if not isinstance(error, damage) and not (type(error) is Exception and Exception in kinds):
+            raise
         told = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"{key}: {file} cannot be used: {type(error).__name__}: {told[:300]}; fetch it again"
+            f"{key}: {file} cannot be loaded: {type(error).__name__}: {told[:300]}; fetch the model again"
         ) from error
 
 

@@ -123,12 +123,8 @@ class VlmFiles(ModelFolder):
         from transformers import AutoProcessor
 
         folder = self.folder or self.fetch()
-        try:
+        with blamed(self.key, f"the processor in {folder}"):
             processor = AutoProcessor.from_pretrained(folder)
-        except DAMAGE as error:
-            raise UserError(
-                f"{self.key}: the processor in {folder} cannot be loaded: {error}; fetch the model again"
-            ) from error
         add_tokens(processor.tokenizer, self.tokens)
         return processor
 
