@@ -246,6 +246,69 @@ def test_a_damaged_model_is_refused(place: Path, kind: str, first: int, last: in
     no_faults(faults_of(f"model {kind}", first, last, one), last - first)
 
 
+class Poison:
+    """Runs a command where a pickle is trusted."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch poisoned",)
+
+
+def change(file: str, **values: Any) -> None:
+    path = Path("model", file)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def poison() -> None:
+    import pickle
+
+    Path("model/transformer/diffusion_pytorch_model.safetensors").unlink()
+    Path("model/transformer/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Poison()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (poison, "model.path: model/transformer cannot be loaded: "),
+        (lambda: change("model_index.json", vae=["os", "system"]), "vae is 'system' of 'os', which"),
+        (lambda: change("model_index.json", vae=["diffusers", "No"]), "vae is 'No' of 'diffusers', which"),
+        (lambda: change("model_index.json", vae=[3, []]), "'model' has no vae; family wan needs it"),
+        (
+            lambda: change("model_index.json", transformer=["diffusers", "AutoencoderKLWan"]),
+            "model/transformer/config.json states ",
+        ),
+        (
+            lambda: Path("model/transformer/config.json").write_text("{}"),
+            "model.path: model/transformer lacks ",
+        ),
+        (
+            lambda: change("transformer/config.json", patch_size="1x2x2"),
+            "model/transformer/config.json states patch_size of '1x2x2', which is no ",
+        ),
+        (
+            lambda: change("transformer/config.json", num_layers=10**9),
+            "model/transformer/config.json states num_layers of 1000000000; fetch it again",
+        ),
+        (
+            lambda: Path("model/transformer/config.json").write_text("[" * 100_000),
+            "model/transformer/config.json is not JSON (Nested too deeply); fetch it again",
+        ),
+        (lambda: change("text_encoder/config.json", d_kv="x"), "config.json of text_encoder cannot be "),
+        (
+            lambda: change("tokenizer/tokenizer.json", decoder={"type": "none"}),
+            "model/tokenizer cannot be loaded: Exception: data did not match any variant",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_in_a_model_is_named(place: Path, damage: Callable[[], None], told: str) -> None:
+    shutil.copytree("wan", "model")
+    damage()
+    run = {**DIFFUSION, "model": {**DIFFUSION["model"], "path": "model"}}
+    code, err = ended(told, ["train", str(write_run(Path("run.yaml"), run))])
+    assert code == 2
+    assert told in err
+    assert not Path("poisoned").exists()
+
+
 # Run folders
 
 

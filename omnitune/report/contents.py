@@ -69,7 +69,7 @@ def read_contents(folder: Path) -> Contents:
     notes: list[str] = []
     return Contents(
         folder=folder,
-        yaml=(folder / "run.yaml").read_text(encoding="utf-8"),
+        yaml=(folder / "run.yaml").read_text(encoding="utf-8", errors="replace"),
         config=config.read(folder / "run.yaml").data,
         manifest=_read_json(folder / "manifest.json", {}),
         metrics=_read_lines(folder / "metrics.jsonl", notes),

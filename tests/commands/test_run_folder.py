@@ -12,6 +12,9 @@ import torch
 from omnitune import config, train
 from omnitune.callbacks.base import Callback, TrainerView
 from omnitune.cli import main
+from omnitune.config.identity import data_lines, with_stored_ids
+from omnitune.data.conversations.conversation import Conversation, Message
+from omnitune.data.conversations.rows import ConversationIndex, ConversationRow, LengthBucket
 from omnitune.errors import Stopped, UserError
 from omnitune.parallel.mesh import Mesh, Parallel
 from omnitune.parallel.state import load_whole
@@ -225,3 +228,22 @@ def test_a_damaged_data_jsonl_stands_in_the_way_of_nothing_but_the_difference(
     shutil.move("data/all-pictures", "data/pictures")
     go_on()
     assert (FOLDER / "data.jsonl").read_bytes() == before
+
+
+def test_rows_of_conversations_take_their_old_names(tmp_path: Path) -> None:
+    def index(*named: tuple[str, int]) -> ConversationIndex:
+        said = (Message("user", ("hello",)),)
+        rows = [
+            ConversationRow(name, (Conversation(name, said, name),), (f"key{i}",), 3 + i, i)
+            for name, i in named
+        ]
+        return ConversationIndex(rows, [LengthBucket(64 << i) for _, i in named], [])
+
+    old = index(("talks/1", 0), ("talks/2", 1), ("words/1", 2))
+    (tmp_path / "data.jsonl").write_text(data_lines(old))
+    found = with_stored_ids(index(("a-words/1", 2), ("talks/1", 0), ("talks/2", 1)), tmp_path)
+    assert data_lines(found) == data_lines(old)
+    assert list(found.targets) == list(old.targets)
+    assert found.by_bucket == old.by_bucket
+    other = index(("a-words/1", 2), ("talks/1", 0), ("talks/2", 3))
+    assert with_stored_ids(other, tmp_path) is other

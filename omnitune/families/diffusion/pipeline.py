@@ -122,8 +122,9 @@ class DiffusersFamily(Denoiser):
 
     def published(self, name: str) -> nn.Module:
         """A network as it is published, on the meta device."""
-        cls, config = self.files.find_class(name), self.files.config(name)
+        cls = self.files.find_class(name)
         self._check_class(name, cls)
+        config = self.files.config(name)
         with torch.device("meta"), blamed(self.files.option(name), f"config.json of {name}"):
             if self.files.classes[name][0] == "diffusers":
                 return self._cast(name, cls.from_config(config))
