@@ -1,13 +1,13 @@
 """Checkpoints: a folder a step, complete or not there, found again after any kill."""
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import hash_file, sync, write_json
+from .errors import UserError
+from .files import hash_file, read_object, sync, write_json
 from .options import option
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .parallel.mesh import Mesh
 
-COMPLETE = "COMPLETE"
+COMPLETE, STATE = "COMPLETE", "state.json"
 
 
 @option
@@ -46,15 +46,16 @@ class Saved:
         return self.folder / "tensors"
 
     def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
-        return found
+        return read_object(self.folder / STATE)
 
     def fault(self) -> str | None:
         """What is wrong with it, or None if every file is as COMPLETE says."""
         try:
-            listed = json.loads((self.folder / COMPLETE).read_text())
-        except (OSError, ValueError):
+            listed = read_object(self.folder / COMPLETE)
+        except (OSError, UserError):
             return "it is not complete"
+        if STATE not in listed or not all(isinstance(one, list) and len(one) == 2 for one in listed.values()):
+            return f"{COMPLETE} does not list its files"
         for name, (size, digest) in listed.items():
             file = self.folder / name
             if not file.is_file():
@@ -70,7 +71,7 @@ def list_saved(folder: Path) -> list[Saved]:
     """Checkpoints of a run, oldest first, complete or not."""
     found = []
     for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
-        if not path.is_symlink() and (match := re.fullmatch(r"step-(\d+)", path.name)):
+        if path.is_dir() and not path.is_symlink() and (match := re.fullmatch(r"step-(\d+)", path.name)):
             found.append(Saved(path, int(match[1])))
     return found
 
@@ -98,7 +99,7 @@ def save(folder: Path, step: int, tensors: "dict[str, Tensor]", state: dict[str,
         temporary.mkdir(parents=True)
 
     def finish() -> None:
-        write_json(temporary / "state.json", state)
+        write_json(temporary / STATE, state)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         listed = {str(p.relative_to(temporary)): (p.stat().st_size, hash_file(p)) for p in files}
         for file in files:

@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DONE, USER, MACHINE, STOPPED = 0, 2, 3, 75
-MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
-WRITE_FAILURES = ("No space left on device", "os error 28", "database or disk is full", "inline_container.cc")
+MACHINE_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+    errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOLCK, errno.ETIMEDOUT,
+}  # fmt: skip
+WRITE_FAILURES = (
+    "No space left on device", "os error 28", "File too large", "os error 27", "Input/output error",
+    "os error 5)", "database or disk is full", "disk I/O error", "database is locked", "inline_container.cc",
+)  # fmt: skip
 """How safetensors, sqlite and torch.save word a file that cannot be written, in types of their own."""
 LOST_RANK = ("Connection closed by peer", "third_party/gloo", "gloo/transport", "ncclInternalError")
 """How gloo and nccl word it, where torch passes it on as a plain RuntimeError."""
 PATH_ERRORS = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
+PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ELOOP}
 STOPS = (signal.SIGTERM, signal.SIGINT)
 INTACT = "the last complete checkpoint is intact"
 
@@ -56,7 +63,7 @@ def guarded(command: Callable[[], int | None], place: Callable[[str], str] = str
     except (MachineError, MemoryError) as error:
         return fail(MACHINE, str(error) or "out of memory", is_shared(error))
     except OSError as error:
-        if isinstance(error, PATH_ERRORS) and error.filename:
+        if error.filename and (isinstance(error, PATH_ERRORS) or error.errno in PATH_ERRNOS):
             message = f"{error.filename}: {error.strerror}; make it readable and writable, or name another"
             return fail(USER, message, is_shared(error))
         if error.errno not in MACHINE_ERRNOS:

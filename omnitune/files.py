@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, BinaryIO, Protocol
 
+from .errors import UserError
+
 LOCK = "lock"
 
 
@@ -71,9 +73,47 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """One value a line. Only a newline ends it: captions may hold U+2028, at which `splitlines` cuts too."""
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+def parse_json(text: str | bytes) -> Any:
+    """What JSON spells; whatever is wrong with it is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("Nested too deeply") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run folder. Raises UserError where it is none."""
+    try:
+        found = parse_json(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__} where an object belongs")
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); bring it back, or delete it") from None
+    return found
+
+
+def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """Read one object a line, each with texts under these keys. Raises UserError for others.
+
+    Only a newline ends a line: captions may hold U+2028, at which `splitlines` cuts too.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        row = parse_line(line)
+        if row is not None and all(isinstance(row.get(key), str) for key in keys):
+            found.append(row)
+        elif line.strip():
+            raise UserError(f"{path}:{number}: is damaged, no object with {', '.join(keys)}; bring it back")
+    return found
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object that a line of JSON lines holds, or None."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,6 +159,8 @@ def open_memo(path: Path, *tables: str) -> sqlite3.Connection:
 
     A damaged one begins anew. What cannot be written is copied into memory, and additions end with it.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder where a file of ours belongs; remove it")
     if not writable(path):
         return _copied(path, tables)
     try:

@@ -1,6 +1,7 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -82,6 +83,10 @@ AnyOptimizer = Annotated[AdamW | Adam, ByName("adamw", OptimizerOptions)]
 """What `optimizer` may be; a class of another package is one by `name: package.module:Class`."""
 
 
+Way = Literal["restart", "continue"]
+"""How a rate that decays goes on when `steps` changes."""
+
+
 @option
 class Schedule:
     """How long a run is and how its learning rates move."""
@@ -98,6 +103,12 @@ class Schedule:
     """Of `polynomial`."""
     pieces: tuple[tuple[int, float], ...] = ()
     """Of `piecewise`: [step, factor] pairs, the factor holding from that step on."""
+    extend: Annotated[Way | None, NOT_LEARNED] = None
+    """What a decaying rate does in the steps that are left when `steps` changes in a run that has begun:
+    `restart` is a new warm-up and decay, `continue` decays on from the rate reached; absent: refused."""
+    extended: Annotated[tuple[tuple[int, int, Way], ...], NOT_LEARNED] = ()
+    """What a run folder's own run.yaml says of each change of `steps`: those before, the step reached, and
+    how the rate went on."""
 
     def __post_init__(self) -> None:
         check_ranges(self, steps="[1, inf)", floor="[0, 1]", power="(0, inf)")
@@ -107,18 +118,73 @@ class Schedule:
             raise ValueError("pieces and decay: piecewise go together; give both or neither")
         if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):
             raise ValueError(f"pieces must rise in step, not {[s for s, _ in self.pieces]}")
+        reached = [0, *(at for _, at, _ in self.extended)]
+        if reached != sorted(set(reached)) or any(at > steps for steps, at, _ in self.extended):
+            raise ValueError(f"extended must rise in step, each within its steps, not {self.extended}")
 
     def factor(self, step: int) -> float:
         """What every rate is multiplied with in step (from 0)."""
+        planned = [*(steps for steps, _, _ in self.extended), self.steps]
+        starts = [0, *(at for _, at, _ in self.extended)]
+        number = max(i for i, start in enumerate(starts) if start <= step)
+        start, end = starts[number], planned[number]
+        if number and self.extended[number - 1][2] == "continue":
+            before = replace(self, steps=planned[number - 1], extended=self.extended[: number - 1])
+            reached = before.factor(start - 1)
+            return self._decayed(reached, (step + 1 - start) / (end - start))
+        return self._curve(step - start, end - start)
+
+    def _curve(self, step: int, steps: int) -> float:
+        """The factor in a step of a curve of so many."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.decay == "piecewise":
             return next((f for s, f in reversed(self.pieces) if step >= s), 1.0)
-        done = min(1.0, (step - self.warmup) / max(1, self.steps - 1 - self.warmup))
+        return self._decayed(1.0, (step - self.warmup) / max(1, steps - 1 - self.warmup))
+
+    def _decayed(self, top: float, done: float) -> float:
+        """What is left of a factor when a share of its decay to `floor` is done."""
+        done = min(1.0, done)
         shape: float = {
             "constant": 1.0,
             "linear": 1 - done,
             "cosine": (1 + math.cos(math.pi * done)) / 2,
             "polynomial": (1 - done) ** self.power,
         }[self.decay]
-        return shape if self.decay == "constant" else self.floor + (1 - self.floor) * shape
+        return top if self.decay == "constant" else self.floor + (top - self.floor) * shape
+
+    def after(self, before: "Schedule", reached: int) -> "Schedule":
+        """This schedule in a run that trained `reached` steps by another: what was trained keeps its curve.
+
+        Raises UserError where the rate would jump and `extend` does not say how it goes on.
+        """
+        planned, extended = before.steps, before.extended
+        if extended and extended[-1][1] == reached and self.extend not in (None, extended[-1][2]):
+            (planned, _, _), extended = extended[-1], extended[:-1]  # nothing was trained since
+        kept = replace(self, extended=extended)
+        if self.steps == planned:
+            return kept
+        if reached == 0:
+            return self
+        if self.steps <= reached:  # nothing is trained, so what was stays true
+            return before
+        old = replace(before, steps=planned, extended=extended)
+        if kept.factor(reached - 1) == old.factor(reached - 1):  # constant, or still in the warm-up
+            return kept
+        told = (
+            f"schedule.steps: {self.steps}, but the rates decayed over {planned} steps up to step {reached}"
+        )
+        if self.extend is None:
+            raise UserError(
+                f"{told}, and would jump from {old.factor(reached - 1):.3g} to {kept.factor(reached):.3g} of "
+                "their value; state schedule.extend: restart (a new warm-up and decay over the "
+                f"{self.steps - reached} steps that are left) or continue (decay on from the rate reached)"
+            )
+        if self.extend == "restart" and self.warmup >= self.steps - reached:
+            raise UserError(
+                f"schedule.extend: restart warms up for {self.warmup} steps again, and "
+                f"{self.steps - reached} are left; take a larger schedule.steps, or continue"
+            )
+        if self.extend == "continue" and old.factor(reached - 1) == 0:
+            raise UserError(f"{told}, to 0, where continue would stay; state schedule.extend: restart")
+        return replace(self, extended=(*extended, (planned, reached, self.extend)))

@@ -48,6 +48,19 @@ def check_ranges(options: object, **intervals: str) -> None:
             raise ValueError(f"{name} must be {bound if high == inf else f'in {interval}'}, not {value}")
 
 
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file is of an annotated type, as far as pydantic knows that."""
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except PydanticSchemaGenerationError:
+        return True
+    except ValidationError:
+        return False
+    return True
+
+
 def import_class(name: str, kind: type[Any] | None = None) -> type[Any]:
     """Import `package.module:Class`. Raises ValueError where it fails or is no whole `kind`."""
     module, _, cls = name.partition(":")
@@ -106,7 +119,9 @@ class ByName:
     def tell(self, value: Any) -> str | None:
         """Name the member that a mapping, or an instance, is of; None for a value that has no name."""
         if isinstance(value, dict):
-            name = str(value["name"]) if "name" in value else self.default
+            name = value.get("name", self.default)
+            if not isinstance(name, str):
+                return None if name is None else f"{name!r:.40}".replace(EXTERNAL_MARK, " ")
         else:
             name = getattr(value, "name", None)
         return EXTERNAL if name is not None and EXTERNAL_MARK in name else name

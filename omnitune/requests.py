@@ -86,7 +86,7 @@ class SampleRequest(_OfRun):
     checkpoint: Annotated[int | None, Word("step of the checkpoint; the newest by default")] = None
     base: Annotated[bool, Word("the model before training")] = False
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
-    out: Annotated[Path | None, Word("folder to write to")] = None
+    out: Annotated[Path | None, Word("new folder to write to; in samples/manual by default")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +118,7 @@ class EvaluateRequest(_OfRun):
     raw: Annotated[bool, Word("raw weights where an average is kept")] = False
     features: Annotated[str, Word("or inception:FILE or clip:FOLDER that you have")] = FEATURES
     lpips: Annotated[Path | None, Word("torchvision's AlexNet, VGG16 or SqueezeNet weights")] = None
-    out: Annotated[Path | None, Word("JSON to write; evaluation/STEP.json of the run by default")] = None
+    out: Annotated[Path | None, Word("new JSON to write; in evaluation/ of the run by default")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

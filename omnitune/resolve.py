@@ -268,11 +268,12 @@ class ResolvedRun:
         if "size" in self.family_class.request_type.unread:
             return None
         lines = folder / "data.jsonl"
-        if not lines.is_file():
+        rows = read_jsonl(lines, "bucket") if lines.is_file() else []
+        if not rows:
             raise UserError(
-                f"--size: {lines} is missing, which tells the largest size of the data; state a size"
+                f"--size: {lines} is missing or empty, which tells the largest size of the data; state a size"
             )
-        sizes = {parse_bucket(row["bucket"], str(lines)) for row in read_jsonl(lines)}
+        sizes = {parse_bucket(row["bucket"], str(lines)) for row in rows}
         return max(sizes, key=lambda bucket: bucket.size)
 
     # Data
@@ -393,18 +394,24 @@ class Prepared:
 
 
 def prepare(
-    run: "Run", mesh: "Mesh", check: Callable[[Mistakes], None] | None = None, verify: bool = False
+    run: "Run",
+    mesh: "Mesh",
+    check: Callable[[Mistakes], None] | None = None,
+    settle: "Callable[[Index], Index] | None" = None,
+    verify: bool = False,
 ) -> Prepared:
     """Resolve a run and find its data; one error on all ranks tells every mistake.
 
-    `check` adds mistakes of another kind; `verify` hashes every file again.
+    `check` adds mistakes of another kind; `settle` gives the data their place in a run that goes on with
+    them; `verify` hashes every file again.
     """
     first = resolve_first(run)
 
     def find() -> "Index":
         if check is not None:
             check(first.mistakes)
-        return first.index(verify)
+        index = first.index(verify)
+        return index if settle is None else settle(index)
 
     index = mesh.on_main(find)
     mesh.on_all_ranks(first.mistakes.raise_all)

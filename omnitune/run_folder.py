@@ -1,8 +1,10 @@
 """The folder of a run: its lock, its checkpoints, what it was made of."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,18 @@ def read_averaged(folder: Path, raw: bool) -> "Run":
     if raw and run.ema is None:
         raise UserError(f"--raw: {folder} keeps no average (ema), so its weights are raw; leave it out")
     return run
+
+
+def check_free(out: Path | None) -> None:
+    """Refuse a place for results that holds some: earlier results are never written over."""
+    if out is not None and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out: {out} is there already; name another place, or delete it")
+
+
+def next_free(usual: Path) -> Path:
+    """The usual place for results, with the first number behind it that is free: NAME, NAME-2, NAME-3..."""
+    numbered = (usual.with_name(f"{usual.stem}-{number}{usual.suffix}") for number in count(2))
+    return next(path for path in chain([usual], numbered) if not os.path.lexists(path))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from omnitune.errors import UserError
 from omnitune.optim import Adam, AdamW, Schedule
 from omnitune.parallel.mesh import Mesh, Parallel
 
@@ -54,6 +55,63 @@ def test_a_polynomial_has_its_power() -> None:
 def test_pieces_hold_from_their_step_on() -> None:
     found = factors(steps=7, decay="piecewise", pieces=[(2, 0.5), (5, 0.1)])
     assert found == [1, 1, 0.5, 0.5, 0.5, 0.1, 0.1]
+
+
+DECAYS = ("linear", "cosine", "polynomial")
+
+
+@pytest.mark.parametrize("way", ["restart", "continue"])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("reached", "steps"), [(20, 35), (9, 35), (9, 15)])
+def test_a_changed_length_keeps_what_was_trained_and_never_jumps(
+    decay: Any, way: Any, reached: int, steps: int
+) -> None:
+    stated: dict[str, Any] = {"decay": decay, "warmup": 2, "floor": 0.1}
+    before = Schedule(steps=20, **stated)
+    after = Schedule(steps=steps, extend=way, **stated).after(before, reached)
+    found, old = [after.factor(step) for step in range(steps)], [before.factor(step) for step in range(20)]
+    assert found[:reached] == old[:reached]
+    rest = found[reached:]
+    if way == "restart":
+        assert rest == factors(steps=steps - reached, **stated)
+    else:
+        assert [*found[2:reached], *rest] == sorted(found[2:], reverse=True)
+    assert found[-1] == pytest.approx(0.1)
+    again = Schedule(steps=steps, extend=way, **stated).after(after, steps - 1)
+    assert again == after
+
+
+@pytest.mark.parametrize("stated", [{"decay": "constant", "warmup": 2}, {"decay": "linear", "floor": 1.0}])
+def test_rates_that_stay_may_be_of_any_length(stated: dict[str, Any]) -> None:
+    before = Schedule(steps=20, **stated)
+    assert Schedule(steps=40, **stated).after(before, 20) == Schedule(steps=40, **stated)
+
+
+def test_a_length_may_change_within_the_warmup() -> None:
+    before = Schedule(steps=20, warmup=5, decay="cosine")
+    assert Schedule(steps=40, warmup=5, decay="cosine").after(before, 4).extended == ()
+
+
+def test_a_rate_that_would_jump_is_refused_with_both_ways() -> None:
+    before = Schedule(steps=20, decay="linear")
+    told = r"^schedule.steps: 40, .* from 0 to 0.487 of .*: restart \(.* 20 steps .*\) or continue"
+    with pytest.raises(UserError, match=told):
+        Schedule(steps=40, decay="linear").after(before, 20)
+    with pytest.raises(UserError, match=r"to 0, where continue would stay; state schedule\.extend: restart"):
+        Schedule(steps=40, decay="linear", extend="continue").after(before, 20)
+    warm = Schedule(steps=20, decay="linear", warmup=8)
+    with pytest.raises(UserError, match="restart warms up for 8 steps again, and 5 are left"):
+        Schedule(steps=25, decay="linear", warmup=8, extend="restart").after(warm, 20)
+
+
+def test_a_length_is_changed_again_and_again() -> None:
+    stated: dict[str, Any] = {"decay": "cosine", "floor": 0.2}
+    once = Schedule(steps=20, extend="restart", **stated).after(Schedule(steps=10, **stated), 10)
+    twice = Schedule(steps=30, extend="continue", **stated).after(once, 15)
+    assert twice.extended == ((10, 10, "restart"), (20, 15, "continue"))
+    assert [twice.factor(step) for step in range(15)] == [once.factor(step) for step in range(15)]
+    changed = Schedule(steps=30, extend="restart", **stated).after(twice, 15)
+    assert changed.extended == ((10, 10, "restart"), (20, 15, "restart"))
 
 
 def test_one_step_and_steps_beyond_the_end_have_a_rate() -> None:

@@ -6,24 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import write_text
-from ..progress import Progress
+from ..files import atomic, parse_line
+from ..progress import Progress, say
 from .base import Callback, Record, TrainerView
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line that a kill left half-written."""
+    """Drop lines of later steps, and those that are no record: a kill leaves the last one half-written."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] <= step:
+    kept, damaged = [], 0
+    *lines, half = path.read_bytes().split(b"\n")
+    for line in [*lines, half]:
+        record = parse_line(line)
+        if record is None or not isinstance(record.get("step"), int):
+            damaged += line is not half
+        elif record["step"] <= step:
             kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    if damaged:
+        say(f"{path}: {damaged} damaged lines are left out; the steps that they told of are missing there")
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
 
 
 def draws_of(record: Record) -> dict[str, Any] | None:

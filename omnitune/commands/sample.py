@@ -11,7 +11,7 @@ from ..model import set_up
 from ..parallel.mesh import Mesh, Parallel
 from ..requests import SampleRequest
 from ..resolve import resolve_run
-from ..run_folder import find_checkpoint, read_averaged
+from ..run_folder import check_free, find_checkpoint, next_free, read_averaged
 from ..sampling import check_files, in_words, overridden, write_samples
 
 
@@ -25,6 +25,7 @@ class SampleResult:
 
 def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
+    check_free(request.out)
     folder, run = request.folder, read_averaged(request.folder, request.raw)
     names = ("prompts", "images", "last_images", "media", "size", "steps", "guidance", "seed", "max_tokens")
     options = overridden(run.validation, {name: getattr(request, name) for name in names})
@@ -43,5 +44,5 @@ def sample(request: SampleRequest) -> SampleResult:
     requests = family.request_type.of(options, bucket)
     results = family.sample(requests, progress=sys.stderr.isatty())
     name = "base" if saved is None else f"step-{saved.step}"
-    out = request.out or folder / "samples" / "manual" / f"{name}-seed-{options.seed}"
+    out = request.out or next_free(folder / "samples" / "manual" / f"{name}-seed-{options.seed}")
     return SampleResult(write_samples(out, requests, results), results)

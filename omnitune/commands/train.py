@@ -15,7 +15,15 @@ from ..callbacks.ema import EmaCallback
 from ..callbacks.log import JsonLog, ProgressBar, draws_of
 from ..callbacks.sample import SampleCallback
 from ..checkpoint import Saved, list_saved
-from ..config.identity import check_base, check_data, check_identity, data_lines, manifest
+from ..config.identity import (
+    as_recorded,
+    check_base,
+    check_data,
+    check_identity,
+    data_lines,
+    manifest,
+    with_stored_ids,
+)
 from ..errors import Mistakes, Stopped, shared
 from ..export.weights import carried_names, export
 from ..files import digest, write_json, write_text
@@ -70,15 +78,18 @@ def train_on(run: "Run", mesh: Mesh, *callbacks: Callback) -> Path:
     folder = run_folder(run)
     with ExitStack() as held:
         mesh.on_main(lambda: held.enter_context(locked(folder)))
-        prepared = prepare(run, mesh, partial(note_identity, run=run, folder=folder))
+        check = partial(note_identity, run=run, folder=folder)
+        prepared = prepare(run, mesh, check, partial(with_stored_ids, folder=folder))
         start = mesh.on_main(lambda: find_start(prepared, run, folder))
+        if not run.phases and start.run.steps == run.steps:  # if not equal, nothing is left to train
+            prepared.first.run = start.run
         for phase in start.phases_left(prepared.phases):
             cache = fill_cache(phase, prepared.index, start, mesh)
             family = set_up(phase, mesh, start.of_phase_before(phase), training=True)
             trainer = build_trainer(
                 phase, family, prepared.index, cache, mesh, folder, start.state, *callbacks
             )
-            write_record(folder, run, prepared.index, start, mesh)
+            write_record(folder, prepared.index, start, mesh)
             resume(trainer, phase, start)
             fit(trainer, phase)
             start = start.after(phase, folder)
@@ -99,6 +110,8 @@ def note_identity(mistakes: Mistakes, run: "Run", folder: Path) -> None:
 class Start:
     """What a run, or its next phase, starts from."""
 
+    run: "Run"
+    """As its folder records it."""
     weights: Mapping[str, str]
     """Component -> hash of its files."""
     base: str
@@ -145,7 +158,8 @@ def find_start(prepared: Prepared, run: "Run", folder: Path) -> Start:
         check_base(base, state, run, folder)
     elif list_saved(folder / "checkpoints"):
         say(f"no checkpoint of {folder} is whole: it starts again from step 0")
-    return Start(weights, base, data, saved)
+    recorded = as_recorded(run, folder, saved.step if saved else 0)
+    return Start(recorded, weights, base, data, saved)
 
 
 def fill_cache(phase: ResolvedRun, index: "Index", start: Start, mesh: Mesh) -> "StageCache":
@@ -204,14 +218,14 @@ def build_trainer(
     return trainer
 
 
-def write_record(folder: Path, run: "Run", index: "Index", start: Start, mesh: Mesh) -> None:
+def write_record(folder: Path, index: "Index", start: Start, mesh: Mesh) -> None:
     """Write what the run is and what it was made of.
 
     Not before the cache is filled: a file that cannot be decoded shows there, and leaves no half run.
     """
     if mesh.main and start.resumed:
-        write_text(folder / "run.yaml", config.dump(run))
-        write_json(folder / "manifest.json", manifest(run, start.base, start.data, mesh))
+        write_text(folder / "run.yaml", config.dump(start.run))
+        write_json(folder / "manifest.json", manifest(start.run, start.base, start.data, mesh))
         write_text(folder / "data.jsonl", data_lines(index))
 
 

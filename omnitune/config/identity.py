@@ -4,16 +4,20 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import list_saved
 from ..data.dataset import Index
 from ..errors import UserError
 from ..families import resolve
-from ..files import digest, read_jsonl
+from ..files import digest, read_jsonl, read_object
+from ..optim import Schedule
 from ..options import NOT_LEARNED, annotations_of, plain
-from .validate import stored_run
+from ..progress import say
+from .validate import stored_run, validate_options
 
 if TYPE_CHECKING:
     from ..parallel.mesh import Mesh
@@ -24,6 +28,7 @@ def check_identity(run: "Run", folder: Path) -> None:
     """Refuse a folder whose run learns something else."""
     file = folder / "run.yaml"
     if not file.is_file():
+        _check_manifest(run, folder)
         return
     stored = learned_settings(stored_run(file))
     mine = learned_settings(run)
@@ -34,6 +39,37 @@ def check_identity(run: "Run", folder: Path) -> None:
             f"{differing[0]}: {folder} holds a run that learns something else ({lines}); "
             "choose another name=, delete that folder, or go back to its settings"
         )
+
+
+def _check_manifest(run: "Run", folder: Path) -> None:
+    """Refuse checkpoints without a run.yaml, unless the manifest says that they are of this run."""
+    if not list_saved(folder / "checkpoints"):
+        return
+    manifest = folder / "manifest.json"
+    stored = read_object(manifest).get("identity") if manifest.is_file() else None
+    if stored != identity_hash(run):
+        other = "is of other settings" if stored else "does not tell either"
+        raise UserError(
+            f"name: {folder} has checkpoints and no run.yaml, which tells what they learned, and {manifest} "
+            f"{other}; bring run.yaml back, choose another name=, or delete that folder"
+        )
+
+
+def as_recorded(run: "Run", folder: Path, reached: int) -> "Run":
+    """The run with the schedule that its folder has of it: with every change of its steps.
+
+    Raises UserError where the rate would jump at the step that is reached.
+    """
+    file, record = folder / "run.yaml", folder / "manifest.json"
+    if run.phases:  # their schedules do not change
+        return run
+    if file.is_file():
+        before = stored_run(file).schedule
+    elif record.is_file() and "schedule" in (found := read_object(record)):
+        before = validate_options(Schedule, found["schedule"], f"{record}: schedule")
+    else:
+        return run
+    return replace(run, schedule=run.schedule.after(before, reached))
 
 
 def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
@@ -47,7 +83,7 @@ def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
             f"data.sources: the data is not what {folder} was trained on, and {lines}, which tells the "
             "difference, is missing; bring the data back, or start another run with name="
         )
-    stored = {row["id"]: row["fingerprint"] for row in read_jsonl(lines)}
+    stored = {row["id"]: row["fingerprint"] for row in read_jsonl(lines, "id", "fingerprint")}
     changed = [i for i in mine if i in stored and stored[i] != mine[i]]
     kinds = {
         "changed": changed,
@@ -61,6 +97,31 @@ def check_data(index: Index, state: Mapping[str, Any], folder: Path) -> None:
         "back, or start another run "
         f"with name=, from this one's weights by init_from={folder}/weights"
     )
+
+
+def with_stored_ids(index: Index, folder: Path) -> Index:
+    """Give items the ids that a run folder knows them by, where data of the same contents have other names.
+
+    Ids decide the order of samples and their draws, so the run goes on bit for bit.
+    """
+    lines, mine = folder / "data.jsonl", index.fingerprints()
+    try:
+        rows = read_jsonl(lines, "id", "fingerprint") if lines.is_file() else []
+    except UserError:  # told by `check_data` if the data differ
+        return index
+    stored = {row["id"]: row["fingerprint"] for row in rows}
+    if stored.keys() == mine.keys() or sorted(stored.values()) != sorted(mine.values()):
+        return index
+    names = [sorted(prints, key=lambda name: (prints[name], name)) for prints in (stored, mine)]
+    now = dict(zip(*names, strict=True))
+    places = {name: i for i, name in enumerate(mine)}
+    old = next(name for name in now if now[name] != name)
+    number = sum(name != other for name, other in now.items())
+    say(
+        f"data.sources: {number} of {len(now)} samples have new names and the same contents "
+        f"({now[old]}, which {folder} knows as {old}); the run goes on with the old names"
+    )
+    return index.renamed([places[now[name]] for name in stored], list(stored))
 
 
 def check_base(fingerprint: str, state: Mapping[str, Any], run: "Run", folder: Path) -> None:
@@ -93,6 +154,7 @@ def manifest(run: "Run", base: str, data: str, mesh: "Mesh") -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": _commit(),
         "identity": identity_hash(run),
+        "schedule": plain(run.schedule),
         "base_weights": base,
         "data": data,
         "seed": run.seed,

@@ -182,6 +182,8 @@ class Run(Freezing):
             raise ValueError("init_format: has no effect without init_from, whose format it is; leave it out")
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        if len(self.name.encode()) > 100:  # of 255 that a folder's name may have: others are made of it
+            raise ValueError(f"name: {self.name[:20]}... is longer than 100 bytes; choose a shorter one")
         norm, lr = self.optimizer.max_grad_norm, self.optimizer.lr
         if norm is not None and not (isinstance(norm, float | int) and norm > 0):
             raise ValueError(f"optimizer.max_grad_norm: must be above 0, or null for none, not {norm!r}")

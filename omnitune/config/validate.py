@@ -28,6 +28,7 @@ NEEDS: list[tuple[str, dict[str, tuple[str, ...]]]] = [
     ("objective.huber_delta", {"loss_type": ("huber", "smooth_l1")}),
     ("schedule.floor", {"decay": ("linear", "cosine", "polynomial")}),
     ("schedule.power", {"decay": ("polynomial",)}),
+    ("schedule.extend", {"decay": ("linear", "cosine", "polynomial")}),
     ("data.variants", {"window": ("random",), "crop": ("random",)}),
     ("data.variants", {"cache": ()}),
     ("validation.every", {"prompts": ()}),
@@ -215,9 +216,14 @@ def _plain(e: Any) -> str:
     return f"{message}, not {e['input']!r}"
 
 
-def _did_you_mean(name: str, e: Any) -> str:
+@cache
+def _all_names() -> list[str]:
     known = _adapter().json_schema()
-    names = sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+    return sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
+
+
+def _did_you_mean(name: str, e: Any) -> str:
+    names = _all_names()
     if name in names:
         return " here; docs/options.md lists where it belongs"
     close = get_close_matches(name, names, n=1)

@@ -51,6 +51,12 @@ class Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number and 2026-01-31 as text (YAML 1.2, not 1.1)."""
 
 
+MOST_BYTES, MOST_NODES, DEEPEST = 1 << 20, 100_000, 64
+"""Bounds of a file, of what it says when aliases are spelt out, and of how deep that is nested."""
+KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "merge", "value")
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in KINDS}
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
+"""What no path or text may hold."""
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -65,10 +71,11 @@ Loader.add_implicit_resolver(
 def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML file and apply `a.b.c=1` overrides. Raises UserError with file and line."""
     try:
-        text = path.read_text()
+        with path.open("rb") as stream:
+            text = stream.read(MOST_BYTES + 1).decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `omnitune init FAMILY > {path}` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a null character in the name
         raise UserError(f"{path}: cannot be read: {error}") from None
     return parse(path, text, overrides)
 
@@ -76,9 +83,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
 def parse(path: Path, text: str, overrides: Sequence[str] = ()) -> Document:
     """Parse the text of a YAML file, which messages call `path`, and apply overrides."""
     try:
-        tree = yaml.compose(text, Loader=Loader)
-        _check_aliases(path, tree)
-        data = _unshared(yaml.load(text, Loader=Loader))
+        tree, data = _loaded(text, str(path))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -92,13 +97,15 @@ def parse(path: Path, text: str, overrides: Sequence[str] = ()) -> Document:
         )
     if twice := list(_duplicates(path, tree)):
         raise UserError("\n".join(twice))
+    if UNREADABLE.search(str(path)):
+        raise UserError(f"{str(path)!r}: has a character that no name has; rename it")
     keys = []
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"command line: {item!r} is not an override; write a.b.c=value")
         try:
-            _override(data, key, yaml.load(value, Loader=Loader))
+            _override(data, key, _loaded(value, f"command line: {key}")[1])
         except yaml.YAMLError:
             raise UserError(f"command line: {key}: {value!r} is not YAML; quote it for the shell") from None
         keys.append(key)
@@ -108,6 +115,8 @@ def parse(path: Path, text: str, overrides: Sequence[str] = ()) -> Document:
 def _override(data: Any, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node = data
+    if len(parents) >= DEEPEST or UNREADABLE.search(key):
+        raise UserError(f"command line: {key[:40]!r} does not lead anywhere in the file")
     try:
         for name in parents:
             if isinstance(node, list):
@@ -124,17 +133,63 @@ def _override(data: Any, key: str, value: Any) -> None:
         raise UserError(f"command line: {key} does not lead anywhere in the file") from None
 
 
-def _check_aliases(path: Path, node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:
-    """Refuse an alias that stands within what it names."""
-    if not isinstance(node, yaml.CollectionNode):
-        return
-    if node in above:
-        raise UserError(
-            f"{path}:{node.start_mark.line + 1}: an alias (*) stands within what it names (&); spell it out"
-        )
-    for child in node.value:
-        for part in child if isinstance(child, tuple) else (child,):
-            _check_aliases(path, part, (*above, node))
+def _loaded(text: str, where: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a text and its plain values, which are few, of usual kinds and not nested deeply."""
+    if len(text) > MOST_BYTES:
+        raise UserError(f"{where}: is longer than {MOST_BYTES >> 20} MiB, which is no run; name another file")
+    try:
+        tree = yaml.compose(text, Loader=Loader)
+        if tree is not None:
+            _count(tree, where, {}, DEEPEST)
+        return tree, _unshared(yaml.load(text, Loader=Loader))
+    except RecursionError:
+        raise _too_deep(where) from None
+    except (ValueError, LookupError, OverflowError) as error:  # a number of 5000 digits, 0x_
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: has a value that cannot be read: {error}; correct it") from None
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where}: is nested deeper than {DEEPEST} levels; spell it flatter")
+
+
+def _count(node: yaml.Node, where: str, counts: dict[int, int], deeper: int) -> int:
+    """How many values a node comes to; raises UserError for what no run holds.
+
+    `counts` has what was counted, 0 while it is: aliases are counted as if they were spelt out.
+    """
+    at = f"{where}:{node.start_mark.line + 1}"
+    if deeper < 0:
+        raise _too_deep(at)
+    if counts.get(id(node)) == 0:
+        raise UserError(f"{at}: an alias (*) stands within what it names (&); spell it out")
+    if id(node) in counts:
+        return counts[id(node)]
+    if node.tag not in TAGS:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise UserError(f"{at}: the tag {tag} has no meaning here; write texts, numbers, lists or mappings")
+    counts[id(node)] = 0
+    number = 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _check_key(key, where)
+            number += _count(value, where, counts, deeper - 1)
+    elif isinstance(node, yaml.SequenceNode):
+        number += sum(_count(child, where, counts, deeper - 1) for child in node.value)
+    elif UNREADABLE.search(node.value):
+        raise UserError(f"{at}: {node.value[:40]!r} has a character that no text has; remove it")
+    if number > MOST_NODES:
+        raise UserError(f"{at}: comes to more than {MOST_NODES} values with its aliases (*); shorten it")
+    counts[id(node)] = number
+    return number
+
+
+def _check_key(key: yaml.Node, where: str) -> None:
+    plain = isinstance(key, yaml.ScalarNode) and key.tag.endswith((":str", ":merge"))
+    if not plain or UNREADABLE.search(key.value):
+        told = f"{key.value[:40]!r} " if isinstance(key, yaml.ScalarNode) else ""
+        raise UserError(f"{where}:{key.start_mark.line + 1}: the key {told}is no text; quote or correct it")
 
 
 def _unshared(value: Any) -> Any:

@@ -7,8 +7,10 @@ index (sqlite) says which shard holds a key, and can always be built again from 
 import os
 import sqlite3
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,31 @@ SHARD_SECONDS = 60.0
 OPEN_SHARDS = 64
 
 
+@dataclass(frozen=True)
+class Shard:
+    """An open shard, and what it holds."""
+
+    file: Any
+    names: Mapping[str, Sequence[str]]
+    """Key of an entry -> its tensors."""
+    checksums: Mapping[str, str] | None
+    """Key of an entry -> `checksum` of its tensors; None in shards from before there were any."""
+
+    @staticmethod
+    def open(path: Path) -> "Shard":
+        file = safe_open(path, framework="pt")
+        return Shard(file, _names(list(file.keys())), file.metadata())  # type: ignore[no-untyped-call]
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """Read the tensors of an entry. Raises SafetensorError for bytes that are not those written."""
+        if key not in self.names:
+            raise SafetensorError(f"{key} is not in it")
+        tensors = {name: self.file.get_tensor(f"{key}.{name}") for name in self.names[key]}
+        if self.checksums is not None and self.checksums.get(key) != checksum(tensors):
+            raise SafetensorError(f"the bytes of {key} are not those that were written")
+        return tensors
+
+
 class Store:
     """The cached outputs of one stage under one fingerprint of its weights and settings."""
 
@@ -40,7 +67,7 @@ class Store:
     def _forget_process(self) -> None:
         self._pid = os.getpid()
         self._db: sqlite3.Connection | None = None
-        self._shards: OrderedDict[str, Any] = OrderedDict()
+        self._shards: OrderedDict[str, Shard] = OrderedDict()
 
     # -- reading
 
@@ -55,8 +82,7 @@ class Store:
         shard = self._shard_of(key)
         assert shard is not None, f"{self.folder} does not hold {key}"
         try:
-            handle, names = self._open(shard)
-            return {name: handle.get_tensor(f"{key}.{name}") for name in names[key]}
+            return self._open(shard).read(key)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"data.cache: {self.folder / shard} is damaged ({error}); delete it and what it "
@@ -81,15 +107,13 @@ class Store:
                 self.refresh()
         return self._db
 
-    def _open(self, shard: str) -> tuple[Any, dict[str, list[str]]]:
+    def _open(self, shard: str) -> Shard:
         if shard not in self._shards:
-            handle = safe_open(self.folder / shard, framework="pt")
-            self._shards[shard] = (handle, _names(list(handle.keys())))  # type: ignore[no-untyped-call]
+            self._shards[shard] = Shard.open(self.folder / shard)
             if len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
-        opened: tuple[Any, dict[str, list[str]]] = self._shards[shard]
-        return opened
+        return self._shards[shard]
 
     # -- writing
 
@@ -108,8 +132,16 @@ class Store:
         if self._pending:
             path = self.folder / f"{digest(*self._pending)}.safetensors"
             with atomic(path) as temporary:
-                save_file(self._pending, temporary)
+                save_file(self._pending, temporary, self._checksums())
         self._pending, self._pending_bytes = {}, 0
+
+    def _checksums(self) -> dict[str, str]:
+        """Key -> checksum of each entry of the shard that is being filled."""
+        entries: dict[str, dict[str, Tensor]] = {}
+        for full, tensor in self._pending.items():
+            key, _, name = full.partition(".")
+            entries.setdefault(key, {})[name] = tensor
+        return {key: checksum(tensors) for key, tensors in entries.items()}
 
     def refresh(self) -> None:
         """Bring the index in line with the shards that are there; runs that share a cache take turns."""
@@ -147,6 +179,15 @@ class StageCache:
             found[stage.name] = key
             keys.update({name: f"{key}.{name}" for name in stage.gives})
         return found
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Sum over names, types, shapes and bytes of an entry's tensors: flipped bits train nothing."""
+    found = 0
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def _tensor_names(path: Path) -> list[str]:

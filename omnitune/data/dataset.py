@@ -77,6 +77,9 @@ class Index(Protocol):
     def fingerprints(self) -> dict[str, str]:
         """Item id -> hash of all that is learned of it."""
 
+    def renamed(self, places: Sequence[int], ids: Sequence[str]) -> "Index":
+        """The items at these places, in this order, each under another id."""
+
     def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
         """Name the items of which a family does not read the whole caption."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import parse_json
 
 SUFFIXES = (".json", ".jsonl")
 HALF = re.compile("[\ud800-\udfff]")
@@ -39,12 +40,10 @@ def half_character(text: str) -> str | None:
 def parsed(text: str) -> Any:
     """What JSON spells; whatever is wrong with it is a JSONDecodeError."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError:
         raise
-    except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", text, 0) from None
-    except ValueError as error:  # a number of more than 4300 digits
+    except ValueError as error:  # nested too deeply, or a number of more than 4300 digits
         raise json.JSONDecodeError(str(error).split(";")[0], text, 0) from None
 
 

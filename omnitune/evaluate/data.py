@@ -87,7 +87,7 @@ def num_trained(index: "Index", folder: Path) -> int:
     lines = folder / "data.jsonl"
     if not lines.is_file():
         return 0
-    stored = {row["fingerprint"] for row in read_jsonl(lines)}
+    stored = {row["fingerprint"] for row in read_jsonl(lines, "fingerprint")}
     return sum(fingerprint in stored for fingerprint in index.fingerprints().values())
 
 

@@ -41,6 +41,7 @@ class CogVideoX(LatentFamily):
     licence = "2B: Apache-2.0; all others: CogVideoX licence, commercial use by registration"
     pipeline_class = CogVideoXPipeline
     image_pipeline_class = CogVideoXImageToVideoPipeline
+    same_weights = ("CogVideoXVideoToVideoPipeline",)
     Options = CogVideoXOptions
     ragged_text = False
     variants: ClassVar[Mapping[str, str]] = {

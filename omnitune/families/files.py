@@ -1,6 +1,5 @@
 """Where the files of a model are: in a folder, on the hub, or known by a configuration that ships with us."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,24 @@ from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import UserError
+from ..files import parse_json
 
+DAMAGE = (
+    OSError, SafetensorError, UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+    ArithmeticError, RuntimeError, AssertionError, ImportError, StrictDataclassError,
+)  # fmt: skip
+"""What libraries raise where files or settings of a model are damaged."""
+MOST_JSON = 1 << 28
+MOST_LAYERS = 1000
 CONFIGS = files("omnitune.families") / "configs"
 
 
@@ -129,6 +139,37 @@ def _is_hub_id(path: str) -> bool:
     return "/" in path
 
 
+@contextmanager
+def blamed(
+    key: str, file: Path | str, kinds: tuple[type[Exception], ...] = (*DAMAGE, Exception)
+) -> Iterator[None]:
+    """Tell a failure of a library that reads a file as the file's damage.
+
+    `Exception` among the kinds is that itself, which tokenizers raise, and nothing derived from it.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        damage = tuple(kind for kind in kinds if kind is not Exception)
+        if not isinstance(error, damage) and not (type(error) is Exception and Exception in kinds):
+            raise
+        told = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{key}: {file} cannot be loaded: {type(error).__name__}: {told[:300]}; fetch the model again"
+        ) from error
+
+
+def check_layers(config: Mapping[str, Any], key: str, file: Path | str) -> None:
+    """Refuse a configuration of more layers than any model has: making them would take forever."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            check_layers(value, key, file)
+        elif "layers" in str(name) and isinstance(value, int | float) and value > MOST_LAYERS:
+            raise UserError(f"{key}: {file} states {name} of {value}; fetch it again")
+
+
 def quiet(*libraries: str) -> None:
     """Keep progress bars and hints of libraries off the terminal: our own lines say what matters."""
     for library in libraries:
@@ -142,7 +183,9 @@ def quiet(*libraries: str) -> None:
 def read_json(file: Path | Traversable, key: str = "model.path") -> dict[str, Any]:
     """Read an object; `key` is the option that messages name."""
     try:
-        value = json.loads(file.read_text())
+        if isinstance(file, Path) and file.stat().st_size > MOST_JSON:
+            raise ValueError(f"longer than {MOST_JSON >> 20} MiB")
+        value = parse_json(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{key}: {file} is not JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
@@ -168,6 +211,10 @@ def _shards(index: Path, key: str) -> list[Path]:
     listed = read_json(index, key).get("weight_map")
     if not isinstance(listed, dict):
         raise UserError(f"{key}: {index} has no weight_map; fetch it again")
+    if not listed or not all(
+        isinstance(shard, str) and Path(shard).name == shard for shard in listed.values()
+    ):
+        raise UserError(f"{key}: {index} names no files in its weight_map; fetch it again")
     return [index.with_name(shard) for shard in sorted(set(listed.values()))]
 
 
@@ -202,12 +249,10 @@ def load_pretrained(
     cls: Any, folder: Path, key: str, settings: Mapping[str, Any], strict: bool = True
 ) -> nn.Module:
     """Load a network from a folder; a `strict` one may hold no tensor that the network has no place for."""
-    try:
+    with blamed(key, folder):
         module, report = cls.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{key}: {folder} cannot be loaded: {error}; fetch it again") from error
     resized = [f"{name} of {tuple(shape)}" for name, _, shape in report["mismatched_keys"]]
     strange = sorted(report["unexpected_keys"]) if strict else []
     refuse_tensors(folder, key, sorted([*report["missing_keys"], *resized]), strange)

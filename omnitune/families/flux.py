@@ -43,6 +43,7 @@ class Flux(LatentFamily):
     )
     licence = "FLUX.1 [dev] Non-Commercial License"
     pipeline_class = FluxPipeline
+    same_weights = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
     Options = FluxOptions
     patch = (1, 2, 2)  # packed by the pipeline, whatever its configuration says
     ragged_text = False

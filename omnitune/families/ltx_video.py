@@ -38,6 +38,7 @@ class LTXVideo(LatentFamily):
     licence = "Lightricks RAIL-M: 0.9.0 and 0.9.1 for research, 0.9.5 (OpenRail-M) for commercial use too"
     pipeline_class = LTXPipeline
     image_pipeline_class = LTXImageToVideoPipeline
+    same_weights = ("LTXConditionPipeline",)
     Options = LTXVideoOptions
     variants: ClassVar[Mapping[str, str]] = {
         "0.9.0": "Lightricks/LTX-Video",

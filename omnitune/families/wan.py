@@ -41,6 +41,7 @@ class Wan(LatentFamily):
     licence = "Apache-2.0"
     pipeline_class = WanPipeline
     image_pipeline_class = WanImageToVideoPipeline
+    same_weights = ("WanVideoToVideoPipeline",)
     Options = WanOptions
     clean_caption = staticmethod(prompt_clean)
     ends = Ends("patch_embedding", "proj_out", outputs_last=True)

@@ -1,6 +1,5 @@
 """What lies in a run folder, as the report needs it."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from .. import config
 from ..errors import UserError
+from ..files import parse_json, parse_line
 
 Record = dict[str, Any]
 
@@ -69,7 +69,7 @@ def read_contents(folder: Path) -> Contents:
     notes: list[str] = []
     return Contents(
         folder=folder,
-        yaml=(folder / "run.yaml").read_text(encoding="utf-8"),
+        yaml=(folder / "run.yaml").read_text(encoding="utf-8", errors="replace"),
         config=config.read(folder / "run.yaml").data,
         manifest=_read_json(folder / "manifest.json", {}),
         metrics=_read_lines(folder / "metrics.jsonl", notes),
@@ -98,7 +98,10 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 def _read_json(path: Path, otherwise: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
+        if otherwise is not None and type(found) is not type(otherwise):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        return found
     except FileNotFoundError:
         return otherwise
     except ValueError as error:
@@ -112,24 +115,26 @@ def _read_lines(path: Path, notes: list[str]) -> list[Record]:
     if not path.is_file():
         return []
     records = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
+            if (record := parse_line(line)) is None:
                 notes.append(f"{path.name} ends at line {number}, which is only half written.")
                 break
+            records.append(record)
     return records
 
 
 def _read_samples(folder: Path, notes: list[str]) -> dict[int, list[Sample]]:
     found = {}
     for step, step_folder in _steps(folder).items():
-        described = _read_json(step_folder / "samples.json", None)
-        if described is None:
+        try:
+            described = _read_json(step_folder / "samples.json", [])
+            samples = [_sample(step_folder, record) for record in described]
+        except (UserError, TypeError, LookupError):
+            described = []
+        if not described:
             notes.append(f"samples/{step_folder.name} has no samples.json, so its samples are left out.")
             continue
-        samples = [_sample(step_folder, record) for record in described]
         for sample in samples:
             if not sample.path.is_file():
                 notes.append(f"samples/{step_folder.name}/{sample.path.name} is missing.")

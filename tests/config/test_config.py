@@ -535,7 +535,8 @@ LEARNED = [
 
 FREE = [
     "name", "model.path", "data.sources.0.name", "data.sources.0.path", "data.cache",
-    "data.num_workers", "init_from", "init_format", "schedule.steps", "parallel.replicate", "parallel.shard",
+    "data.num_workers", "init_from", "init_format", "schedule.steps", "schedule.extend",
+    "schedule.extended", "parallel.replicate", "parallel.shard",
     "parallel.micro_batch_size", "parallel.timeout", "checkpoint.every", "checkpoint.keep",
     "validation.every", "validation.prompts", "validation.images", "validation.last_images",
     "validation.negative_prompt", "validation.size", "validation.steps", "validation.guidance",

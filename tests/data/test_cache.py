@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from omnitune import files
@@ -77,7 +78,7 @@ def test_tensors_keep_their_dtype_and_shape(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(tensors: dict[str, Tensor], path: Path) -> None:
+    def broken(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -236,6 +237,37 @@ def test_a_damaged_shard_is_told_with_the_way_out(tmp_path: Path, bytes_left: in
     (tmp_path / "index.sqlite").unlink()
     with pytest.raises(UserError, match=told):
         Store(tmp_path).refresh()
+
+
+def test_no_flipped_bit_of_a_shard_is_read_as_an_entry(tmp_path: Path) -> None:
+    given = {"embeds": torch.arange(6).view(2, 3).bfloat16(), "length": torch.tensor(3)}
+    store = Store(tmp_path)
+    store.add("key", given)
+    store.flush()
+    store.refresh()
+    (shard,) = shards(tmp_path)
+    whole, told = shard.read_bytes(), set()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(flipped)
+        try:
+            found = Store(tmp_path).read("key")
+        except UserError as error:
+            told.add(str(error).split("(")[0])
+        else:
+            assert same(found, given), bit
+    assert told == {f"data.cache: {shard} is damaged "}
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="the bytes of key are not those that were written"):
+        Store(tmp_path).read("key")
+
+
+def test_shards_from_before_there_were_checksums_are_read(tmp_path: Path) -> None:
+    save_file({f"key.{name}": tensor for name, tensor in entry(1).items()}, tmp_path / "old.safetensors")
+    store = Store(tmp_path)
+    store.refresh()
+    assert same(store.read("key"), entry(1))
 
 
 def test_a_shard_that_vanished_under_a_reader_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import torch
 
 from omnitune.data.sizes import Bucket
 from omnitune.families.base import Noisy
+from omnitune.families.diffusion.padding import Padding
 from omnitune.families.wan import Wan, WanOptions
 from omnitune.sampling import Sampling
 
@@ -37,13 +38,18 @@ def test_folded_padding_predicts_and_learns_what_full_padding_does(families, len
         torch.testing.assert_close(grad, full_grads[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_folded_padding_feeds_one_zero_for_all(families):
-    padding = families[1].padding
-    text = padding.pad([torch.ones(3, 32), torch.ones(5, 32)])
-    bias = padding.bias
-    assert text.shape == (2, 6, 32)
-    assert bias[0, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 61, 0, 0])
-    assert bias[1, 0, 0].exp().tolist() == pytest.approx([1, 1, 1, 1, 1, 59])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_folded_zeros_weigh_as_much_as_all_in_any_dtype(dtype):
+    for length in range(5, 513):
+        padding = Padding(length, fold=True)
+        text = padding.pad([torch.ones(n, 1, dtype=dtype) for n in (1, length - 4)])
+        assert text.shape[1] == length - 1
+        assert padding.bias.dtype == dtype  # another one is refused by kernels, or misread
+        weights = padding.bias[:, 0, 0].double().exp()
+        for row, n in zip(weights, (1, length - 4), strict=True):
+            assert row[:n].tolist() == [1] * n
+            assert row[n:].sum().item() == pytest.approx(length - n, rel=2e-5)
+            assert (row[n + 3 :] == 0).all()
 
 
 def test_samples_are_made_of_folded_padding_too(tiny_wan):

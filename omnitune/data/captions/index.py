@@ -11,7 +11,7 @@ from ...batch import Batch
 from ...errors import Mistakes, UserError
 from ...files import Hashes, digest
 from ...random import Draw
-from ..columns import Digests, Repeated
+from ..columns import Digests, Repeated, Texts
 from ..dataset import Inputs
 from ..sizes import AnyBucket, Bucket
 from ..sources import Scan, counted, listed
@@ -53,6 +53,12 @@ class CaptionIndex:
             )
             for i, item in enumerate(self.items)
         }
+
+    def renamed(self, places: Sequence[int], ids: Sequence[str]) -> "CaptionIndex":
+        items = self.items.take(places)
+        items.ids = Texts(ids)
+        hashes = {name: Digests(column[i] for i in places) for name, column in self.hashes.items()}
+        return CaptionIndex(items, Repeated(self.buckets[i] for i in places), self.notes, hashes)
 
     def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
         cut = [self.items.ids[i] for i in cut_captions(self.items.captions)]

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -83,6 +83,11 @@ class ConversationIndex:
     def fingerprints(self) -> dict[str, str]:
         """Row id -> hash of what it says and shows."""
         return {item.id: digest(*item.keys) for item in self.items}
+
+    def renamed(self, places: Sequence[int], ids: Sequence[str]) -> "ConversationIndex":
+        found = self.take(places)
+        found.items = Objects(replace(item, id=name) for item, name in zip(found.items, ids, strict=True))
+        return found
 
     def caption_notes(self, cut_captions: Callable[[Sequence[str]], list[int]]) -> list[str]:
         """Nothing: no conversation is ever cut."""

@@ -2,18 +2,23 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...options import conforms
 from ..files import (
     ModelFolder,
+    blamed,
+    check_layers,
     load_pretrained,
     missing_weights,
     opened,
@@ -85,11 +90,43 @@ class ModelFiles(ModelFolder):
         file = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
         if not file.is_file():
             raise UserError(f"{self.key}: {file} is missing; the model is incomplete")
-        return read_json(file, self.key)
+        config = read_json(file, self.key)
+        check_layers(config, self.option(name), file)
+        if self.classes[name][0] != "diffusers":
+            return config
+        return {**self._defaults(name, config, file), **config}
+
+    def _defaults(self, name: str, config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+        """What a class of diffusers takes for what its configuration leaves out.
+
+        Raises UserError for a value that is not of the type that the class states.
+        """
+        init = self.find_class(name).__init__
+        with blamed(self.option(name), file):
+            hints = get_type_hints(init)
+        for key in config.keys() & hints.keys():
+            if not conforms(config[key], _any_length(hints[key])):
+                raise UserError(
+                    f"{self.option(name)}: {file} states {key} of {config[key]!r:.80}, which is no "
+                    f"{getattr(hints[key], '__name__', hints[key])}; fetch it again"
+                )
+        taken = signature(init).parameters.values()
+        return {one.name: one.default for one in taken if one.default is not one.empty}
 
     def find_class(self, name: str) -> Any:
+        """The class of a component. Raises UserError for one that is in neither library."""
         library, cls = self.classes[name]
-        return getattr(import_module(library), cls)
+        found = None
+        if library in WEIGHT_NAMES:
+            with suppress(ImportError, RuntimeError):  # of what is imported when it is asked for
+                found = getattr(import_module(library), cls, None)
+        if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
+            raise UserError(
+                f"{self.key}: {self.marker} of {self.path} says that {name} is {cls!r:.60} of "
+                f"{library!r:.60}, which is no part of a model in the installed diffusers or transformers; "
+                "fetch it again, or upgrade them"
+            )
+        return found
 
     def find(self, name: str) -> Path | None:
         """Where a component is that is whole on this machine, or None where it would be fetched.
@@ -192,9 +229,10 @@ class ModelFiles(ModelFolder):
 
     def load_from_file(self, name: str) -> nn.Module:
         """A component of the single file, in the file's dtype, through the conversion that diffusers has."""
-        module: nn.Module = self.find_class(name).from_single_file(
-            str(self.file), config=str(self.fetch()), subfolder=name, local_files_only=True
-        )
+        with blamed("model.path", str(self.file)):
+            module: nn.Module = self.find_class(name).from_single_file(
+                str(self.file), config=str(self.fetch()), subfolder=name, local_files_only=True
+            )
         return module
 
     def _converted(self, name: str, shapes: Shapes, module: nn.Module) -> Shapes:
@@ -218,7 +256,17 @@ class ModelFiles(ModelFolder):
 
 def _classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     lists = {name: entry for name, entry in index.items() if isinstance(entry, list)}
-    return {name: (entry[0], entry[1]) for name, entry in lists.items() if len(entry) == 2 and entry[0]}
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in lists.items()
+        if len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], str)
+    }
+
+
+def _any_length(hint: Any) -> Any:
+    """A type as diffusers means it: it writes tuple[int] for tuples of any length."""
+    args = get_args(hint)
+    return tuple.__class_getitem__((*args, ...)) if get_origin(hint) is tuple and len(args) == 1 else hint
 
 
 def _names_when_loaded(module: nn.Module, keys: Sequence[str]) -> dict[str, str]:
@@ -261,15 +309,16 @@ def check_vocabulary(folder: Path, rows: int) -> None:
     if not file.is_file():
         return
     tokenizer = read_json(file)
-    added = tokenizer.get("added_tokens", [])
-    tokens = len(tokenizer.get("model", {}).get("vocab", []))
-    ordinary = tokens - sum(token["special"] for token in added)
+    with blamed("model.path", file):
+        added = tokenizer.get("added_tokens", [])
+        tokens = len(tokenizer.get("model", {}).get("vocab", []))
+        ordinary = tokens - sum(token["special"] for token in added)
+        size = max(tokens, *(token["id"] + 1 for token in added), 0)
     if ordinary <= 1:  # transformers saves a lost vocabulary as the special tokens and the word mark
         raise UserError(
             f"model.path: {file} has {tokens} tokens, all but {max(ordinary, 0)} of them special; "
             "fetch the model again"
         )
-    size = max(tokens, *(token["id"] + 1 for token in added), 0)
     if size > rows:
         raise UserError(
             f"model.path: {file} has {size} tokens and the text encoder embeds {rows}; copy the "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import Mistakes, UserError
 from ...sampling import Sampling
 from ..base import Denoiser, LoadRequest
+from ..files import blamed
 from .files import ModelFiles, check_vocabulary
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -41,10 +42,13 @@ class DiffusersFamily(Denoiser):
     adapter_components: ClassVar[tuple[str, ...]] = ("transformer",)
     formats = ("diffusers",)
     pipeline_class: ClassVar[Any]
+    same_weights: ClassVar[tuple[str, ...]] = ()
+    """Further pipelines whose checkpoints are trained as that class's."""
     files: ModelFiles
 
     def __init__(self, request: LoadRequest):
         super().__init__(request)
+        self._check_pipeline()
         missing = {*self.networks, *self.others} - {*self.optional, *self.files.classes}
         if missing:
             names = ", ".join(name for name in (*self.networks, *self.others) if name in missing)
@@ -55,6 +59,27 @@ class DiffusersFamily(Denoiser):
         if self.text_option and self.text_length < self.least_text:
             raise UserError(
                 f"model.options.{self.text_option}: {self.text_length} is not {self.least_text} or more"
+            )
+
+    @classmethod
+    def pipelines(cls) -> list[str]:
+        """Classes of pipelines whose checkpoints the family trains, as model_index.json names them."""
+        own = [cls.pipeline_class, cls.image_pipeline_class]
+        return [*(one.__name__ for one in own if one is not None), *cls.same_weights]
+
+    def _check_pipeline(self) -> None:
+        """Refuse the model of another family, or of none, before anything of it is read."""
+        if self.files.folder is None:  # known by the configuration that ships with it
+            named, known = "the model of another family", self.files.path in self.variants.values()
+        else:
+            found = self.files.index.get("_class_name")
+            named, known = f"a {found}", found is None or found in self.pipelines()
+        if not known:
+            takers = families_of(self.files)
+            out = f"set family: {takers[0]}" if takers else f"give a model of {self.pipelines()[0]}"
+            raise UserError(
+                f"{self.files.key}: {self.files.path} is {named}, and family {self.name} trains "
+                f"{' and '.join(self.pipelines())}; {out}"
             )
 
     @property
@@ -97,11 +122,28 @@ class DiffusersFamily(Denoiser):
 
     def published(self, name: str) -> nn.Module:
         """A network as it is published, on the meta device."""
-        cls, config = self.files.find_class(name), self.files.config(name)
-        with torch.device("meta"):
+        cls = self.files.find_class(name)
+        self._check_class(name, cls)
+        config = self.files.config(name)
+        with torch.device("meta"), blamed(self.files.option(name), f"config.json of {name}"):
             if self.files.classes[name][0] == "diffusers":
                 return self._cast(name, cls.from_config(config))
             return self._cast(name, cls(cls.config_class.from_dict(config)))
+
+    def _check_class(self, name: str, cls: Any) -> None:
+        """Refuse a network that is none, or not the one that the pipeline says it has."""
+        if not issubclass(cls, nn.Module):
+            raise UserError(
+                f"{self.files.key}: {name} of {self.files.path} is a {cls.__name__}, no network; "
+                "fetch it again"
+            )
+        wanted = signature(self.pipeline_class).parameters.get(name)
+        kind = getattr(wanted, "annotation", None)
+        if name in (self.core, self.autoencoder) and isinstance(kind, type) and not issubclass(cls, kind):
+            raise UserError(
+                f"{self.files.key}: {name} of {self.files.path} is a {cls.__name__}, and family {self.name} "
+                f"trains a {kind.__name__}; give a model of {self.pipeline_class.__name__}"
+            )
 
     def on_meta(self, name: str) -> nn.Module:
         """A network as the family has it, changed where that was asked for, on the meta device."""
@@ -162,12 +204,8 @@ class DiffusersFamily(Denoiser):
             folder = self.files.find(name) or self.files.weights(name)
             if name in self.tokenizers:
                 self._check_vocabulary(name, folder)
-            try:
+            with blamed(self.files.key, folder):
                 self._processors[name] = self.files.find_class(name).from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{self.files.key}: {folder} cannot be loaded: {error}; fetch the model again"
-                ) from error
         return self._processors[name]
 
     @property
@@ -177,8 +215,10 @@ class DiffusersFamily(Denoiser):
 
     def _check_vocabulary(self, name: str, folder: Path) -> None:
         encoder = name.replace("tokenizer", "text_encoder")
-        config = self.files.find_class(encoder).config_class.from_dict(self.files.config(encoder))
-        check_vocabulary(folder, config.get_text_config().vocab_size)
+        with blamed(self.files.option(encoder), f"config.json of {encoder}"):
+            config = self.files.find_class(encoder).config_class.from_dict(self.files.config(encoder))
+            rows = int(config.get_text_config().vocab_size)
+        check_vocabulary(folder, rows)
 
     @staticmethod
     def clean_caption(caption: str) -> str:
@@ -190,7 +230,8 @@ class DiffusersFamily(Denoiser):
         return [i for i, ids in enumerate(tokens) if len(ids) > self.text_length]
 
     def scheduler(self) -> Any:
-        return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
+        with blamed(self.files.key, "scheduler_config.json"):
+            return self.files.find_class("scheduler").from_config(self.files.config("scheduler"))
 
     @property
     def pipeline_type(self) -> Any:
@@ -290,3 +331,17 @@ class DiffusersFamily(Denoiser):
     def adapter_files(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """File -> the component, as the pipeline's loader calls it -> ours, whose adapter it holds."""
         return {LORA_FILE: {name: name for name in names}} if names else {}
+
+
+def families_of(files: ModelFiles) -> list[str]:
+    """Name the families of this package that train a model."""
+    from .. import REGISTRY, resolve
+
+    classes = {name: resolve(name) for name in REGISTRY}
+    named = None if files.folder is None else files.index.get("_class_name")
+    return [
+        name
+        for name, cls in classes.items()
+        if issubclass(cls, DiffusersFamily)
+        and (files.path in cls.variants.values() if named is None else named in cls.pipelines())
+    ]

@@ -20,6 +20,7 @@ from ...random import Draw
 from ...sampling import Question
 from ...stages import Stage
 from ..base import LoadRequest, Responder
+from ..files import blamed
 from .collate import collate
 from .encoder import ConversationEncoder
 from .files import VlmFiles
@@ -266,9 +267,12 @@ class Vlm(Responder):
 
     def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
-        output = model.generate(
-            **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
-        )
+        with blamed(
+            self.files.where, f"generation_config.json of {self.files.base}", (TypeError, ValueError)
+        ):
+            output = model.generate(
+                **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
+            )
         new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 

@@ -10,10 +10,20 @@ import torch
 from torch import nn
 
 from ...errors import UserError
-from ..files import ModelFolder, load_pretrained, missing_weights, opened, weight_paths
+from ..files import (
+    DAMAGE,
+    ModelFolder,
+    blamed,
+    check_layers,
+    load_pretrained,
+    missing_weights,
+    opened,
+    read_json,
+    weight_paths,
+)
 from .tokens import add_tokens, added_tokens, check_tokens, make_room
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, PIPELINE = "model.safetensors", "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,18 @@ class VlmFiles(ModelFolder):
     def _config_in(self, folder: Path) -> Any:
         from transformers import AutoConfig
 
+        if (folder / PIPELINE).is_file() and not (folder / self.marker).is_file():
+            raise UserError(
+                f"{self.where}: {folder} is a pipeline of diffusers ({PIPELINE}), no vision-language model; "
+                "give the folder of one, or set another family"
+            )
+        file = folder / self.marker
+        check_layers(read_json(file, self.where) if file.is_file() else {}, self.where, file)
         try:
             return AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except DAMAGE as error:
             raise UserError(
-                f"{self.where}: {folder / 'config.json'} is of no model that transformers knows: {error}"
+                f"{self.where}: {file} is of no model that transformers knows: {error}"
             ) from error
 
     @cached_property
@@ -106,12 +123,8 @@ class VlmFiles(ModelFolder):
         from transformers import AutoProcessor
 
         folder = self.folder or self.fetch()
-        try:
+        with blamed(self.key, f"the processor in {folder}"):
             processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(
-                f"{self.key}: the processor in {folder} cannot be loaded: {error}; fetch the model again"
-            ) from error
         add_tokens(processor.tokenizer, self.tokens)
         return processor
 
@@ -145,7 +158,7 @@ class VlmFiles(ModelFolder):
 
         Of a shipped configuration, whose tokenizer is not here, without rows for tokens that are added.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), blamed(self.where, f"{self.marker} of {self.path}"):
             model: nn.Module = self.model_class(self.config)
         if self.folder is not None:
             self._make_room(model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
+from ..files import DAMAGE
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
 from .types import TYPES
@@ -195,7 +196,7 @@ class ConversationProcessor:
             settings["videos"] = [inputs.clips]
         try:
             outputs = self.processor(text=[inputs.text], images=pictures, **settings)
-        except ValueError as error:
+        except DAMAGE as error:
             raise UserError(f"the processor of {self.model_type} refuses it: {error}") from error
         if "video_second_per_grid" in outputs:
             outputs["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
