@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,6 +33,7 @@ from .types import TYPES, VlmType, module_tree, roles_of
 
 MODEL = "model"
 """The one component: peft and transformers have it whole."""
+ATTENTION, FLASH = "model.options.attention", "flash_attention_2"
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
 
@@ -96,16 +98,31 @@ class Vlm(Responder):
         if self.device.type == "meta":
             model: Any = self.files.meta(self.dtype)
             roles_of(model, self.type.roles)
+            self._check_attention()
             return model  # type: ignore[no-any-return]
         cls = self.files.model_class
         if self.without:
             cls = stripped_class(cls, self._own(self.without))
         model = self.files.load(cls, self.dtype)
-        model.set_attn_implementation(self.options.attention)
+        try:
+            model.set_attn_implementation(self.options.attention)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"{ATTENTION}: {self.model_type} cannot compute {self.options.attention} here: {error}; "
+                "leave the option out"
+            ) from error
         if self.without:
             assert self.type.cut is not None
             self.player = Player(model, self.type.cut, self._own(self.without))
         return model  # type: ignore[no-any-return]
+
+    def _check_attention(self) -> None:
+        """Refuse an implementation whose package is absent, before anything is loaded."""
+        if self.options.attention == FLASH and find_spec("flash_attn") is None:
+            raise UserError(
+                f"{ATTENTION}: {FLASH} needs the package flash-attn, which is not installed; install it, or "
+                "leave the option out"
+            )
 
     @property
     def model(self) -> Any:
@@ -173,6 +190,11 @@ class Vlm(Responder):
         return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:
+        if self.options.attention == FLASH:
+            raise UserError(
+                f"data.packing: {FLASH} takes no mask that keeps the conversations of a row apart; "
+                "leave packing out, or set model.options.attention to sdpa"
+            )
         if self.type.packing is not None:
             raise UserError(
                 f"data.packing: conversations of {self.model_type} cannot share a row: {self.type.packing}; "
@@ -222,7 +244,8 @@ class Vlm(Responder):
         inputs = {k: v.to(self.device) for k, v in collate(joined, self._pad).items()}
         labels = inputs.pop("labels")
         if SEGMENT in inputs:
-            inputs["attention_mask"] = block_mask(inputs.pop(SEGMENT))
+            segments = inputs.pop(SEGMENT)
+            inputs["attention_mask"] = block_mask(segments, self.options.attention, self.dtype)
         with (
             self._playing(batch),
             hide_absent_pictures(self.model, self.type, inputs, self.dtype),
