@@ -91,7 +91,7 @@ class _Files:
             return None
         files = tuple(map(self.opener, named.files))
         num_frames = len(files) if named.pictures else first.num_frames
-        return Media(named.kind, files, first.width, first.height, num_frames, first.fps)
+        return Media(named.kind, files, first.width, first.height, num_frames, first.fps, first.times)
 
     def _probe(self, named: NamedMedia, file: str, problems: list[str]) -> Probe | None:
         found = self.found[file]

@@ -23,7 +23,7 @@ from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_t
 from .media import DecodedMedia, decode
 from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
 
-VERSION = 1
+VERSION = 2
 """To be raised when the same item comes to give something else."""
 NUM_CHECKED = 4
 """Items whose labels are compared with the processor's own mask, where a template has generation tags."""
@@ -78,7 +78,7 @@ class ConversationEncoder:
         """Decode the media of an item that the model takes; errors name the item."""
         try:
             self._through.check(conversation)
-            yield [decode(each, self.options) for each in conversation.media]
+            yield [decode(each, self.options, self._through.processor) for each in conversation.media]
         except UserError as error:
             raise UserError(f"{conversation.where}: {error}") from error
 

@@ -167,8 +167,8 @@ class ConversationProcessor:
 
     def _seconds(self, clip: DecodedMedia) -> float:
         """Seconds that the model sees as one moment of a clip."""
-        taken_per_second = len(clip.indices) / clip.media.num_frames * clip.fps
-        return float(getattr(self.processor.video_processor, "temporal_patch_size", 1) / taken_per_second)
+        patch = getattr(self.processor.video_processor, "temporal_patch_size", 1)
+        return float(patch * clip.frames.seconds_each)
 
     def _with_moved_boxes(
         self, conversation: Conversation, media: Sequence[DecodedMedia], pictures: Sequence[Any]
