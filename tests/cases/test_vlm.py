@@ -1,5 +1,6 @@
 """Small inputs of vision-language runs that once went wrong; each folder's README says what is right."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from omnitune import config
+from omnitune.cli import main
 from omnitune.data.conversations.kind import ConversationData
 from omnitune.families.vlm.family import Vlm
 from omnitune.resolve import resolve_first
@@ -57,3 +59,29 @@ def test_marks_are_the_times_of_a_variable_rate(case: Any) -> None:
     told = [float(word.split(" ")[0]) for word in text.split("<")[1:] if " seconds>" in word]
     # Two frames to a mark, each half a second behind the one before, up to the clip's end at 6.7.
     assert told == pytest.approx([0.25 + 1.1 * i for i in range(7)], abs=0.25)
+
+
+def test_text_that_spells_a_placeholder_can_be_told(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    given = case("vlm-literal-image", "qwen2_5_vl")
+    assert main(given.words("check")) == 2
+    told = capsys.readouterr().err
+    for item, counts in ((1, "2 <image> but 1 in images"), (3, "1 <image> but 0 in images")):
+        way = "name one file for each, or write \\<image> for the text itself"
+        assert f"train.json: item {item}: {counts}; {way}" in told
+    assert "item 2" not in told
+    # As the messages say.
+    items = json.loads((given.folder / "train.json").read_text())
+    answered, asked = items[0]["messages"][1], items[2]["messages"][0]
+    for message in (answered, asked):
+        message["content"] = message["content"].replace("<image>", r"\<image>")
+    (given.folder / "train.json").write_text(json.dumps(items))
+    rows, notes, family = given.rows()
+    decode = family.files.processor.tokenizer.decode
+    learned = [decode(row["labels"][row["labels"] != -100]) for row in rows]
+    end = "<|im_end|>"
+    assert learned[0] == f"Press New.\n\n![fig 3](<image>){end}"
+    assert learned[1] == f"![fig 3](<image>){end}"
+    assert "What does the SVG tag <image> do?" in decode(rows[2]["input_ids"])
+    assert [len(row.get("image_grid_thw", ())) for row in rows] == [1, 1, 0, 1]
+    (note,) = [note for note in notes if "in an answer" in note]  # item 4 was silent
+    assert note.startswith("1 conversation shows a picture or a clip in an answer; write \\<image>")

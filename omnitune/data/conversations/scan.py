@@ -9,9 +9,20 @@ from pathlib import Path
 from ...errors import UserError
 from ...files import Hashes, Openable
 from ..media import Probe
-from ..sources import Findings, Scan, Source, chunked, probe_all, readable, shared_ids
+from ..sources import (
+    Findings,
+    Scan,
+    Source,
+    chunked,
+    counted,
+    listed,
+    probe_all,
+    readable,
+    shared_ids,
+)
 from .conversation import Conversation, Media, Message, NamedMedia, ParsedConversation, ParsedMessage
 from .parse_items import unlearned, wrong_order
+from .parse_messages import ESCAPE
 
 MOST_ASPECT = 200
 """Long side over short side: Qwen's processors refuse more."""
@@ -38,7 +49,22 @@ def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes
     )
     if findings.mistakes:
         raise UserError("\n".join(map(readable, findings.mistakes)))
-    return Scan(items, findings.notes)
+    return Scan(items, [*findings.notes, *_shown_by_answers(items)])
+
+
+def _shown_by_answers(items: Sequence[Conversation]) -> list[str]:
+    """A note of answers that show something: no model gives that, and their text may have been meant."""
+    found = [
+        item.where
+        for item in items
+        if any(m.role == "assistant" and any(isinstance(p, Media) for p in m.parts) for m in item.messages)
+    ]
+    if not found:
+        return []
+    return [
+        f"{counted(found, 'conversation', 'shows', 'show')} a picture or a clip in an answer; write "
+        f"{ESCAPE}<image> where its text is meant: {listed(found)}"
+    ]
 
 
 @contextmanager

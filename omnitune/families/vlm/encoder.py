@@ -20,6 +20,7 @@ from ...data.conversations.tokens import Encoded, LeftOut
 from ...errors import UserError
 from .collate import PADS
 from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_tokens
+from .literal import spread
 from .media import DecodedMedia, decode
 from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
 
@@ -54,7 +55,10 @@ class ConversationEncoder:
     def encode_prompt(self, conversation: Conversation) -> Batch:
         """Encode a batch of one that ends where the model is to answer."""
         with self._decoded(conversation) as media:
-            outputs = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
+            inputs = self._through.inputs(conversation, media, 1.0, ask=True)
+            outputs = self._through.call(inputs)
+            if found := self._through.literal.sources(outputs["input_ids"][0], inputs.text):
+                spread(outputs, *found)
             unknown = ("text_replacement_offsets", "labels")
             return {name: value for name, value in outputs.items() if name not in unknown}
 
@@ -109,7 +113,12 @@ class ConversationEncoder:
     def _encoded(self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float) -> Encoded:
         inputs = self._through.inputs(conversation, media, scale)
         outputs = self._through.call(inputs)
-        labels = self._labels(conversation, inputs, outputs)
+        mask = self._mask(conversation, inputs, outputs)
+        text = inputs.text + (inputs.suffix or "")
+        if found := self._through.literal.sources(outputs["input_ids"][0], text):
+            spread(outputs, *found)
+            mask = mask[found[1]]
+        labels = torch.where(mask, outputs["input_ids"][0], -100)
         tokens = {"input_ids": outputs["input_ids"][0], "labels": labels}
         pixels = {}
         for name, value in outputs.items():
@@ -124,7 +133,8 @@ class ConversationEncoder:
 
     # What is learned
 
-    def _labels(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
+    def _mask(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
+        """(L,): True for what is learned."""
         ids = outputs["input_ids"][0]
         wanted = learned_answers(conversation.messages, self.options)
         model_type = self._through.model_type
@@ -134,7 +144,7 @@ class ConversationEncoder:
                 "answers; set mask_history to learn the last one alone, or split the item"
             )
         if inputs.suffix is not None:
-            mask = (outputs["token_type_ids"][0] == 1) & wanted[-1]
+            mask: Tensor = (outputs["token_type_ids"][0] == 1) & wanted[-1]
         else:
             mask = self._learned(inputs, outputs, ids, wanted)
         if not mask.any():
@@ -142,7 +152,7 @@ class ConversationEncoder:
                 "holds nothing to learn: no text of an answer is left after `train`, mask_history and the "
                 "chat template; remove the item or let one answer train"
             )
-        return torch.where(mask, ids, -100)
+        return mask
 
     def _learned(self, inputs: Inputs, outputs: Any, ids: Tensor, wanted: Sequence[bool]) -> Tensor:
         given = outputs.get("text_replacement_offsets")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
+from .literal import LiteralTokens
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
 from .types import TYPES
@@ -103,13 +104,19 @@ class ConversationProcessor:
             raise UserError(f"shows {count} pictures, and {self.model_type} takes one; split the item")
         if next(conversation.of("video"), None) and not hasattr(self.processor, "video_processor"):
             raise UserError(f"shows a clip, and {self.model_type} takes pictures alone; remove the item")
-        for message in conversation.messages:
-            for token in self._media_tokens:
-                if token in message.text:
-                    raise UserError(
-                        f"a text says {token!r}, which stands for media in {self.model_type}; "
-                        "write it in another way, or show the picture there"
-                    )
+
+    @cached_property
+    def literal(self) -> LiteralTokens:
+        """Tokens that texts may spell: of media, of the templates, of the beginning and end of texts.
+
+        Further ones of the tokenizer (boxes, places, calls) are meant where a text spells them.
+        """
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        named = {str(getattr(self.tokenizer, name)) for name in names if getattr(self.tokenizer, name)}
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        written = {token for token in special if any(token in text for text in self.templates)}
+        return LiteralTokens(self.tokenizer, sorted({*self._media_tokens, *named, *written}))
 
     @cached_property
     def _media_tokens(self) -> list[str]:
@@ -140,6 +147,7 @@ class ConversationProcessor:
             metadata = [each.metadata(size) for each, size in clips]
             settings = {"do_sample_frames": False, "video_metadata": metadata}
         template = self._template_for_clips if clips else self._template
+        conversation = self.literal.hide_in(conversation)
         messages, tools = template.messages(conversation), conversation.tools
         text = template.render(messages, tools, ask)[0]
         template.check(text, messages, tools)
@@ -200,7 +208,7 @@ class ConversationProcessor:
         if "video_second_per_grid" in outputs:
             outputs["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
         if "qformer_input_ids" in outputs:
-            outputs |= self._for_qformer(inputs.prompt)
+            outputs |= self._for_qformer(self.literal.show(inputs.prompt))
         return outputs
 
     def text_settings(self, text: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ GOOD = talk(ASKED, SAID)
 TURNS: dict[str, tuple[Any, str]] = {
     "more placeholders than files": (
         talk(said("human", "<image> <image>"), SAID, images=["a.png"]),
-        "2 <image> but 1 in images; name one file for each",
+        "2 <image> but 1 in images; name one file for each, or write \\<image> for the text itself",
     ),
     "fewer placeholders than files": (
         talk(SHOWN, SAID, images=["a.png", "a.png"]),
@@ -46,10 +46,13 @@ TURNS: dict[str, tuple[Any, str]] = {
         talk(ASKED, SAID, images=["a.png"]),
         "0 <image> but 1 in images; write <image> where each is shown",
     ),
-    "no file": (talk(SHOWN, SAID), "1 <image> but 0 in images; name one file for each"),
+    "no file": (
+        talk(SHOWN, SAID),
+        "1 <image> but 0 in images; name one file for each, or write \\<image> for the text itself",
+    ),
     "a placeholder in an answer": (
         talk(ASKED, said("gpt", "<video>It")),
-        "1 <video> but 0 in videos; name one file for each",
+        "1 <video> but 0 in videos; name one file for each, or write \\<video> for the text itself",
     ),
     "audio": (
         talk(said("human", "<audio>What?"), SAID),

@@ -270,14 +270,6 @@ def test_template_that_reads_parts_alone_gets_parts(processor: Any) -> None:
     assert learned(processor, parts) == YES
 
 
-def test_placeholder_in_a_text_is_refused(processor: Any) -> None:
-    typed = talk(user("What does <|image_pad|> do?"), answer("yes"))
-    assert refusal(processor, None, typed) == (
-        "a text says '<|image_pad|>', which stands for media in qwen2_vl; write it in another "
-        "way, or show the picture there"
-    )
-
-
 def test_template_that_leaves_out_pictures_is_refused(processor: Any) -> None:
     shown = talk(user(picture(), "What?"), answer("rocket"))
     assert refusal(processor, every(TURN), shown).startswith(
