@@ -425,6 +425,8 @@ class Responder(Family):
 
     trained_on = "conversations"
     request_type = Question
+    asked_as: Any = None
+    """Options of the conversations that it is trained on; questions are asked by them."""
 
     @abstractmethod
     def conversation_encoder(self, options: Any) -> Any:

@@ -11,8 +11,10 @@ import pytest
 from omnitune import config
 from omnitune.cli import main
 from omnitune.data.conversations.kind import ConversationData
-from omnitune.families.vlm.family import Vlm
+from omnitune.families.vlm.family import Vlm, conversation_of
 from omnitune.resolve import resolve_first
+from omnitune.sampling import Question
+from omnitune.testing.tiny_vlm import chat_template
 
 CASES = Path(__file__).parent
 
@@ -85,3 +87,33 @@ def test_text_that_spells_a_placeholder_can_be_told(case: Any, capsys: pytest.Ca
     assert [len(row.get("image_grid_thw", ())) for row in rows] == [1, 1, 0, 1]
     (note,) = [note for note in notes if "in an answer" in note]  # item 4 was silent
     assert note.startswith("1 conversation shows a picture or a clip in an answer; write \\<image>")
+
+
+def test_a_long_picture_is_made_smaller_in_its_shape(case: Any) -> None:
+    ((row,), (note,), _) = case("vlm-long-picture-shrink", "qwen2_5_vl").rows()
+    assert len(row["input_ids"]) <= 60
+    assert note.startswith("1 conversation has smaller pictures, to fit into a row")
+
+
+def test_thoughts_that_the_template_leaves_out_are_told(case: Any) -> None:
+    given = case("vlm-thoughts-dropped", "qwen3_vl")
+    (given.folder / "t.jinja").write_text(chat_template("chatml_thinking", image="<|image_pad|>"))
+    (_, notes, _) = given.rows("model.options={chat_template: t.jinja}")
+    assert "the chat template leaves out the thoughts of 1 answer: train.json: item 1" in notes
+
+
+def test_a_cut_saved_with_the_tokenizer_is_off(case: Any) -> None:
+    given = case("vlm-tokenizer-truncation", "qwen2_5_vl")
+    model = given.folder / "model"
+    shutil.copytree(given.model, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 64, "strategy": "LongestFirst", "stride": 0}
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "truncation": cut}))
+    given.model = model
+    ((row,), _, family) = given.rows()
+    learned = row["labels"][row["labels"] != -100]
+    assert family.files.processor.tokenizer.decode(learned).endswith("word59 END<|im_end|>")
+    asked = family.conversation_encoder(family.asked_as).encode_prompt(
+        conversation_of(Question(f"{'word ' * 300}?"))
+    )
+    assert asked["input_ids"].shape[1] > 300

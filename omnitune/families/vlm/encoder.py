@@ -16,13 +16,13 @@ from torch import Tensor
 from ...batch import Batch
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
-from ...data.conversations.tokens import Encoded, LeftOut
+from ...data.conversations.tokens import ENDED, THOUGHTS, Encoded, LeftOut
 from ...errors import UserError
 from .collate import PADS
 from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_tokens
 from .literal import spread
 from .media import DecodedMedia, decode
-from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
+from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs, RefusedError
 
 VERSION = 2
 """To be raised when the same item comes to give something else."""
@@ -62,6 +62,11 @@ class ConversationEncoder:
             unknown = ("text_replacement_offsets", "labels")
             return {name: value for name, value in outputs.items() if name not in unknown}
 
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer."""
+        return self._through.stops
+
     @cached_property
     def fingerprint(self) -> str:
         """Of everything that decides what an item becomes."""
@@ -97,18 +102,27 @@ class ConversationEncoder:
         """Search the largest pictures that fit, all shrunk alike."""
         area = max(each.size[0] * each.size[1] for each in media)
         low, high = 1 / area, 1.0
-        best = self._encoded(conversation, media, low)
-        if len(best) > self.options.max_length:
+        best, least = self._encoded_or_why(conversation, media, low)
+        if best is not None and len(best) > self.options.max_length:
             fewest = f"{len(best)} with the smallest pictures" if len(best) < length else "at any size"
             return LeftOut(f"{conversation.where}: {self._too_long(length)}; {fewest}")
         for _ in range(NUM_TRIES):
             middle = (low * high) ** 0.5
-            smaller = self._encoded(conversation, media, middle)
-            if len(smaller) > self.options.max_length:
+            smaller, why = self._encoded_or_why(conversation, media, middle)
+            if smaller is not None and len(smaller) > self.options.max_length:
                 high = middle
-            else:
-                low, best = middle, smaller
-        return best
+            else:  # what the processor refuses is too small for it
+                low, best, least = middle, smaller or best, why or least
+        return best or LeftOut(f"{conversation.where}: {self._too_long(length)}; made smaller, {least}")
+
+    def _encoded_or_why(
+        self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float
+    ) -> tuple[Encoded | None, str]:
+        """Encode at a scale, or say why the processor does not take pictures so small."""
+        try:
+            return self._encoded(conversation, media, scale), ""
+        except RefusedError as error:
+            return None, str(error)
 
     def _encoded(self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float) -> Encoded:
         inputs = self._through.inputs(conversation, media, scale)
@@ -129,7 +143,8 @@ class ConversationEncoder:
         shrunk = {}
         for each in media if scale < 1 else ():
             shrunk[each.name] = self._through.size(each, 1.0), self._through.size(each, scale)
-        return Encoded(tokens, pixels, shrunk)
+        remarks = {ENDED: int(inputs.ended), THOUGHTS: inputs.dropped_thoughts}
+        return Encoded(tokens, pixels, shrunk, remarks)
 
     # What is learned
 
@@ -157,12 +172,14 @@ class ConversationEncoder:
     def _learned(self, inputs: Inputs, outputs: Any, ids: Tensor, wanted: Sequence[bool]) -> Tensor:
         given = outputs.get("text_replacement_offsets")
         replaced = given[0] if isinstance(given, list) and given else []
-        whole = expand_placeholders(inputs.text, inputs.answers, replaced)
+        whole = expand_placeholders(inputs.text, [*inputs.learned, *inputs.answers], replaced)
         settings = self._through.text_settings(inputs.text)
         places = TokenPlaces(self._through.tokenizer, whole.text, ids, settings, self._through.model_type)
-        answers = [places.tokens(spans) for spans in whole.answers]
+        both = [places.tokens(spans) for spans in whole.answers]
+        answers, by_template = both[: len(inputs.learned)], both[len(inputs.learned) :]
         if inputs.template.has_tags and self._left_to_check:
             self._left_to_check -= 1
-            self._through.compare(inputs, ids, torch.stack(answers).any(0))
+            length = len(ids) - inputs.ended
+            self._through.compare(inputs, ids[:length], torch.stack(by_template).any(0)[:length])
         media = places.tokens(whole.media) | torch.isin(ids, self._through.media_ids)
         return learned_tokens(answers, wanted, media, self.options.train_on_prompt)

@@ -29,7 +29,7 @@ from .packing import SEGMENT, block_mask, pack
 from .rows import KINDS, conversations_of, hide_absent_pictures, stored_outputs, tower_outputs
 from .tokens import OPTION, check_spelling, token_parameters
 from .tower_cache import Player, record_outputs, stripped_class
-from .types import TYPES, VlmType, module_tree, roles_of
+from .types import TYPES, Cut, VlmType, cut_of, module_tree, roles_of
 
 MODEL = "model"
 """The one component: peft and transformers have it whole."""
@@ -76,6 +76,8 @@ class Vlm(Responder):
     def __init__(self, request: LoadRequest):
         super().__init__(request)
         self.player: Player | None = None
+        self.asked_as = ChatOptions()
+        """How pictures of questions are shown: as the run's data are."""
         self.without = request.without
 
     # Loading
@@ -113,7 +115,7 @@ class Vlm(Responder):
             ) from error
         if self.without:
             assert self.type.cut is not None
-            self.player = Player(model, self.type.cut, self._own(self.without))
+            self.player = Player(model, cut_of(model, self.type.cut), self._own(self.without))
         return model  # type: ignore[no-any-return]
 
     def _check_attention(self) -> None:
@@ -202,9 +204,14 @@ class Vlm(Responder):
             )
 
     @property
+    def cut(self) -> Cut | None:
+        """Where its tower's output is taken."""
+        return None if self.type.cut is None else cut_of(self.model, self.type.cut)
+
+    @property
     def own_stages(self) -> list[Stage]:
         """The vision tower, where its output can be stored and played back."""
-        cut = self.type.cut
+        cut = self.cut
         if cut is None or VISION not in self.type.roles:
             return []
         gives = tuple(f"{kind}{i}" for kind in KINDS for i in range(len(cut.inputs)))
@@ -214,15 +221,17 @@ class Vlm(Responder):
         """What leaves the tower for the media of each row; nothing where it runs in the step."""
         if self.without is not None:
             return {}
-        assert self.type.cut is not None
-        rows = [tower_outputs(row, self.type.cut, self._calls, self.device) for row in batch["media"]]
+        cut = self.cut
+        assert cut is not None
+        rows = [tower_outputs(row, cut, self._calls, self.device) for row in batch["media"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _calls(self, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        assert self.type.cut is not None
+        cut = self.cut
+        assert cut is not None
         language_model = self.model.get_submodule(self.type.roles[LANGUAGE][0])
         row = {k: v.to(self.device) for k, v in collate([inputs], self._pad).items() if k != "labels"}
-        with torch.no_grad(), record_outputs(self.model, self.type.cut, language_model) as calls:
+        with torch.no_grad(), record_outputs(self.model, cut, language_model) as calls:
             self.model(**self._cast(row), use_cache=False)
         return calls
 
@@ -267,30 +276,33 @@ class Vlm(Responder):
         with ExitStack() as stack:
             stack.enter_context(self.evaluating())
             if self.player is not None:
-                whole = self.files.load(self.files.model_class, self.dtype).to(self.device)
-                stack.enter_context(self.player.paused(whole))
+                tower = self.files.load_tower(self.player.prefixes, self.dtype).to(self.device)
+                stack.enter_context(self.player.paused(tower))
             yield self.model
 
     def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
-        encoder = self.conversation_encoder(ChatOptions())
+        encoder = self.conversation_encoder(self.asked_as)
         with self.complete() as model, torch.no_grad():
-            return [
-                self._answer(model, encoder.encode_prompt(conversation_of(one)), one.max_tokens)
-                for one in requests
-            ]
+            return [self._answer(model, encoder, conversation_of(one), one.max_tokens) for one in requests]
 
     def answers(
         self, encoder: ConversationEncoder, conversations: Sequence[Conversation], max_tokens: int
     ) -> list[str]:
         """What the model says next in each conversation, greedily."""
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, encoder.encode_prompt(one), max_tokens) for one in conversations]
+            return [self._answer(model, encoder, one, max_tokens) for one in conversations]
 
-    def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
+    def _answer(
+        self, model: Any, encoder: ConversationEncoder, conversation: Conversation, max_tokens: int
+    ) -> str:
+        prompt = encoder.encode_prompt(conversation)
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
+        own = model.generation_config.eos_token_id
+        stops = {*encoder.stops, *(own if isinstance(own, list) else [] if own is None else [own])}
         output = model.generate(
-            **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
-        )
+            **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad,
+            eos_token_id=sorted(stops),
+        )  # fmt: skip
         new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 

@@ -208,10 +208,15 @@ def fit_area(size: Size, limits: tuple[int, int] | None) -> Size:
 
 
 def scale_area(size: Size, area: float) -> Size:
-    """A size with its area multiplied, at most that."""
+    """A size with its area multiplied, at most that, and no longer in its shape."""
     factor = math.sqrt(area)
     # The square root of a square may come out a hair below: 447.99999 is 448.
-    return max(1, math.floor(size[0] * factor + 1e-6)), max(1, math.floor(size[1] * factor + 1e-6))
+    width, height = (max(1, math.floor(side * factor + 1e-6)) for side in size)
+    if area < 1 and width < height:
+        height = min(height, max(1, width * size[1] // size[0]))
+    elif area < 1:
+        width = min(width, max(1, height * size[0] // size[1]))
+    return width, height
 
 
 # Coordinates

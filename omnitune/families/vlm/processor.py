@@ -29,6 +29,10 @@ VISION_TOKENS = {
 """Tokens around media that no attribute of their processors names."""
 
 
+class RefusedError(UserError):
+    """What a processor says of something that it does not take."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the processor is called with, and where that comes from."""
@@ -42,6 +46,13 @@ class Inputs:
     suffix: str | None
     """The last answer, for a type whose processor takes it apart from the text."""
     answers: list[list[Span]]
+    """As the template has them."""
+    learned: list[list[Span]]
+    """With a token at the end of the last."""
+    ended: bool
+    """Whether that token was put there."""
+    dropped_thoughts: int
+    """Answers whose thoughts the template leaves out."""
     pictures: list[Any]
     clips: list[Any]
     settings: dict[str, Any]
@@ -154,7 +165,10 @@ class ConversationProcessor:
         prompt = text
         if not ask and self.model_type in PROMPT_SEEN_WHOLE:
             prompt = template.render(messages[:-1], tools, ask=True)[0]
-        suffix = None
+        suffix, answers = None, list[list[Span]]()
+        if not ask and self.model_type != "paligemma":
+            answers = template.answers(messages, tools)
+        written, (text, learned) = text, template.closed(text, answers, self.tokenizer.eos_token or "")
         if self.model_type == "paligemma":
             # Its processor ends the prompt with a line break, and the answer with the end token.
             suffix = None if ask else text.removeprefix(prompt).removesuffix(self.tokenizer.eos_token)
@@ -166,7 +180,10 @@ class ConversationProcessor:
             text,
             prompt,
             suffix,
-            [] if ask or suffix is not None else template.answers(messages, tools),
+            answers,
+            learned,
+            text != written and suffix is None and not ask,
+            0 if ask else template.dropped_thoughts(messages, tools),
             pictures,
             [each.clip(size) for each, size in clips],
             settings,
@@ -177,6 +194,13 @@ class ConversationProcessor:
         """Seconds that the model sees as one moment of a clip."""
         patch = getattr(self.processor.video_processor, "temporal_patch_size", 1)
         return float(patch * clip.frames.seconds_each)
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer, by the tokenizer and by the templates."""
+        named = (self.tokenizer.eos_token, self._template.end_of_turn, self._template_for_clips.end_of_turn)
+        tokens = sorted({token for token in named if token})
+        return [int(i) for i in self.tokenizer.convert_tokens_to_ids(tokens)]
 
     def _with_moved_boxes(
         self, conversation: Conversation, media: Sequence[DecodedMedia], pictures: Sequence[Any]
@@ -204,7 +228,7 @@ class ConversationProcessor:
         try:
             outputs = self.processor(text=[inputs.text], images=pictures, **settings)
         except ValueError as error:
-            raise UserError(f"the processor of {self.model_type} refuses it: {error}") from error
+            raise RefusedError(f"the processor of {self.model_type} refuses it: {error}") from error
         if "video_second_per_grid" in outputs:
             outputs["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
         if "qformer_input_ids" in outputs:

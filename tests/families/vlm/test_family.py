@@ -18,7 +18,8 @@ from omnitune.families.vlm.family import Vlm, VlmOptions
 from omnitune.families.vlm.types import TYPES
 from omnitune.random import Draw
 from omnitune.sampling import Question
-from omnitune.testing.tiny_vlm import tiny_types
+from omnitune.stages import is_under
+from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
 from omnitune.testing.vlm import assert_packed_is_apart, rows_of
 
 ONE_ANSWER = ("paligemma", "instructblip")
@@ -169,7 +170,30 @@ def test_an_answer_is_what_the_library_generates(
     made = model.generate(**given, max_new_tokens=4, do_sample=False)
     new = made[0, given["input_ids"].shape[1] :]
     assert said == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    # The same from a model whose tower is not there: it is loaded for as long as answers take.
+    # The same from a model whose tower is not there: it alone is loaded, for as long as answers take.
     (stage,) = whole.stages
     stripped = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, without=stage.uses)
     assert stripped.sample([Question("What is this?", shown, 4)]) == [said]
+    tower = stripped.files.load_tower([use.removeprefix("model.") for use in stage.uses], torch.float32)
+    prefixes = [use.removeprefix("model.") for use in stage.uses]
+    beside = {name for name, _ in tower.named_parameters() if not is_under(name, *prefixes)}
+    assert beside <= {"query_tokens", "model.image_newline"}
+    assert {name for name, _ in tower.named_parameters()} - beside == {
+        name for name, _ in model.named_parameters() if is_under(name, *prefixes)
+    }
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_deeper_features_of_any_number_are_stored(tmp_path: Path, number: int) -> None:
+    changes = {"config": {"vision_config": {"depth": 5, "deepstack_visual_indexes": [*range(number)]}}}
+    path = str(build_tiny_vlm(tmp_path / "model", "qwen3_vl", changes=changes))
+    live = Vlm.load(path, "cpu", torch.float32, without=())
+    whole = Vlm.load(path, "cpu", torch.float32)
+    chat = live.conversation_encoder(ChatOptions())
+    given = rows_of(*([entry(chat, one)] for one in (PICTURE, CLIP, TEXT)))
+    (stage,) = whole.stages
+    assert len(stage.gives) == 2 * (1 + number)
+    stored = stage.run(given, Draw(0, [0] * 3))
+    stripped = Vlm.load(path, "cpu", torch.float32, without=stage.uses)
+    played = losses(stripped, {"tokens": given["tokens"], **stored})
+    torch.testing.assert_close(played, losses(live, given), rtol=1e-6, atol=1e-6)
