@@ -435,6 +435,9 @@ class Responder(Family):
     def check_packing(self) -> None:
         """Raise UserError where conversations cannot share a row."""
 
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError where rows of so many tokens are longer than the core can be given."""
+
     @abstractmethod
     def token_losses(self, batch: Batch, *, chunk: int, label_smoothing: float) -> Tensor:
         """(B,): the cross-entropy of each row, summed over the tokens that are learned.

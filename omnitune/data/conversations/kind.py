@@ -32,6 +32,8 @@ class ConversationData:
     ):
         self.data, self.family, self.seed, self.folder = data, family, seed, folder
         self.notes: list[str] = []
+        with mistakes.noted():
+            family.check_length(data.max_length)
         if data.packing:
             with mistakes.noted():
                 family.check_packing()

@@ -138,7 +138,7 @@ def _wrong_sizes(named: NamedMedia, sizes: Sequence[tuple[int, int]]) -> list[st
     """What is wrong with the (width, height) of each file."""
     width, height = sizes[0]
     if max(width, height) > MOST_ASPECT * min(width, height):
-        side = f"more than {MOST_ASPECT} times as long as it is short"
+        side = f"more than {MOST_ASPECT} times as long as it is short, which models' processors refuse"
         return [f"{named.kind} {named.files[0]!r} is {width}x{height}, {side}; crop it"]
     return [
         f"video picture {file!r} is {size[0]}x{size[1]}, but the first is {width}x{height}; make them equal"

@@ -203,6 +203,17 @@ class Vlm(Responder):
                 "leave packing out"
             )
 
+    def check_length(self, tokens: int) -> None:
+        language = self.model.get_submodule(self.type.roles[LANGUAGE][0])
+        for name, module in language.named_modules():
+            learned = isinstance(module, nn.Embedding) and "position" in name
+            most = module.num_embeddings - getattr(module, "offset", 0) if learned else tokens
+            if tokens > most:
+                raise UserError(
+                    f"data.max_length: {tokens} is more than the {most} places in a text that "
+                    f"{self.model_type} has learned; lower it"
+                )
+
     @property
     def cut(self) -> Cut | None:
         """Where its tower's output is taken."""

@@ -1,5 +1,6 @@
 """A model's processor as conversations go through it, with what some types do in a way of their own."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ VISION_TOKENS = {
     "<|end_of_video|>",
 }  # fmt: skip
 """Tokens around media that no attribute of their processors names."""
+OF_PICTURES = re.compile(r"<\W*(?:row_\d|tile_|global|patch|image|video|img|vision)", re.IGNORECASE)
+"""Special tokens that processors write for parts of pictures."""
 
 
 class RefusedError(UserError):
@@ -141,7 +144,8 @@ class ConversationProcessor:
         )  # fmt: skip
         owners = (self.processor, self.tokenizer)
         tokens = {str(getattr(owner, name, "")) for name in names for owner in owners}
-        return sorted((tokens | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
+        parts = {token for token in self.tokenizer.all_special_tokens if OF_PICTURES.search(token)}
+        return sorted((tokens | VISION_TOKENS | parts) & {*self.tokenizer.get_vocab()})
 
     def inputs(
         self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float, ask: bool = False

@@ -320,7 +320,8 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a long picture": (
         {"images": ["long.png"]},
-        "image 'long.png' is 10000x10, more than 200 times as long as it is short; crop it",
+        "image 'long.png' is 10000x10, more than 200 times as long as it is short, which models' processors "
+        "refuse; crop it",
     ),
     "an address": (
         {"images": ["http://x.org/a.png"]},
@@ -364,7 +365,7 @@ def test_a_picture_at_the_most_aspect_is_taken(make: Make, tmp_path: Path) -> No
     shows = [talk(SHOWN, SAID, images=[name]) for name in ("long.png", "longer.png")]
     assert mistakes(tmp_path, *shows) == [
         "train.json: item 2: image 'longer.png' is 10x2001, "
-        "more than 200 times as long as it is short; crop it"
+        "more than 200 times as long as it is short, which models' processors refuse; crop it"
     ]
 
 

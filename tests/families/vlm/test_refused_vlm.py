@@ -62,3 +62,11 @@ def test_flash_attention_takes_no_rows_of_several_conversations(
         shape.check_packing()
     with pytest.raises(UserError, match=r"^model.options.attention: llava cannot compute flash_attention_2"):
         family.Vlm.load(str(tiny_vlm("llava")), "cpu", torch.float32, options=options)
+
+
+def test_rows_longer_than_learned_positions_are_refused(tiny_vlm: Callable[..., Path]) -> None:
+    shape = family.Vlm.load(str(tiny_vlm("blip-2")), "meta", torch.float32)
+    shape.check_length(2048)
+    with pytest.raises(UserError, match=r"^data.max_length: 2049 is more than the 2048 places in a text"):
+        shape.check_length(2049)
+    family.Vlm.load(str(tiny_vlm("llava")), "meta", torch.float32).check_length(10**6)
