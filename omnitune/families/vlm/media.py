@@ -212,7 +212,7 @@ def scale_area(size: Size, area: float) -> Size:
     factor = math.sqrt(area)
     # The square root of a square may come out a hair below: 447.99999 is 448.
     width, height = (max(1, math.floor(side * factor + 1e-6)) for side in size)
-    if area < 1 and width < height:
+    if area < 1 and size[0] < size[1]:
         height = min(height, max(1, width * size[1] // size[0]))
     elif area < 1:
         width = min(width, max(1, height * size[0] // size[1]))
