@@ -17,6 +17,8 @@ MARKS = re.compile(r"(\\*<(?:image|video|audio)>)")
 ESCAPE = "\\"
 """Before a placeholder in a plain text: it is meant as text. The first one of several goes."""
 AUDIO = "<audio>"
+DEEPEST = 100
+"""Lists and objects inside each other in a call or a tool."""
 KINDS: Mapping[str, MediaKind] = {
     "image": "image",
     "image_url": "image",
@@ -269,9 +271,24 @@ def _decoded(value: object, name: str, problems: list[str]) -> Any:
         except json.JSONDecodeError as error:
             problems.append(f"{name} is not JSON ({error.msg} at column {error.colno}); correct it there")
             return None
+    if is_deep(value):
+        problems.append(f"{name} is nested more than {DEEPEST} deep; write it flatter")
+        return None
     if problem := half_character(json.dumps(value, ensure_ascii=False)):
         problems.append(f"{name} {problem}")
     return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether lists and objects hold each other deeper than templates can be relied on to write."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+    return bool(level)
 
 
 def _call(stated: object, problems: list[str]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...batch import Batch
 from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
+from ...data.json_items import read_text
 from ...data.media import probe
 from ...errors import UserError
 from ...files import File
@@ -188,7 +189,7 @@ class Vlm(Responder):
         if self.options.chat_template is not None:
             if not self.options.chat_template.is_file():
                 raise UserError(f"model.options.chat_template: {self.options.chat_template} is not there")
-            template = self.options.chat_template.read_text()
+            template = read_text(self.options.chat_template, self.options.chat_template)
         return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:

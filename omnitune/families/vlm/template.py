@@ -20,6 +20,10 @@ TAGS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SENTINEL = "\ue000answer\ue001"
 THOUGHTS = re.compile(r"(<think>\s*)(\S.*?)(\s*</think>)", re.DOTALL)
 WORDS: Mapping[Role, str] = {"system": "\ue002", "user": "\ue003", "assistant": "\ue004", "tool": "\ue005"}
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What code in a template may raise."""
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "\ue006"}}}
 PROBES: Mapping[Role, tuple[Role, ...]] = {
     "system": ("system", "user", "assistant"),
@@ -59,8 +63,8 @@ class ChatTemplate:
                 add_generation_prompt=ask,
                 **self._variables,
             )
-        except (TemplateError, TypeError) as error:
-            raise UserError(f"{self.name} refuses it: {error}") from error
+        except TEMPLATE_ERRORS as error:
+            raise UserError(f"{self.name} refuses it: {str(error) or type(error).__name__}") from error
         return texts[0], spans[0] if self.has_tags else []
 
     def check(self, text: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> None:

@@ -388,3 +388,18 @@ def test_every_mistake_of_a_file_is_told(tmp_path: Path) -> None:
         "train.json: item 4: message 2: the answer is empty; write one or remove the item",
         f"train.json: item 4: {gone}",
     ]
+
+
+@pytest.mark.parametrize("depth", [101, 500, 900])
+def test_what_is_nested_deeply_is_told(tmp_path: Path, depth: int) -> None:
+    deep: Any = 1
+    for _ in range(depth):
+        deep = {"x": [deep]} if depth < 500 else [deep]
+    tool = {"name": "f", "parameters": {"x": deep}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": deep}}]}
+    asked = {"role": "user", "content": "Hi"}
+    wrong = "is nested more than 100 deep; write it flatter"
+    assert mistakes(tmp_path, talk(ASKED, SAID, tools=[tool])) == [f"train.json: item 1: tools {wrong}"]
+    assert mistakes(tmp_path, {"messages": [asked, call]}) == [
+        f"train.json: item 1: message 2: the call {wrong}"
+    ]

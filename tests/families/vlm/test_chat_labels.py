@@ -357,3 +357,16 @@ def test_labels_are_held_against_the_processors_own_mask(
     assert str(told.value).startswith(
         f"{WHERE}: the chat template of qwen2_vl has generation tags by which the processor marks 5 of"
     )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{{ 1 // 0 }}", "{{ range(10**9) }}", "{{ none.x.y }}", "{{ messages[0]['x']['y'] }}", "{% if %}",
+        "{{ 'a' + 1 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ raise_exception('no') }}",
+        "{{ 'a'.join(1) }}", "{{ ''.__class__.__mro__ }}", "{{ '%d' % 'a' }}",
+        "{{ messages | tojson | int | sum }}",
+    ],
+)  # fmt: skip
+def test_whatever_a_template_raises_is_told(processor: Any, code: str) -> None:
+    assert "T" in refusal(processor, code + every(TURN))
