@@ -207,3 +207,18 @@ def test_a_merged_model_is_the_live_one(adapted: Callable[[str], tuple[Path, Lef
     assert_same_logits(live, logits(loaded(merged), left.inputs()), atol=1e-5)
     assert keys(merged) == keys(base)
     assert_answers_alike(merged, base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", tiny_types())
+def test_parts_trained_whole_beside_an_adapter_are_loaded_by_peft(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    rules: list[dict[str, Any]] = [
+        {"params": "vision_tower", "lr": 1e-3},
+        {"params": "multi_modal_projector", "lr": 1e-3},
+        {"params": "language_model", "lora": {"rank": 4, "alpha": 10}, "lr": 1e-2},
+    ]
+    texts = 3 if TYPES[model_type].text_only else 0
+    left = Left(tiny_vlm(model_type), tmp_path, texts=texts, trainable=rules)
+    assert_adapter_is_the_live_model(left, tiny_vlm(model_type))
