@@ -83,7 +83,8 @@ def base_model(vlm: Vlm, trained: Mapping[str, Tensor], dtype: torch.dtype) -> A
 def _write_adapter(folder: Path, vlm: Vlm, weights: Weights) -> None:
     """Write an adapter as peft does. Modules that were trained whole go into it (`modules_to_save`)."""
     model, trained = vlm.model, weights.full.get(MODEL, {})
-    modules = whole_modules(model, set(trained))
+    # Of the whole model: without its stored tower all that is left of a module may have been trained.
+    modules = whole_modules(vlm.files.meta(vlm.dtype), set(trained))
     inside = {name for name in trained if any(name.startswith(f"{path}.") for path in modules)}
     embeds = any(model.get_submodule(path) is model.get_input_embeddings() for path in modules)
     described = {

@@ -434,6 +434,8 @@ class Responder(Family):
 
     trained_on = "conversations"
     request_type = Question
+    asked_as: Any = None
+    """Options of the conversations that it is trained on; questions are asked by them."""
 
     @abstractmethod
     def conversation_encoder(self, options: Any) -> Any:
@@ -441,6 +443,9 @@ class Responder(Family):
 
     def check_packing(self) -> None:
         """Raise UserError where conversations cannot share a row."""
+
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError where rows of so many tokens are longer than the core can be given."""
 
     @abstractmethod
     def token_losses(self, batch: Batch, *, chunk: int, label_smoothing: float) -> Tensor:

@@ -134,7 +134,10 @@ class ParameterIndex:
 def _adaptable(module: nn.Module) -> bool:
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return False  # nn.MultiheadAttention reads its weight without calling it
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward  # Llama 4's router gives two tensors
+    # peft adapts grouped convolutions at ranks that the groups divide alone: those of Qwen3.5 at none.
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
 
 
 def distances(claimed: Sequence[str], index: ParameterIndex) -> dict[str, int]:

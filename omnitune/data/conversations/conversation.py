@@ -76,6 +76,8 @@ class Media:
     num_frames: int = 1
     fps: float = 0.0
     """Frames per second of a clip file; 0 for a picture, and for a clip that is stated as pictures."""
+    times: tuple[float, ...] = ()
+    """Seconds from the first frame to each, of a clip of variable rate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,15 @@ class ConversationData:
     ):
         self.data, self.family, self.seed, self.folder = data, family, seed, folder
         self.notes: list[str] = []
+        with mistakes.noted():
+            family.check_length(data.max_length)
         if data.packing:
             with mistakes.noted():
                 family.check_packing()
 
     def fit(self, family: TakesSizes) -> None:
-        """Do nothing: no weights depend on the sizes of pictures."""
+        """Have questions asked as they are learned; no weights depend on the sizes of pictures."""
+        cast("Responder", family).asked_as = self.data
 
     def index(self, hashes: Hashes, mistakes: Mistakes) -> ConversationIndex:
         with mistakes.noted():

@@ -77,8 +77,9 @@ class ChatOptions:
     processor sees it; absent: the processor's own limits alone."""
     video_pixels: tuple[int, int] | None = None
     """The same for each frame of a clip."""
-    video_fps: float = 2.0
-    """Frames taken of a second of a clip, evenly spread."""
+    video_fps: float | None = None
+    """Frames taken of a second of a clip, by the processor's own sampling, and those that the pictures of a
+    clip are taken to be; absent: as the processor has it, or 2."""
     video_frames: int = 128
     """The most frames taken of a clip."""
     boxes: Boxes | None = None
@@ -92,7 +93,7 @@ class ChatOptions:
         for name, least in (("max_length", 1), ("video_frames", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: {getattr(self, name)} is less than {least}")
-        if self.video_fps <= 0:
+        if self.video_fps is not None and self.video_fps <= 0:
             raise UserError(f"video_fps: {self.video_fps} is not above 0")
         for name in ("image_pixels", "video_pixels"):
             limits = getattr(self, name)

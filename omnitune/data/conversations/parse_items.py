@@ -7,7 +7,15 @@ from typing import Any
 from ..json_items import JsonItem, brief
 from .conversation import MediaKind, NamedMedia, ParsedConversation, ParsedMessage, Placeholder, Role
 from .formats import ItemFormat
-from .parse_messages import parse_media, parse_message, parse_parts, present, read_tools, wrong_message
+from .parse_messages import (
+    ESCAPE,
+    parse_media,
+    parse_message,
+    parse_parts,
+    present,
+    read_tools,
+    wrong_message,
+)
 
 LISTS: Mapping[str, MediaKind] = {"images": "image", "videos": "video"}
 """Columns of files, whose usual name may also be in the singular."""
@@ -120,8 +128,10 @@ class ItemParser:
 def _unequal(kind: MediaKind, placeholders: int, files: int, column: str) -> str:
     if not placeholders:
         way = f"write <{kind}> where each is shown"
+    elif placeholders > files:
+        way = f"name one file for each, or write {ESCAPE}<{kind}> for the text itself"
     else:
-        way = "name one file for each" if placeholders > files else "remove files or add placeholders"
+        way = "remove files or add placeholders"
     return f"{placeholders} <{kind}> but {files} in {column}; {way}"
 
 

@@ -13,8 +13,12 @@ NOT_READ = ("name", "tool_call_id")
 """Keys of messages that are left out: calls and what tools give follow each other in order."""
 KEYS = ("train", "weight", "tool_calls", *NOT_READ)
 """What messages may hold beside who says what."""
-MARKS = re.compile("(<image>|<video>)")
+MARKS = re.compile(r"(\\*<(?:image|video|audio)>)")
+ESCAPE = "\\"
+"""Before a placeholder in a plain text: it is meant as text. The first one of several goes."""
 AUDIO = "<audio>"
+DEEPEST = 100
+"""Lists and objects inside each other in a call or a tool."""
 KINDS: Mapping[str, MediaKind] = {
     "image": "image",
     "image_url": "image",
@@ -135,13 +139,33 @@ def parse_parts(value: object, name: str, problems: list[str]) -> list[Part]:
 
 def _split_text(text: str, name: str, problems: list[str]) -> list[Part]:
     """Text and placeholders as they follow each other; no empty texts."""
+    parts: list[Part] = []
+    pieces = MARKS.split(text) if "<" in text else [text]
+    if AUDIO in pieces:
+        problems.append(f"{name} holds {AUDIO}, but audio is not trained on; remove the item")
+    for piece in pieces:
+        if piece in PLACEHOLDERS:
+            parts.append(PLACEHOLDERS[piece])
+        else:
+            parts += _text(piece[1:] if piece.startswith(ESCAPE) and MARKS.fullmatch(piece) else piece)
     if problem := half_character(text):
         problems.append(f"{name} {problem}")
-    if AUDIO in text:
-        problems.append(f"{name} holds {AUDIO}, but audio is not trained on; remove the item")
-    if "<" not in text:
-        return [text] if text else []
-    return [PLACEHOLDERS.get(piece, piece) for piece in MARKS.split(text) if piece]
+    return _joined(parts)
+
+
+def _text(text: str) -> list[Part]:
+    return [text] if text else []
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Texts that follow each other as one."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and isinstance(part, str) and isinstance(last := joined[-1], str):
+            joined[-1] = last + part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _parse_part(stated: object, problems: list[str]) -> list[Part]:
@@ -156,7 +180,9 @@ def _parse_part(stated: object, problems: list[str]) -> list[Part]:
         problems += unknown_keys(part, ("text",), "a text part")
         text = part.get("text")
         if isinstance(text, str):
-            return _split_text(text, "text", problems)
+            # A placeholder here would be a part of its own: what spells one is text.
+            problems += [f"text {problem}"] if (problem := half_character(text)) else []
+            return _text(text)
         problems.append("'text' is missing; add it" if text is None else f"text is {brief(text)}, not text")
     elif isinstance(type_, str) and "audio" in type_:
         problems.append("is audio, which is not trained on; remove the item")
@@ -245,9 +271,24 @@ def _decoded(value: object, name: str, problems: list[str]) -> Any:
         except json.JSONDecodeError as error:
             problems.append(f"{name} is not JSON ({error.msg} at column {error.colno}); correct it there")
             return None
+    if is_deep(value):
+        problems.append(f"{name} is nested more than {DEEPEST} deep; write it flatter")
+        return None
     if problem := half_character(json.dumps(value, ensure_ascii=False)):
         problems.append(f"{name} {problem}")
     return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether lists and objects hold each other deeper than templates can be relied on to write."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+    return bool(level)
 
 
 def _call(stated: object, problems: list[str]) -> Mapping[str, Any]:

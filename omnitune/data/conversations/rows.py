@@ -17,7 +17,7 @@ from ..dataset import Inputs
 from ..sizes import AnyBucket
 from ..sources import counted, listed
 from .conversation import Conversation, Media, Message
-from .tokens import REASON, SHRUNK, Tokens, key_of
+from .tokens import ENDED, REASON, SHRUNK, THOUGHTS, Tokens, key_of
 
 BLANK, BLANK_SIDE = Path(__file__).parents[2] / "assets" / "blank.png", 64
 
@@ -177,7 +177,7 @@ def make_rows(
     """Encode what is new, leave out what is too long, and put short ones together where asked."""
     keys = [key_of(conversation, hashes) for conversation in conversations]
     tokens.fill(conversations, keys)
-    kept, dropped, shrunk = [], [], []
+    kept, dropped, shrunk, ended, thoughts = [], [], [], [], list[str]()
     for conversation, key in zip(conversations, keys, strict=True):
         entry = tokens.read(key)
         if REASON in entry:
@@ -185,6 +185,9 @@ def make_rows(
             continue
         if SHRUNK in entry:
             shrunk.append(conversation.where)
+        if ENDED in entry:
+            ended.append(conversation.where)
+        thoughts += [conversation.where] * int(entry.get(THOUGHTS, 0))
         targets = int((entry["labels"][1:] != -100).sum())
         kept.append(
             ConversationRow(conversation.id, (conversation,), (key,), len(entry["input_ids"]), targets)
@@ -196,6 +199,14 @@ def make_rows(
     if shrunk:
         number = counted(shrunk, "conversation", "has", "have")
         told.append(f"{number} smaller pictures, to fit into a row: {listed(shrunk)}")
+    if ended:
+        told.append(
+            "the chat template ends answers with no token to stop at: that of the tokenizer is learned "
+            f"behind the last answer of {counted(ended, 'conversation', '', '').strip()}"
+        )
+    if thoughts:
+        number = counted(thoughts, "answer", "", "").strip()
+        told.append(f"the chat template leaves out the thoughts of {number}: {listed(thoughts)}")
     if not kept:
         raise UserError(f"{where}: no conversation is left to train on; {'; '.join(told)}")
     if packing is not None:

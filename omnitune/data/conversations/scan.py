@@ -9,9 +9,20 @@ from pathlib import Path
 from ...errors import UserError
 from ...files import Hashes, Openable
 from ..media import Probe
-from ..sources import Findings, Scan, Source, chunked, probe_all, readable, shared_ids
+from ..sources import (
+    Findings,
+    Scan,
+    Source,
+    chunked,
+    counted,
+    listed,
+    probe_all,
+    readable,
+    shared_ids,
+)
 from .conversation import Conversation, Media, Message, NamedMedia, ParsedConversation, ParsedMessage
 from .parse_items import unlearned, wrong_order
+from .parse_messages import ESCAPE
 
 MOST_ASPECT = 200
 """Long side over short side: Qwen's processors refuse more."""
@@ -38,7 +49,22 @@ def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes
     )
     if findings.mistakes:
         raise UserError("\n".join(map(readable, findings.mistakes)))
-    return Scan(items, findings.notes)
+    return Scan(items, [*findings.notes, *_shown_by_answers(items)])
+
+
+def _shown_by_answers(items: Sequence[Conversation]) -> list[str]:
+    """A note of answers that show something: no model gives that, and their text may have been meant."""
+    found = [
+        item.where
+        for item in items
+        if any(m.role == "assistant" and any(isinstance(p, Media) for p in m.parts) for m in item.messages)
+    ]
+    if not found:
+        return []
+    return [
+        f"{counted(found, 'conversation', 'shows', 'show')} a picture or a clip in an answer; write "
+        f"{ESCAPE}<image> where its text is meant: {listed(found)}"
+    ]
 
 
 @contextmanager
@@ -91,7 +117,7 @@ class _Files:
             return None
         files = tuple(map(self.opener, named.files))
         num_frames = len(files) if named.pictures else first.num_frames
-        return Media(named.kind, files, first.width, first.height, num_frames, first.fps)
+        return Media(named.kind, files, first.width, first.height, num_frames, first.fps, first.times)
 
     def _probe(self, named: NamedMedia, file: str, problems: list[str]) -> Probe | None:
         found = self.found[file]
@@ -112,7 +138,7 @@ def _wrong_sizes(named: NamedMedia, sizes: Sequence[tuple[int, int]]) -> list[st
     """What is wrong with the (width, height) of each file."""
     width, height = sizes[0]
     if max(width, height) > MOST_ASPECT * min(width, height):
-        side = f"more than {MOST_ASPECT} times as long as it is short"
+        side = f"more than {MOST_ASPECT} times as long as it is short, which models' processors refuse"
         return [f"{named.kind} {named.files[0]!r} is {width}x{height}, {side}; crop it"]
     return [
         f"video picture {file!r} is {size[0]}x{size[1]}, but the first is {width}x{height}; make them equal"

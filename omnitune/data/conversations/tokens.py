@@ -15,6 +15,10 @@ from .conversation import Conversation
 
 SHRUNK = "shape.shrunk"
 """How many pictures and clips of an item were made smaller to fit."""
+ENDED = "shape.ended"
+"""That a token to stop at was put behind the last answer."""
+THOUGHTS = "shape.thoughts"
+"""How many answers of an item the chat template leaves the thoughts out of."""
 REASON = "dropped"
 """Under this name a store holds why an item is left out, as bytes of text."""
 
@@ -30,6 +34,9 @@ class Encoded:
     """Pixels, as the processor gives them for this item alone."""
     shrunk: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
     """Pictures and clips that were made smaller to fit: (width, height) without that and with it."""
+
+    remarks: dict[str, int] = field(default_factory=dict)
+    """What is to be told of it, by `ENDED` and `THOUGHTS`; 0 is nothing."""
 
     def __len__(self) -> int:
         return len(self.tokens["input_ids"])
@@ -85,8 +92,8 @@ class Tokens:
         if isinstance(made, LeftOut):
             return {REASON: torch.frombuffer(bytearray(made.reason.encode()), dtype=torch.uint8)}
         shapes = {f"shape.{name}": torch.tensor(value.shape) for name, value in made.media.items()}
-        shrunk = {SHRUNK: torch.tensor(len(made.shrunk))} if made.shrunk else {}
-        return {**made.tokens, **shapes, **shrunk}
+        told = {SHRUNK: len(made.shrunk), **made.remarks}
+        return {**made.tokens, **shapes, **{name: torch.tensor(n) for name, n in told.items() if n}}
 
     def read(self, key: str) -> dict[str, Tensor]:
         """Tokens of one conversation."""

@@ -16,14 +16,15 @@ from torch import Tensor
 from ...batch import Batch
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
-from ...data.conversations.tokens import Encoded, LeftOut
+from ...data.conversations.tokens import ENDED, THOUGHTS, Encoded, LeftOut
 from ...errors import UserError
 from .collate import PADS
 from .labels import TokenPlaces, expand_placeholders, learned_answers, learned_tokens
+from .literal import spread
 from .media import DecodedMedia, decode
-from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs
+from .processor import PROMPT_SEEN_WHOLE, ConversationProcessor, Inputs, RefusedError
 
-VERSION = 1
+VERSION = 2
 """To be raised when the same item comes to give something else."""
 NUM_CHECKED = 4
 """Items whose labels are compared with the processor's own mask, where a template has generation tags."""
@@ -54,9 +55,17 @@ class ConversationEncoder:
     def encode_prompt(self, conversation: Conversation) -> Batch:
         """Encode a batch of one that ends where the model is to answer."""
         with self._decoded(conversation) as media:
-            outputs = self._through.call(self._through.inputs(conversation, media, 1.0, ask=True))
+            inputs = self._through.inputs(conversation, media, 1.0, ask=True)
+            outputs = self._through.call(inputs)
+            if found := self._through.literal.sources(outputs["input_ids"][0], inputs.text):
+                spread(outputs, *found)
             unknown = ("text_replacement_offsets", "labels")
             return {name: value for name, value in outputs.items() if name not in unknown}
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer."""
+        return self._through.stops
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,7 +87,7 @@ class ConversationEncoder:
         """Decode the media of an item that the model takes; errors name the item."""
         try:
             self._through.check(conversation)
-            yield [decode(each, self.options) for each in conversation.media]
+            yield [decode(each, self.options, self._through.processor) for each in conversation.media]
         except UserError as error:
             raise UserError(f"{conversation.where}: {error}") from error
 
@@ -93,23 +102,37 @@ class ConversationEncoder:
         """Search the largest pictures that fit, all shrunk alike."""
         area = max(each.size[0] * each.size[1] for each in media)
         low, high = 1 / area, 1.0
-        best = self._encoded(conversation, media, low)
-        if len(best) > self.options.max_length:
+        best, least = self._encoded_or_why(conversation, media, low)
+        if best is not None and len(best) > self.options.max_length:
             fewest = f"{len(best)} with the smallest pictures" if len(best) < length else "at any size"
             return LeftOut(f"{conversation.where}: {self._too_long(length)}; {fewest}")
         for _ in range(NUM_TRIES):
             middle = (low * high) ** 0.5
-            smaller = self._encoded(conversation, media, middle)
-            if len(smaller) > self.options.max_length:
+            smaller, why = self._encoded_or_why(conversation, media, middle)
+            if smaller is not None and len(smaller) > self.options.max_length:
                 high = middle
-            else:
-                low, best = middle, smaller
-        return best
+            else:  # what the processor refuses is too small for it
+                low, best, least = middle, smaller or best, why or least
+        return best or LeftOut(f"{conversation.where}: {self._too_long(length)}; made smaller, {least}")
+
+    def _encoded_or_why(
+        self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float
+    ) -> tuple[Encoded | None, str]:
+        """Encode at a scale, or say why the processor does not take pictures so small."""
+        try:
+            return self._encoded(conversation, media, scale), ""
+        except RefusedError as error:
+            return None, str(error)
 
     def _encoded(self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float) -> Encoded:
         inputs = self._through.inputs(conversation, media, scale)
         outputs = self._through.call(inputs)
-        labels = self._labels(conversation, inputs, outputs)
+        mask = self._mask(conversation, inputs, outputs)
+        text = inputs.text + (inputs.suffix or "")
+        if found := self._through.literal.sources(outputs["input_ids"][0], text):
+            spread(outputs, *found)
+            mask = mask[found[1]]
+        labels = torch.where(mask, outputs["input_ids"][0], -100)
         tokens = {"input_ids": outputs["input_ids"][0], "labels": labels}
         pixels = {}
         for name, value in outputs.items():
@@ -120,11 +143,13 @@ class ConversationEncoder:
         shrunk = {}
         for each in media if scale < 1 else ():
             shrunk[each.name] = self._through.size(each, 1.0), self._through.size(each, scale)
-        return Encoded(tokens, pixels, shrunk)
+        remarks = {ENDED: int(inputs.ended), THOUGHTS: inputs.dropped_thoughts}
+        return Encoded(tokens, pixels, shrunk, remarks)
 
     # What is learned
 
-    def _labels(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
+    def _mask(self, conversation: Conversation, inputs: Inputs, outputs: Any) -> Tensor:
+        """(L,): True for what is learned."""
         ids = outputs["input_ids"][0]
         wanted = learned_answers(conversation.messages, self.options)
         model_type = self._through.model_type
@@ -134,7 +159,7 @@ class ConversationEncoder:
                 "answers; set mask_history to learn the last one alone, or split the item"
             )
         if inputs.suffix is not None:
-            mask = (outputs["token_type_ids"][0] == 1) & wanted[-1]
+            mask: Tensor = (outputs["token_type_ids"][0] == 1) & wanted[-1]
         else:
             mask = self._learned(inputs, outputs, ids, wanted)
         if not mask.any():
@@ -142,17 +167,19 @@ class ConversationEncoder:
                 "holds nothing to learn: no text of an answer is left after `train`, mask_history and the "
                 "chat template; remove the item or let one answer train"
             )
-        return torch.where(mask, ids, -100)
+        return mask
 
     def _learned(self, inputs: Inputs, outputs: Any, ids: Tensor, wanted: Sequence[bool]) -> Tensor:
         given = outputs.get("text_replacement_offsets")
         replaced = given[0] if isinstance(given, list) and given else []
-        whole = expand_placeholders(inputs.text, inputs.answers, replaced)
+        whole = expand_placeholders(inputs.text, [*inputs.learned, *inputs.answers], replaced)
         settings = self._through.text_settings(inputs.text)
         places = TokenPlaces(self._through.tokenizer, whole.text, ids, settings, self._through.model_type)
-        answers = [places.tokens(spans) for spans in whole.answers]
+        both = [places.tokens(spans) for spans in whole.answers]
+        answers, by_template = both[: len(inputs.learned)], both[len(inputs.learned) :]
         if inputs.template.has_tags and self._left_to_check:
             self._left_to_check -= 1
-            self._through.compare(inputs, ids, torch.stack(answers).any(0))
+            length = len(ids) - inputs.ended
+            self._through.compare(inputs, ids[:length], torch.stack(by_template).any(0)[:length])
         media = places.tokens(whole.media) | torch.isin(ids, self._through.media_ids)
         return learned_tokens(answers, wanted, media, self.options.train_on_prompt)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ...batch import Batch, on_device
 from ...data.conversations.conversation import Conversation, Media, Message
 from ...data.conversations.options import ChatOptions
+from ...data.json_items import read_text
 from ...data.media import probe
 from ...errors import UserError
 from ...files import File
@@ -29,10 +31,11 @@ from .packing import SEGMENT, block_mask, pack
 from .rows import KINDS, conversations_of, hide_absent_pictures, stored_outputs, tower_outputs
 from .tokens import OPTION, check_spelling, token_parameters
 from .tower_cache import Player, record_outputs, stripped_class
-from .types import TYPES, VlmType, module_tree, roles_of
+from .types import TYPES, Cut, VlmType, cut_of, module_tree, roles_of
 
 MODEL = "model"
 """The one component: peft and transformers have it whole."""
+ATTENTION, FLASH = "model.options.attention", "flash_attention_2"
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 
 
@@ -75,6 +78,8 @@ class Vlm(Responder):
     def __init__(self, request: LoadRequest):
         super().__init__(request)
         self.player: Player | None = None
+        self.asked_as = ChatOptions()
+        """How pictures of questions are shown: as the run's data are."""
         self.without = request.without
 
     # Loading
@@ -97,16 +102,31 @@ class Vlm(Responder):
         if self.device.type == "meta":
             model: Any = self.files.meta(self.dtype)
             roles_of(model, self.type.roles)
+            self._check_attention()
             return model  # type: ignore[no-any-return]
         cls = self.files.model_class
         if self.without:
             cls = stripped_class(cls, self._own(self.without))
         model = self.files.load(cls, self.dtype)
-        model.set_attn_implementation(self.options.attention)
+        try:
+            model.set_attn_implementation(self.options.attention)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"{ATTENTION}: {self.model_type} cannot compute {self.options.attention} here: {error}; "
+                "leave the option out"
+            ) from error
         if self.without:
             assert self.type.cut is not None
-            self.player = Player(model, self.type.cut, self._own(self.without))
+            self.player = Player(model, cut_of(model, self.type.cut), self._own(self.without))
         return model  # type: ignore[no-any-return]
+
+    def _check_attention(self) -> None:
+        """Refuse an implementation whose package is absent, before anything is loaded."""
+        if self.options.attention == FLASH and find_spec("flash_attn") is None:
+            raise UserError(
+                f"{ATTENTION}: {FLASH} needs the package flash-attn, which is not installed; install it, or "
+                "leave the option out"
+            )
 
     @property
     def model(self) -> Any:
@@ -170,20 +190,41 @@ class Vlm(Responder):
         if self.options.chat_template is not None:
             if not self.options.chat_template.is_file():
                 raise UserError(f"model.options.chat_template: {self.options.chat_template} is not there")
-            template = self.options.chat_template.read_text()
+            template = read_text(self.options.chat_template, self.options.chat_template)
         return ConversationEncoder(self.files.processor, self.model_type, options, template)
 
     def check_packing(self) -> None:
+        if self.options.attention == FLASH:
+            raise UserError(
+                f"data.packing: {FLASH} takes no mask that keeps the conversations of a row apart; "
+                "leave packing out, or set model.options.attention to sdpa"
+            )
         if self.type.packing is not None:
             raise UserError(
                 f"data.packing: conversations of {self.model_type} cannot share a row: {self.type.packing}; "
                 "leave packing out"
             )
 
+    def check_length(self, tokens: int) -> None:
+        language = self.model.get_submodule(self.type.roles[LANGUAGE][0])
+        for name, module in language.named_modules():
+            learned = isinstance(module, nn.Embedding) and "position" in name
+            most = module.num_embeddings - getattr(module, "offset", 0) if learned else tokens
+            if tokens > most:
+                raise UserError(
+                    f"data.max_length: {tokens} is more than the {most} places in a text that "
+                    f"{self.model_type} has learned; lower it"
+                )
+
+    @property
+    def cut(self) -> Cut | None:
+        """Where its tower's output is taken."""
+        return None if self.type.cut is None else cut_of(self.model, self.type.cut)
+
     @property
     def own_stages(self) -> list[Stage]:
         """The vision tower, where its output can be stored and played back."""
-        cut = self.type.cut
+        cut = self.cut
         if cut is None or VISION not in self.type.roles:
             return []
         gives = tuple(f"{kind}{i}" for kind in KINDS for i in range(len(cut.inputs)))
@@ -193,15 +234,17 @@ class Vlm(Responder):
         """What leaves the tower for the media of each row; nothing where it runs in the step."""
         if self.without is not None:
             return {}
-        assert self.type.cut is not None
-        rows = [tower_outputs(row, self.type.cut, self._calls, self.device) for row in batch["media"]]
+        cut = self.cut
+        assert cut is not None
+        rows = [tower_outputs(row, cut, self._calls, self.device) for row in batch["media"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _calls(self, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        assert self.type.cut is not None
+        cut = self.cut
+        assert cut is not None
         language_model = self.model.get_submodule(self.type.roles[LANGUAGE][0])
         row = {k: v.to(self.device) for k, v in collate([inputs], self._pad).items() if k != "labels"}
-        with torch.no_grad(), record_outputs(self.model, self.type.cut, language_model) as calls:
+        with torch.no_grad(), record_outputs(self.model, cut, language_model) as calls:
             self.model(**self._cast(row), use_cache=False)
         return calls
 
@@ -224,7 +267,8 @@ class Vlm(Responder):
         labels = collated.pop("labels")  # stay on the host, which counts those that are learned
         inputs = {name: on_device(value, self.device) for name, value in collated.items()}
         if SEGMENT in inputs:
-            inputs["attention_mask"] = block_mask(inputs.pop(SEGMENT))
+            segments = inputs.pop(SEGMENT)
+            inputs["attention_mask"] = block_mask(segments, self.options.attention, self.dtype)
         with (
             self._playing(batch),
             hide_absent_pictures(self.model, self.type, inputs, self.dtype),
@@ -246,33 +290,36 @@ class Vlm(Responder):
         with ExitStack() as stack:
             stack.enter_context(self.evaluating())
             if self.player is not None:
-                whole = self.files.load(self.files.model_class, self.dtype).to(self.device)
-                stack.enter_context(self.player.paused(whole))
+                tower = self.files.load_tower(self.player.prefixes, self.dtype).to(self.device)
+                stack.enter_context(self.player.paused(tower))
             yield self.model
 
     def sample(self, requests: Sequence[Question], progress: bool = False) -> list[str]:
-        encoder = self.conversation_encoder(ChatOptions())
+        encoder = self.conversation_encoder(self.asked_as)
         with self.complete() as model, torch.no_grad():
-            return [
-                self._answer(model, encoder.encode_prompt(conversation_of(one)), one.max_tokens)
-                for one in requests
-            ]
+            return [self._answer(model, encoder, conversation_of(one), one.max_tokens) for one in requests]
 
     def answers(
         self, encoder: ConversationEncoder, conversations: Sequence[Conversation], max_tokens: int
     ) -> list[str]:
         """What the model says next in each conversation, greedily."""
         with self.complete() as model, torch.no_grad():
-            return [self._answer(model, encoder.encode_prompt(one), max_tokens) for one in conversations]
+            return [self._answer(model, encoder, one, max_tokens) for one in conversations]
 
-    def _answer(self, model: Any, prompt: Batch, max_tokens: int) -> str:
+    def _answer(
+        self, model: Any, encoder: ConversationEncoder, conversation: Conversation, max_tokens: int
+    ) -> str:
+        prompt = encoder.encode_prompt(conversation)
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
+        own = model.generation_config.eos_token_id
+        stops = {*encoder.stops, *(own if isinstance(own, list) else [] if own is None else [own])}
         with blamed(
             self.files.where, f"generation_config.json of {self.files.base}", (TypeError, ValueError)
         ):
             output = model.generate(
-                **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad
-            )
+                **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad,
+                eos_token_id=sorted(stops),
+            )  # fmt: skip
         new = output[0, inputs["input_ids"].shape[1] :]
         return str(self.files.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 

@@ -22,7 +22,10 @@ from ..files import (
     weight_paths,
 )
 from .tokens import add_tokens, added_tokens, check_tokens, make_room
+from .tower_cache import tower_class
 
+CUTS = ("truncation", "max_length", "truncation_strategy", "stride")
+"""What `tokenizer.json` may say of texts that are cut off: `max_length` of the run decides."""
 WEIGHTS, PIPELINE = "model.safetensors", "model_index.json"
 
 
@@ -125,6 +128,9 @@ class VlmFiles(ModelFolder):
         folder = self.folder or self.fetch()
         with blamed(self.key, f"the processor in {folder}"):
             processor = AutoProcessor.from_pretrained(folder)
+        for tokenizer in (processor.tokenizer, getattr(processor, "qformer_tokenizer", None)):
+            for name in CUTS:  # else processors cut every text to what was saved with a tokenizer
+                getattr(tokenizer, "init_kwargs", {}).pop(name, None)
         add_tokens(processor.tokenizer, self.tokens)
         return processor
 
@@ -172,6 +178,12 @@ class VlmFiles(ModelFolder):
         model = load_pretrained(cls, folder, self.where, settings={"dtype": dtype}, strict=strict)
         self._make_room(model)
         return model
+
+    def load_tower(self, prefixes: Sequence[str], dtype: torch.dtype) -> nn.Module:
+        """The network with its tower alone, for where the rest is there already; nothing else is read."""
+        folder = self.start or self.fetch("*.safetensors")
+        cls = tower_class(self.model_class, prefixes)
+        return load_pretrained(cls, folder, self.where, settings={"dtype": dtype}).eval()
 
     def _make_room(self, model: nn.Module) -> None:
         """Give added tokens their rows, and hold them against those that `init_from` was trained with."""

@@ -2,8 +2,11 @@
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +23,32 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+USUAL_FPS = 2.0
+"""Frames taken of a second, where neither the run nor the processor says."""
+FINEST = 1000.0
+"""Frames a second by which clips of variable rate are counted, at most."""
 SMALLEST = 32 * 32
 """Pixels: nothing is made smaller than that to fit into a row."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames that are shown of a clip, and what a processor is told of it to know their times."""
+
+    indices: tuple[int, ...]
+    places: tuple[float, ...]
+    """Seconds from the clip's start to each, times `fps`: their indices, where the rate is constant."""
+    total: int
+    """Frames that the clip has at `fps`."""
+    fps: float
+
+    @property
+    def seconds_each(self) -> float:
+        """Seconds that one of them stands for."""
+        return self.total / self.fps / len(self.places)
+
+
+STILL = Frames((0,), (0,), 1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -30,10 +57,7 @@ class DecodedMedia:
 
     media: Media
     pixels: "Pixels"  # (N, H, W, 3), N = 1 for a picture
-    indices: tuple[int, ...]
-    """Indices of the frames in the clip."""
-    fps: float
-    """Of the clip itself, not of the frames taken."""
+    frames: Frames
 
     @property
     def size(self) -> Size:
@@ -70,40 +94,96 @@ class DecodedMedia:
     def metadata(self, size: Size) -> dict[str, Any]:
         """What a processor reads to tell the times of the frames."""
         return {
-            "total_num_frames": self.media.num_frames,
-            "fps": self.fps,
+            "total_num_frames": self.frames.total,
+            "fps": self.frames.fps,
             "width": size[0],
             "height": size[1],
-            "duration": self.media.num_frames / self.fps,
-            "frames_indices": list(self.indices),
+            "duration": self.frames.total / self.frames.fps,
+            "frames_indices": list(self.frames.places),
         }
 
 
-def decode(media: Media, options: ChatOptions) -> DecodedMedia:
-    """Decode a picture, or of a clip the frames that are taken."""
+def decode(media: Media, options: ChatOptions, processor: Any) -> DecodedMedia:
+    """Decode a picture, or of a clip the frames that the model's processor takes."""
     if media.kind == "image":
-        return DecodedMedia(media, read_image(media.files[0]), (0,), 0.0)
+        return DecodedMedia(media, read_image(media.files[0]), STILL)
     if len(media.files) > 1 or not media.fps:
-        return _decode_pictures(media, options)
-    indices = frame_indices(media.num_frames, media.fps, options)
-    return DecodedMedia(media, read_frames(media.files[0], indices), indices, media.fps)
+        frames = _all_pictures(media, options, processor.video_processor)
+        return DecodedMedia(media, _read_pictures(media, frames.indices), frames)
+    frames = sample_frames(media, options, processor.video_processor)
+    return DecodedMedia(media, read_frames(media.files[0], frames.indices), frames)
 
 
-def frame_indices(num_frames: int, fps: float, options: ChatOptions) -> tuple[int, ...]:
-    """Indices of the frames that are taken of a clip, evenly spread from its first to its last."""
-    wanted = math.floor(num_frames / fps * options.video_fps)
-    return spread_evenly(num_frames, max(1, min(num_frames, options.video_frames, wanted)))
+def sample_frames(media: Media, options: ChatOptions, video_processor: Any) -> Frames:
+    """The frames that the published processor takes of a clip file.
+
+    It counts frames of a constant rate. A clip of another is counted at a rate that tells its closest frames
+    apart; then the frames nearest to what is taken are shown, with their own times.
+    """
+    fps, total = media.fps, media.num_frames
+    if media.times:
+        gaps = [after - before for before, after in pairwise(media.times) if after > before]
+        fps = min(max(1 / min(gaps), media.fps), FINEST)
+        total = max(1, round(media.num_frames / media.fps * fps))
+    taken = _taken(total, fps, options, video_processor)
+    if not media.times:
+        return Frames(taken, taken, total, fps)
+    indices = dict.fromkeys(nearest(media.times, place / fps) for place in taken)
+    return Frames(tuple(indices), tuple(media.times[index] * fps for index in indices), total, fps)
 
 
-def spread_evenly(total: int, count: int) -> tuple[int, ...]:
-    return tuple(i * (total - 1) // (count - 1) for i in range(count)) if count > 1 else (0,)
+def nearest(times: Sequence[float], time: float) -> int:
+    """The index of the time next to another; the earlier of two that are as near."""
+    place = bisect_left(times, time)
+    near = [index for index in (place - 1, place) if 0 <= index < len(times)]
+    return min(near, key=lambda index: abs(times[index] - time))
 
 
-def _decode_pictures(media: Media, options: ChatOptions) -> DecodedMedia:
-    """A clip that is stated as pictures: they are taken to be `video_fps` a second."""
+def _taken(total: int, fps: float, options: ChatOptions, video_processor: Any) -> tuple[int, ...]:
+    """Indices of frames by the processor's own function, at most `video_frames`."""
+    from transformers.video_utils import VideoMetadata
+
+    own, number = copy(video_processor), getattr(video_processor, "num_frames", None)
+    rate: dict[str, Any] = {"fps": min(_frames_per_second(options, own), fps)}
+    if options.video_fps is None and number is not None:
+        rate = {"num_frames": min(number, total)}
+    elif number is not None and "smolvlm" not in type(own).__name__.lower():  # there it is the most
+        own.num_frames = None
+    about = {"total_num_frames": total, "fps": fps, "duration": total / fps}
+    most, taken = options.video_frames, list[int]()
+    # Not cut to the most, but sampled anew: seconds are told of frames that lie evenly.
+    for arguments in (rate, {"fps": most / total * fps * (1 + 1e-9)}):
+        try:
+            taken = [int(i) for i in own.sample_frames(metadata=VideoMetadata(**about), **arguments)]
+        except (ValueError, ZeroDivisionError):  # for some processors a clip is too short to be sampled
+            taken = []
+        if len(taken) <= most:
+            break
+    if not taken:
+        return (0,) * min(getattr(own, "temporal_patch_size", 1), most)
+    return spread_evenly(taken, most)
+
+
+def _frames_per_second(options: ChatOptions, video_processor: Any) -> float:
+    return float(options.video_fps or getattr(video_processor, "fps", None) or USUAL_FPS)
+
+
+def spread_evenly(taken: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many, each for an equal part of all."""
+    count = min(len(taken), most)
+    return tuple(taken[i * len(taken) // count] for i in range(count))
+
+
+def _all_pictures(media: Media, options: ChatOptions, video_processor: Any) -> Frames:
+    """The pictures of a clip that is stated as such; they are taken to be `video_fps` a second."""
+    total, fps = len(media.files), _frames_per_second(options, video_processor)
+    indices = spread_evenly(range(total), options.video_frames)
+    return Frames(indices, indices, total, fps)
+
+
+def _read_pictures(media: Media, indices: Sequence[int]) -> "Pixels":
     import numpy as np
 
-    indices = spread_evenly(len(media.files), min(len(media.files), options.video_frames))
     frames = [read_image(media.files[index])[0] for index in indices]
     for index, frame in zip(indices, frames, strict=True):
         if frame.shape != frames[0].shape:
@@ -112,7 +192,7 @@ def _decode_pictures(media: Media, options: ChatOptions) -> DecodedMedia:
                 "the first picture of the clip "
                 f"{frames[0].shape[1]}x{frames[0].shape[0]}; bring the pictures of a clip to one size"
             )
-    return DecodedMedia(media, np.stack(frames), indices, options.video_fps)
+    return np.stack(frames)
 
 
 def fit_area(size: Size, limits: tuple[int, int] | None) -> Size:
@@ -128,10 +208,15 @@ def fit_area(size: Size, limits: tuple[int, int] | None) -> Size:
 
 
 def scale_area(size: Size, area: float) -> Size:
-    """A size with its area multiplied, at most that."""
+    """A size with its area multiplied, at most that, and no longer in its shape."""
     factor = math.sqrt(area)
     # The square root of a square may come out a hair below: 447.99999 is 448.
-    return max(1, math.floor(size[0] * factor + 1e-6)), max(1, math.floor(size[1] * factor + 1e-6))
+    width, height = (max(1, math.floor(side * factor + 1e-6)) for side in size)
+    if area < 1 and size[0] < size[1]:
+        height = min(height, max(1, width * size[1] // size[0]))
+    elif area < 1:
+        width = min(width, max(1, height * size[0] // size[1]))
+    return width, height
 
 
 # Coordinates

@@ -48,9 +48,16 @@ def positions(tokens: Mapping[str, Tensor], model: Any) -> Tensor:
     return torch.cat([text[None], places[:, 0]])
 
 
-def block_mask(segments: Tensor) -> Tensor:
-    """(B, 1, L, L): True where a token sees another: one before it, of its own conversation; 0 is padding."""
+def block_mask(segments: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, L): a token sees those before it, of its own conversation; 0 is padding.
+
+    As each implementation reads it: sdpa takes True where a token sees another, eager attention adds the mask
+    to its scores. A boolean one would add 1 to them, and every conversation would see all others.
+    """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return same & causal
+    seen = same & torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    if attention == "sdpa":
+        return seen
+    assert attention == "eager", attention
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -1,5 +1,6 @@
 """A model's processor as conversations go through it, with what some types do in a way of their own."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
 from ..files import DAMAGE
+from .literal import LiteralTokens
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
 from .types import TYPES
@@ -27,6 +29,12 @@ VISION_TOKENS = {
     "<|end_of_video|>",
 }  # fmt: skip
 """Tokens around media that no attribute of their processors names."""
+OF_PICTURES = re.compile(r"<\W*(?:row_\d|tile_|global|patch|image|video|img|vision)", re.IGNORECASE)
+"""Special tokens that processors write for parts of pictures."""
+
+
+class RefusedError(UserError):
+    """What a processor says of something that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,13 @@ class Inputs:
     suffix: str | None
     """The last answer, for a type whose processor takes it apart from the text."""
     answers: list[list[Span]]
+    """As the template has them."""
+    learned: list[list[Span]]
+    """With a token at the end of the last."""
+    ended: bool
+    """Whether that token was put there."""
+    dropped_thoughts: int
+    """Answers whose thoughts the template leaves out."""
     pictures: list[Any]
     clips: list[Any]
     settings: dict[str, Any]
@@ -104,13 +119,19 @@ class ConversationProcessor:
             raise UserError(f"shows {count} pictures, and {self.model_type} takes one; split the item")
         if next(conversation.of("video"), None) and not hasattr(self.processor, "video_processor"):
             raise UserError(f"shows a clip, and {self.model_type} takes pictures alone; remove the item")
-        for message in conversation.messages:
-            for token in self._media_tokens:
-                if token in message.text:
-                    raise UserError(
-                        f"a text says {token!r}, which stands for media in {self.model_type}; "
-                        "write it in another way, or show the picture there"
-                    )
+
+    @cached_property
+    def literal(self) -> LiteralTokens:
+        """Tokens that texts may spell: of media, of the templates, of the beginning and end of texts.
+
+        Further ones of the tokenizer (boxes, places, calls) are meant where a text spells them.
+        """
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        named = {str(getattr(self.tokenizer, name)) for name in names if getattr(self.tokenizer, name)}
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        written = {token for token in special if any(token in text for text in self.templates)}
+        return LiteralTokens(self.tokenizer, sorted({*self._media_tokens, *named, *written}))
 
     @cached_property
     def _media_tokens(self) -> list[str]:
@@ -124,7 +145,8 @@ class ConversationProcessor:
         )  # fmt: skip
         owners = (self.processor, self.tokenizer)
         tokens = {str(getattr(owner, name, "")) for name in names for owner in owners}
-        return sorted((tokens | VISION_TOKENS) & {*self.tokenizer.get_vocab()})
+        parts = {token for token in self.tokenizer.all_special_tokens if OF_PICTURES.search(token)}
+        return sorted((tokens | VISION_TOKENS | parts) & {*self.tokenizer.get_vocab()})
 
     def inputs(
         self, conversation: Conversation, media: Sequence[DecodedMedia], scale: float, ask: bool = False
@@ -141,13 +163,17 @@ class ConversationProcessor:
             metadata = [each.metadata(size) for each, size in clips]
             settings = {"do_sample_frames": False, "video_metadata": metadata}
         template = self._template_for_clips if clips else self._template
+        conversation = self.literal.hide_in(conversation)
         messages, tools = template.messages(conversation), conversation.tools
         text = template.render(messages, tools, ask)[0]
         template.check(text, messages, tools)
         prompt = text
         if not ask and self.model_type in PROMPT_SEEN_WHOLE:
             prompt = template.render(messages[:-1], tools, ask=True)[0]
-        suffix = None
+        suffix, answers = None, list[list[Span]]()
+        if not ask and self.model_type != "paligemma":
+            answers = template.answers(messages, tools)
+        written, (text, learned) = text, template.closed(text, answers, self.tokenizer.eos_token or "")
         if self.model_type == "paligemma":
             # Its processor ends the prompt with a line break, and the answer with the end token.
             suffix = None if ask else text.removeprefix(prompt).removesuffix(self.tokenizer.eos_token)
@@ -159,7 +185,10 @@ class ConversationProcessor:
             text,
             prompt,
             suffix,
-            [] if ask or suffix is not None else template.answers(messages, tools),
+            answers,
+            learned,
+            text != written and suffix is None and not ask,
+            0 if ask else template.dropped_thoughts(messages, tools),
             pictures,
             [each.clip(size) for each, size in clips],
             settings,
@@ -168,8 +197,15 @@ class ConversationProcessor:
 
     def _seconds(self, clip: DecodedMedia) -> float:
         """Seconds that the model sees as one moment of a clip."""
-        taken_per_second = len(clip.indices) / clip.media.num_frames * clip.fps
-        return float(getattr(self.processor.video_processor, "temporal_patch_size", 1) / taken_per_second)
+        patch = getattr(self.processor.video_processor, "temporal_patch_size", 1)
+        return float(patch * clip.frames.seconds_each)
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer, by the tokenizer and by the templates."""
+        named = (self.tokenizer.eos_token, self._template.end_of_turn, self._template_for_clips.end_of_turn)
+        tokens = sorted({token for token in named if token})
+        return [int(i) for i in self.tokenizer.convert_tokens_to_ids(tokens)]
 
     def _with_moved_boxes(
         self, conversation: Conversation, media: Sequence[DecodedMedia], pictures: Sequence[Any]
@@ -197,11 +233,11 @@ class ConversationProcessor:
         try:
             outputs = self.processor(text=[inputs.text], images=pictures, **settings)
         except DAMAGE as error:
-            raise UserError(f"the processor of {self.model_type} refuses it: {error}") from error
+            raise RefusedError(f"the processor of {self.model_type} refuses it: {error}") from error
         if "video_second_per_grid" in outputs:
             outputs["video_second_per_grid"] = torch.tensor(inputs.seconds_per_grid)
         if "qformer_input_ids" in outputs:
-            outputs |= self._for_qformer(inputs.prompt)
+            outputs |= self._for_qformer(self.literal.show(inputs.prompt))
         return outputs
 
     def text_settings(self, text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,12 @@ Span = tuple[int, int]
 TAGS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Of the private use area: no data hold them, no template trims them.
 SENTINEL = "\ue000answer\ue001"
+THOUGHTS = re.compile(r"(<think>\s*)(\S.*?)(\s*</think>)", re.DOTALL)
 WORDS: Mapping[Role, str] = {"system": "\ue002", "user": "\ue003", "assistant": "\ue004", "tool": "\ue005"}
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What code in a template may raise."""
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "\ue006"}}}
 PROBES: Mapping[Role, tuple[Role, ...]] = {
     "system": ("system", "user", "assistant"),
@@ -57,8 +63,8 @@ class ChatTemplate:
                 add_generation_prompt=ask,
                 **self._variables,
             )
-        except (TemplateError, TypeError) as error:
-            raise UserError(f"{self.name} refuses it: {error}") from error
+        except TEMPLATE_ERRORS as error:
+            raise UserError(f"{self.name} refuses it: {str(error) or type(error).__name__}") from error
         return texts[0], spans[0] if self.has_tags else []
 
     def check(self, text: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> None:
@@ -90,6 +96,50 @@ class ChatTemplate:
         if self.has_tags:
             return self._tagged(messages, tools, places, spans)
         return [[self._span(messages, tools, place, text)] for place in places]
+
+    def closed(self, text: str, answers: list[list[Span]], end: str) -> tuple[str, list[list[Span]]]:
+        """The text and its answers with a token at the end of the last one, for the model to learn to stop.
+
+        Where tags leave out the token that ends a turn, it is learned too; where the text ends without one,
+        as that of LLaVA-1.5 does, `end` is put there.
+        """
+        ends = tuple(token for token in (end, self.end_of_turn) if token)
+        closed = [[*spans[:-1], self._until(ends, text, spans[-1])] if spans else [] for spans in answers]
+        if not closed or not closed[-1]:
+            return text, closed
+        start, stop = closed[-1][-1]
+        if self._ends(text[:stop]) or text[stop:].strip():
+            return text, closed
+        closed[-1][-1] = (start, len(text) + len(end))
+        return text + end, closed
+
+    def _until(self, ends: Sequence[str], text: str, span: Span) -> Span:
+        start, stop = span
+        token = next((one for one in ends if text.startswith(one, stop)), None)
+        return (start, stop + len(token)) if token and not self._ends(text[start:stop]) else span
+
+    def _ends(self, text: str) -> bool:
+        return text.rstrip().endswith(self._end_tokens)
+
+    @cached_property
+    def end_of_turn(self) -> str | None:
+        """The token that it writes behind an answer, where it writes one."""
+        try:
+            text = self.render(_probe("assistant", self._takes_parts("assistant")))[0]
+        except UserError:
+            return None
+        behind = text.rpartition(WORDS["assistant"])[2].lstrip()
+        return next((one for one in self._end_tokens if behind.startswith(one)), None)
+
+    def dropped_thoughts(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> int:
+        """How many answers lose their thoughts, as many templates want of all but the last."""
+        places = {p: found for p, m in enumerate(messages) if (found := THOUGHTS.search(_text_of(m)))}
+        marked = list(messages)
+        for place, found in places.items():
+            said = f"{found[1]}{SENTINEL}{place}.{found[3]}{found.string[found.end() :]}"
+            marked = _with_content(marked, place, said)
+        text = self.render(marked, tools)[0] if places else ""
+        return sum(f"{SENTINEL}{place}." not in text for place in places)
 
     def _tagged(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], places: list[int], spans: list[Span]
@@ -214,6 +264,11 @@ def _probe(role: Role, parts: bool) -> list[dict[str, Any]]:
     if role == "tool":
         messages[1]["tool_calls"] = [CALL]
     return messages
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content = message["content"] if message["role"] == "assistant" else ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def num_shared(first: str, second: str) -> int:

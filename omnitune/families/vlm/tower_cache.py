@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ...stages import is_under
 from .types import Cut
 
 
@@ -110,16 +111,37 @@ def strip(model: nn.Module, prefixes: Sequence[str]) -> None:
 
 def stripped_class(cls: Any, prefixes: Sequence[str]) -> Any:
     """A model's class that strips itself as soon as it is built: the weights of the tower are never read."""
+    return _edited_class(cls, strip, prefixes, [rf"^{re.escape(prefix)}\." for prefix in prefixes])
+
+
+def tower_class(cls: Any, prefixes: Sequence[str]) -> Any:
+    """A model's class that keeps its tower alone: no other weights are read."""
+    names = "|".join(re.escape(prefix) for prefix in prefixes)
+    return _edited_class(cls, _strip_rest, prefixes, [rf"^(?!(?:{names})(?:\.|$))"])
+
+
+def _strip_rest(model: Any, prefixes: Sequence[str]) -> None:
+    """Empty every module that is no part of a tower and holds none."""
+    for path, _ in [*model.named_modules()]:
+        if path and not is_under(path, *prefixes) and not any(is_under(prefix, path) for prefix in prefixes):
+            model.set_submodule(path, nn.Identity())
+    model.all_tied_weights_keys = {}  # the library would look for embeddings and head
+
+
+def _edited_class(
+    cls: Any, edit: Callable[[nn.Module, Sequence[str]], None], prefixes: Sequence[str], unread: Sequence[str]
+) -> Any:
+    """A model's class that edits itself when it is built; `unread` are patterns of weights not to be read."""
 
     class Stripped(cls):  # type: ignore[misc]
         _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
             *(cls._keys_to_ignore_on_load_unexpected or []),
-            *(rf"^{re.escape(prefix)}\." for prefix in prefixes),
+            *unread,
         ]
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
-            strip(self, prefixes)
+            edit(self, prefixes)
 
     # The library converts the names of weights for classes that it takes for its own.
     Stripped.__name__, Stripped.__qualname__, Stripped.__module__ = (

@@ -1,7 +1,7 @@
 """What is known of each type of vision-language model: its parts, its prompt, and what it can do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
 
@@ -28,6 +28,18 @@ class Cut:
     module is called once for all pictures and once for all clips of a batch, the rows' one after another."""
     by_row: bool = False
     """Whether a row without pictures has a place in these arguments too, (B, pictures, ...)."""
+
+
+def cut_of(model: nn.Module, cut: Cut) -> Cut:
+    """A cut with as many modules of each list as the model has: deeper features are taken where it says."""
+    inputs: list[str] = []
+    for spot in cut.inputs:
+        path, _, number = spot.rpartition(".")
+        if number.isdigit():
+            inputs += [f"{path}.{i}" for i in range(len([*model.get_submodule(path).children()]))]
+        else:
+            inputs.append(spot)
+    return replace(cut, inputs=tuple(dict.fromkeys(inputs)))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ GOOD = talk(ASKED, SAID)
 TURNS: dict[str, tuple[Any, str]] = {
     "more placeholders than files": (
         talk(said("human", "<image> <image>"), SAID, images=["a.png"]),
-        "2 <image> but 1 in images; name one file for each",
+        "2 <image> but 1 in images; name one file for each, or write \\<image> for the text itself",
     ),
     "fewer placeholders than files": (
         talk(SHOWN, SAID, images=["a.png", "a.png"]),
@@ -46,10 +46,13 @@ TURNS: dict[str, tuple[Any, str]] = {
         talk(ASKED, SAID, images=["a.png"]),
         "0 <image> but 1 in images; write <image> where each is shown",
     ),
-    "no file": (talk(SHOWN, SAID), "1 <image> but 0 in images; name one file for each"),
+    "no file": (
+        talk(SHOWN, SAID),
+        "1 <image> but 0 in images; name one file for each, or write \\<image> for the text itself",
+    ),
     "a placeholder in an answer": (
         talk(ASKED, said("gpt", "<video>It")),
-        "1 <video> but 0 in videos; name one file for each",
+        "1 <video> but 0 in videos; name one file for each, or write \\<video> for the text itself",
     ),
     "audio": (
         talk(said("human", "<audio>What?"), SAID),
@@ -317,7 +320,8 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a long picture": (
         {"images": ["long.png"]},
-        "image 'long.png' is 10000x10, more than 200 times as long as it is short; crop it",
+        "image 'long.png' is 10000x10, more than 200 times as long as it is short, which models' processors "
+        "refuse; crop it",
     ),
     "an address": (
         {"images": ["http://x.org/a.png"]},
@@ -361,7 +365,7 @@ def test_a_picture_at_the_most_aspect_is_taken(make: Make, tmp_path: Path) -> No
     shows = [talk(SHOWN, SAID, images=[name]) for name in ("long.png", "longer.png")]
     assert mistakes(tmp_path, *shows) == [
         "train.json: item 2: image 'longer.png' is 10x2001, "
-        "more than 200 times as long as it is short; crop it"
+        "more than 200 times as long as it is short, which models' processors refuse; crop it"
     ]
 
 
@@ -383,4 +387,19 @@ def test_every_mistake_of_a_file_is_told(tmp_path: Path) -> None:
         "train.json: item 4: message 1: value is 5, not text; put it in quotes",
         "train.json: item 4: message 2: the answer is empty; write one or remove the item",
         f"train.json: item 4: {gone}",
+    ]
+
+
+@pytest.mark.parametrize("depth", [101, 500, 900])
+def test_what_is_nested_deeply_is_told(tmp_path: Path, depth: int) -> None:
+    deep: Any = 1
+    for _ in range(depth):
+        deep = {"x": [deep]} if depth < 500 else [deep]
+    tool = {"name": "f", "parameters": {"x": deep}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": deep}}]}
+    asked = {"role": "user", "content": "Hi"}
+    wrong = "is nested more than 100 deep; write it flatter"
+    assert mistakes(tmp_path, talk(ASKED, SAID, tools=[tool])) == [f"train.json: item 1: tools {wrong}"]
+    assert mistakes(tmp_path, {"messages": [asked, call]}) == [
+        f"train.json: item 1: message 2: the call {wrong}"
     ]

@@ -21,7 +21,7 @@ WHERE = "train.json: item 1"
 
 def media(path: Path) -> Media:
     seen = probe(path)
-    return Media(seen.kind, (File(path),), seen.width, seen.height, seen.num_frames, seen.fps)
+    return Media(seen.kind, (File(path),), seen.width, seen.height, seen.num_frames, seen.fps, seen.times)
 
 
 def picture(name: str = "rocket") -> Media:

@@ -26,6 +26,7 @@ from omnitune.data.conversations.conversation import Conversation, Message
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.errors import UserError
 from omnitune.families.vlm.encoder import ConversationEncoder
+from omnitune.testing.tiny_vlm import chat_template
 
 HEAD = """\
 {%- macro said(m) -%}
@@ -34,6 +35,10 @@ HEAD = """\
 {%- endmacro -%}
 """
 TURN = "<|im_start|>{{ m.role }}\n{{ said(m) }}<|im_end|>\n"
+TAGGED = (
+    "{% if m.role == 'assistant' %}{% generation %}{{ said(m) }}{% endgeneration %}"
+    "{% else %}{{ said(m) }}{% endif %}"
+)
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 YES = "yes|<|im_end|>|two| boats|<|im_end|>"
 
@@ -70,11 +75,62 @@ def test_what_stands_behind_the_end_token_is_not_learned(processor: Any) -> None
     assert learned(processor, every(TURN)) == YES
 
 
-def test_white_space_that_ends_answers_without_a_token_is_learned(processor: Any) -> None:
+def test_answers_without_an_end_token_learn_that_of_the_tokenizer(
+    processor: Any,
+) -> None:
     template = every(
         "{{ m.role | upper }}: {{ said(m) }}\n", "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
-    assert learned(processor, template) == " yes|\n| |two| boats|\n"
+    assert learned(processor, template) == " yes|\n| |two| boats|\n|<|im_end|>"
+    tagged = template.replace("{{ said(m) }}", TAGGED)
+    assert learned(processor, tagged) == " yes|two| boats|<|im_end|>"
+
+
+LLAVA = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}"
+    "{% endif %}{# Render all images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
+    "{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""As llava-hf/llava-1.5-7b-hf has it."""
+
+
+def test_the_published_template_of_llava_teaches_to_stop(processor: Any) -> None:
+    own = processor("llava")
+    made = encoded(ConversationEncoder(own, "llava", ChatOptions(), LLAVA), TURNS)
+    assert spoken(own, made.tokens).endswith("| apple| |</s>")
+    assert made.tokens["input_ids"][-1] == made.tokens["labels"][-1] == own.tokenizer.eos_token_id
+    assert made.remarks["shape.ended"] == 1
+    assert encoded(chat(own, "llava"), TURNS).remarks["shape.ended"] == 0
+
+
+def test_an_end_token_that_tags_leave_out_is_learned(processor: Any) -> None:
+    assert learned(processor, every(TURN.replace("{{ said(m) }}", TAGGED))) == YES
+
+
+def test_answers_stop_where_templates_end_them(processor: Any) -> None:
+    own = processor("qwen2_vl")
+    ends = copy.deepcopy(own)
+    ends.tokenizer.eos_token = "<|endoftext|>"
+    through = ConversationEncoder(ends, "qwen2_vl", ChatOptions(), every(TURN)).stops
+    assert through == sorted(own.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+
+
+THOUGHT = "<think>\nears\n</think>\n\n"
+
+
+def test_thoughts_that_are_left_out_are_counted(processor: Any) -> None:
+    template = chat_template("chatml_thinking", generation_tags=False)
+    said = [answer(f"{THOUGHT}a dog"), answer("<think>\n\n</think>\n\nnone"), answer(f"{THOUGHT}one")]
+    item = talk(*(message for one in said for message in (user("What?"), one)))
+    for text, number in ((template, 1), (every(TURN), 0)):
+        made = encoded(ConversationEncoder(processor("qwen2_vl"), "qwen2_vl", ChatOptions(), text), item)
+        assert made.remarks["shape.thoughts"] == number
 
 
 def test_an_ordinary_token_that_was_added_ends_no_answer(processor: Any) -> None:
@@ -85,7 +141,7 @@ def test_an_ordinary_token_that_was_added_ends_no_answer(processor: Any) -> None
     )
     item = talk(user("Where?"), answer("<loc_3>"))
     made = encoded(ConversationEncoder(own, "qwen2_vl", ChatOptions(), template), item)
-    assert spoken(own, made.tokens).endswith("<loc_3>|\n")
+    assert spoken(own, made.tokens).endswith("<loc_3>|\n|<|im_end|>")
 
 
 def test_default_system_message_is_not_learned(processor: Any) -> None:
@@ -270,14 +326,6 @@ def test_template_that_reads_parts_alone_gets_parts(processor: Any) -> None:
     assert learned(processor, parts) == YES
 
 
-def test_placeholder_in_a_text_is_refused(processor: Any) -> None:
-    typed = talk(user("What does <|image_pad|> do?"), answer("yes"))
-    assert refusal(processor, None, typed) == (
-        "a text says '<|image_pad|>', which stands for media in qwen2_vl; write it in another "
-        "way, or show the picture there"
-    )
-
-
 def test_template_that_leaves_out_pictures_is_refused(processor: Any) -> None:
     shown = talk(user(picture(), "What?"), answer("rocket"))
     assert refusal(processor, every(TURN), shown).startswith(
@@ -309,3 +357,16 @@ def test_labels_are_held_against_the_processors_own_mask(
     assert str(told.value).startswith(
         f"{WHERE}: the chat template of qwen2_vl has generation tags by which the processor marks 5 of"
     )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{{ 1 // 0 }}", "{{ range(10**9) }}", "{{ none.x.y }}", "{{ messages[0]['x']['y'] }}", "{% if %}",
+        "{{ 'a' + 1 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ raise_exception('no') }}",
+        "{{ 'a'.join(1) }}", "{{ ''.__class__.__mro__ }}", "{{ '%d' % 'a' }}",
+        "{{ messages | tojson | int | sum }}",
+    ],
+)  # fmt: skip
+def test_whatever_a_template_raises_is_told(processor: Any, code: str) -> None:
+    assert "T" in refusal(processor, code + every(TURN))

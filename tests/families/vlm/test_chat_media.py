@@ -9,6 +9,7 @@ import pytest
 import torch
 from chat_items import CLIP, WHERE, answer, chat, clip, drawn, encoded, processors, talk, user
 from PIL import Image
+from tiny_chats import SHOWS_CLIPS
 
 from omnitune.data.conversations.conversation import Media
 from omnitune.data.conversations.options import ChatOptions
@@ -16,7 +17,8 @@ from omnitune.data.conversations.tokens import LeftOut
 from omnitune.data.media import read_frames
 from omnitune.errors import UserError
 from omnitune.families.vlm.collate import collate
-from omnitune.families.vlm.media import decode, fit_area, frame_indices, scale_area
+from omnitune.families.vlm.media import decode, fit_area, nearest, sample_frames, scale_area
+from omnitune.testing.tiny_vlm import tiny_types
 
 OPTIONS = ChatOptions()
 
@@ -29,48 +31,85 @@ def processor(tiny_vlm: Callable[..., Path]) -> Callable[..., Any]:
 # Frames
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "fps", "options", "expected"),
-    [
-        (48, 24.0, ChatOptions(), (0, 15, 31, 47)),  # two seconds at two frames a second
-        (48, 24.0, ChatOptions(video_fps=24), tuple(range(48))),
-        (48, 24.0, ChatOptions(video_fps=100), tuple(range(48))),  # no frame twice
-        (480, 24.0, ChatOptions(video_frames=3), (0, 239, 479)),
-        (71, 24.0, ChatOptions(video_fps=1), (0, 70)),  # 2.96 seconds: the part of a frame is not taken
-        (5, 24.0, ChatOptions(), (0,)),  # one at least
-    ],
-)
-def test_frames_are_spread_from_the_first_to_the_last(
-    num_frames: int, fps: float, options: ChatOptions, expected: tuple[int, ...]
+def film(num_frames: int, fps: float, times: tuple[float, ...] = ()) -> Media:
+    return Media("video", (), 64, 48, num_frames, fps, times)
+
+
+@pytest.mark.parametrize("model_type", SHOWS_CLIPS)
+def test_frames_are_those_that_the_published_processor_takes(processor: Any, model_type: str) -> None:
+    from transformers.video_utils import VideoMetadata
+
+    own = processor(model_type).video_processor
+    for num_frames, fps, stated in ((50, 16.0, None), (48, 24.0, 3.0), (480, 24.0, 1.5), (71, 29.97, None)):
+        about = VideoMetadata(num_frames, fps, duration=num_frames / fps)
+        rate = stated or getattr(own, "fps", None) or 2.0
+        expected = own.sample_frames(metadata=about, fps=rate)
+        taken = sample_frames(film(num_frames, fps), ChatOptions(video_fps=stated), own)
+        assert list(taken.indices) == [int(i) for i in expected]
+        assert (taken.places, taken.total, taken.fps) == (taken.indices, num_frames, fps)
+
+
+@pytest.mark.parametrize("model_type", SHOWS_CLIPS)
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 49, 1000])
+def test_any_clip_gives_frames_in_order_and_at_most_so_many(
+    processor: Any, model_type: str, num_frames: int
 ) -> None:
-    assert frame_indices(num_frames, fps, options) == expected
-    assert expected == tuple(np.linspace(0, num_frames - 1, len(expected)).astype(int).tolist())
+    own = processor(model_type).video_processor
+    for fps, stated, most in ((24.0, None, 128), (24.0, 100.0, 7), (0.5, 2.0, 1), (30.0, 0.01, 128)):
+        taken = sample_frames(film(num_frames, fps), ChatOptions(video_fps=stated, video_frames=most), own)
+        assert 1 <= len(taken.indices) <= most
+        assert list(taken.indices) == sorted(taken.indices)
+        assert taken.indices[-1] < num_frames
 
 
-def test_frames_of_a_clip_are_those_of_its_file() -> None:
-    media = clip()
-    seen = decode(media, ChatOptions(video_frames=3))
-    assert seen.indices == frame_indices(media.num_frames, media.fps, ChatOptions(video_frames=3))
-    assert len(seen.indices) > 1
-    assert (seen.pixels == read_frames(media.files[0].path, seen.indices)).all()
+@pytest.mark.parametrize("model_type", SHOWS_CLIPS)
+def test_clips_of_variable_rate_are_sampled_by_time(processor: Any, model_type: str) -> None:
+    own = processor(model_type).video_processor
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        times = tuple(np.cumsum([0.0, *rng.choice([1 / 30, 1 / 7, 0.4], 80)]).tolist())
+        mean = (len(times) - 1) / times[-1]
+        taken = sample_frames(film(len(times), mean, times), OPTIONS, own)
+        told = [place / taken.fps for place in taken.places]
+        assert told == pytest.approx([times[i] for i in taken.indices])
+        constant = sample_frames(film(len(times) * 40, mean * 40), OPTIONS, own)
+        wanted = [place / constant.fps for place in dict.fromkeys(constant.places)]
+        assert len(told) == len(wanted)
+        assert max(abs(a - b) for a, b in zip(told, wanted, strict=True)) <= 0.2 + 1 / 30
+
+
+def test_the_nearest_frame_is_found() -> None:
+    times = (0.0, 1.0, 1.5, 4.0)
+    assert [nearest(times, t) for t in (-1, 0.4, 0.6, 1.25, 2.7, 2.8, 9)] == [0, 0, 1, 1, 2, 3, 3]
+
+
+def test_frames_of_a_clip_are_those_of_its_file(processor: Any) -> None:
+    media, own = clip(), processor("qwen2_vl")
+    seen = decode(media, ChatOptions(video_fps=24, video_frames=4), own)
+    assert len(seen.frames.indices) == 4
+    assert (seen.pixels == read_frames(media.files[0].path, seen.frames.indices)).all()
     assert seen.metadata(seen.size) == {
         "total_num_frames": media.num_frames,
         "fps": media.fps,
         "width": media.width,
         "height": media.height,
         "duration": media.num_frames / media.fps,
-        "frames_indices": list(seen.indices),
+        "frames_indices": list(seen.frames.indices),
     }
 
 
-def test_clip_may_be_stated_as_pictures(tmp_path: Path) -> None:
-    files = tuple(drawn(tmp_path, 40, 30 + i // 3, str(i)).files[0] for i in range(4))
-    seen = decode(Media("video", files[:3], 40, 30, 3), ChatOptions(video_frames=2))
-    assert (seen.indices, seen.fps, seen.pixels.shape) == ((0, 2), 2.0, (2, 30, 40, 3))
+def test_clip_may_be_stated_as_pictures(tmp_path: Path, processor: Any) -> None:
+    files, own = (
+        tuple(drawn(tmp_path, 40, 30 + i // 4, str(i)).files[0] for i in range(5)),
+        processor("qwen2_vl"),
+    )
+    seen = decode(Media("video", files[:4], 40, 30, 4), ChatOptions(video_frames=2), own)
+    assert (seen.frames.indices, seen.frames.fps, seen.pixels.shape) == ((0, 2), 2.0, (2, 30, 40, 3))
+    assert seen.frames.seconds_each == 1.0  # as far as they are apart
     with pytest.raises(UserError) as told:
-        decode(Media("video", files, 40, 30, 4), OPTIONS)
+        decode(Media("video", files, 40, 30, 5), OPTIONS, own)
     assert str(told.value) == (
-        f"{files[3].name}: is 40x31, the first picture of the clip 40x30; "
+        f"{files[4].name}: is 40x31, the first picture of the clip 40x30; "
         "bring the pictures of a clip to one size"
     )
 
@@ -82,12 +121,14 @@ def test_seconds_of_a_clip_reach_the_model(processor: Any) -> None:
         ("qwen2_5_omni_thinker", "video_second_per_grid"),
     ):
         row = encoded(chat(processor(model_type), model_type, video_frames=4, video_fps=24), CLIP)
-        # Four frames spread over the clip, two of them to a moment that the model sees.
+        # Four frames at equal distances, two of them to a moment that the model sees.
         assert row.tokens[name].tolist() == pytest.approx([2 * media.num_frames / media.fps / 4])
 
 
-def test_an_odd_count_of_frames_repeats_the_last(processor: Any) -> None:
-    row = encoded(chat(processor("qwen2_vl"), "qwen2_vl", video_frames=3, video_fps=24), CLIP)
+def test_an_odd_count_of_pictures_repeats_the_last(processor: Any, tmp_path: Path) -> None:
+    files = tuple(drawn(tmp_path, 40, 30, str(i)).files[0] for i in range(3))
+    item = talk(user(Media("video", files, 40, 30, 3), "What?"), answer("no"))
+    row = encoded(chat(processor("qwen2_vl"), "qwen2_vl"), item)
     assert row.tokens["video_grid_thw"][0, 0] == 2
 
 
@@ -128,6 +169,27 @@ def test_areas_are_scaled_to_at_most_their_share() -> None:
     assert scale_area((640, 480), 0.25) == (320, 240)
     assert scale_area((7, 5), 0.5) == (4, 3)
     assert scale_area((1000, 2), 1e-6) == (1, 1)
+
+
+def test_no_size_becomes_longer_in_its_shape() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        width, height = (int(2**x) for x in rng.uniform(0, 12, 2))
+        new = scale_area((width, height), float(2 ** rng.uniform(-14, 0)))
+        assert max(new) / min(new) <= max(width, height) / min(width, height)
+        assert new <= (width, height)
+
+
+@pytest.mark.parametrize("model_type", sorted({*tiny_types()} - {"smolvlm", "mistral3"}))
+def test_long_pictures_fit_or_are_left_out(processor: Any, tmp_path: Path, model_type: str) -> None:
+    # The processor of mistral3 takes none of these: a side would be 0.
+    own = processor(model_type)
+    for size in ((20, 3900), (1990, 10)):
+        item = talk(user(drawn(tmp_path, *size), "What?"), answer("no"))
+        whole = encoded(chat(own, model_type), item)
+        for most in (len(whole) - 1, len(whole) // 2, 20):
+            made = chat(own, model_type, max_length=most, too_long="shrink").encode(item)
+            assert isinstance(made, LeftOut) or len(made) <= most
 
 
 def test_processor_sees_the_resized_picture(processor: Any, tmp_path: Path) -> None:

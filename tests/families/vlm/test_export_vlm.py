@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from chat_items import PICTURE, TEXT
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_ranks_vlm import ALL_OPEN, write
 from torch import Tensor
 
@@ -25,10 +27,24 @@ LORA: dict[str, Any] = {
     "trainable": {"lora": {"rank": 4, "alpha": 10}, "lr": 1e-2}, "freeze_vision_tower": False,
     "freeze_multi_modal_projector": False,
 }  # fmt: skip
+QWEN = ("qwen2_vl", "frozen", "open", "cached")
 QUICK = ("llava", "gemma3", "qwen2_vl", "qwen3_vl", "mllama")
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in tiny_types()]
 ADAPTED = ("llava", "gemma3", "qwen2_vl", "idefics3", "mllama")
 """Types whose projector is one module, or modules, for which peft has a place."""
+
+BARE = ("query_tokens",)
+"""Parameters of a role that are in no module but the model itself."""
+COMBINATIONS = [
+    pytest.param(
+        *combination,
+        id="-".join(combination),
+        marks=[] if combination in (QWEN, ("glm4v", *QWEN[1:]), ("blip-2", *QWEN[1:])) else pytest.mark.slow,
+    )
+    for combination in product(tiny_types(), ("frozen", "open"), ("open", "closed"), ("cached", "live"))
+    if combination[1:] not in (("open", "open", "cached"), ("open", "closed", "cached"))
+]
+"""Type, tower, projector, and whether the tower is stored: an open one never is."""
 
 
 class Left:
@@ -127,22 +143,49 @@ def test_full_weights_are_the_live_model_under_the_published_names(
 
 
 @pytest.mark.parametrize("model_type", ADAPTED)
-def test_an_adapter_with_a_trained_projector_is_the_live_model(
+def test_an_adapter_is_the_live_model_and_off_it_is_the_base(
     adapted: Callable[[str], tuple[Path, Left]], model_type: str
 ) -> None:
-    from peft import PeftModel
-
     base, left = adapted(model_type)
-    weights, live = left.weights(), left.logits()
-    assert not (weights / "trained.safetensors").exists()
-    wrapped = PeftModel.from_pretrained(loaded(base), weights).eval()
+    wrapped = assert_adapter_is_the_live_model(left, base)
     assert wrapped.peft_config["default"].lora_alpha == 10
-    assert_same_logits(live, logits(wrapped, left.inputs()), atol=1e-6)
     with wrapped.disable_adapter():
         plain = logits(wrapped, left.inputs())
     assert_same_logits(logits(loaded(base), left.inputs()), plain, atol=1e-6)
-    assert (plain[0] - live[0]).abs().max() > 1e-4
-    assert_answers_alike(weights, base)
+    assert_answers_alike(left.weights(), base)
+
+
+def assert_adapter_is_the_live_model(left: Left, base: Path) -> Any:
+    """Load an adapter with peft alone, and by name what it has no place for: parameters in no module."""
+    from peft import PeftModel
+
+    weights, live = left.weights(), left.logits()
+    wrapped = PeftModel.from_pretrained(loaded(base), weights).eval()
+    if (weights / "trained.safetensors").exists():
+        beside = load_file(weights / "trained.safetensors")
+        bare = {name for name, _ in loaded(base).named_parameters() if name in BARE}
+        assert beside.keys() <= bare
+        assert not wrapped.base_model.model.load_state_dict(beside, strict=False).unexpected_keys
+    assert_same_logits(live, logits(wrapped, left.inputs()), atol=1e-6)
+    plain = logits(loaded(base), left.inputs())
+    assert max((one - other).abs().max() for one, other in zip(plain, live, strict=True)) > 1e-4
+    return wrapped
+
+
+@pytest.mark.parametrize(("model_type", "tower", "projector", "cache"), COMBINATIONS)
+def test_the_adapter_of_any_run_is_loaded_by_peft(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str, tower: str, projector: str, cache: str
+) -> None:
+    opened = {
+        "freeze_vision_tower": tower == "frozen",
+        "freeze_multi_modal_projector": projector == "closed",
+        "data": {"cache": str(tmp_path / "cache") if cache == "cached" else None},
+    }
+    base = tiny_vlm(model_type)
+    texts = 3 if TYPES[model_type].text_only else 0
+    left = Left(base, tmp_path, texts=texts, trainable=LORA["trainable"], **opened)
+    assert (left.family.player is not None) == (tower == "frozen" and cache == "cached")
+    assert_adapter_is_the_live_model(left, base)
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen2_vl"])
@@ -164,3 +207,18 @@ def test_a_merged_model_is_the_live_one(adapted: Callable[[str], tuple[Path, Lef
     assert_same_logits(live, logits(loaded(merged), left.inputs()), atol=1e-5)
     assert keys(merged) == keys(base)
     assert_answers_alike(merged, base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", tiny_types())
+def test_parts_trained_whole_beside_an_adapter_are_loaded_by_peft(
+    tiny_vlm: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    rules: list[dict[str, Any]] = [
+        {"params": "vision_tower", "lr": 1e-3},
+        {"params": "multi_modal_projector", "lr": 1e-3},
+        {"params": "language_model", "lora": {"rank": 4, "alpha": 10}, "lr": 1e-2},
+    ]
+    texts = 3 if TYPES[model_type].text_only else 0
+    left = Left(tiny_vlm(model_type), tmp_path, texts=texts, trainable=rules)
+    assert_adapter_is_the_live_model(left, tiny_vlm(model_type))

@@ -1,6 +1,6 @@
 """What a step computes on a tiny model of every type, held against transformers' own loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor
 from omnitune.data.conversations.conversation import Conversation
 from omnitune.data.conversations.options import ChatOptions
 from omnitune.families.vlm.collate import collate
-from omnitune.families.vlm.family import Vlm
+from omnitune.families.vlm.family import Vlm, VlmOptions
 from omnitune.families.vlm.types import TYPES
 from omnitune.random import Draw
 from omnitune.sampling import Question
-from omnitune.testing.tiny_vlm import tiny_types
+from omnitune.stages import is_under
+from omnitune.testing.tiny_vlm import build_tiny_vlm, tiny_types
+from omnitune.testing.vlm import assert_packed_is_apart, rows_of
 
 ONE_ANSWER = ("paligemma", "instructblip")
 """They see all of a conversation but its last answer at once."""
@@ -61,14 +63,6 @@ def prepared(tiny_vlm: Callable[..., Path]) -> Callable[[str], Any]:
     return of
 
 
-def batch(*rows: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """Rows of one or several conversations."""
-    return {
-        "tokens": [[tokens for tokens, _ in row] for row in rows],
-        "media": [[media for _, media in row] for row in rows],
-    }
-
-
 def losses(family: Vlm, given: dict[str, Any], chunk: int = 7) -> Tensor:
     return family.token_losses(given, chunk=chunk, label_smoothing=0.0)
 
@@ -80,7 +74,7 @@ def test_the_loss_is_that_of_the_model_itself(prepared: Any, model_type: str) ->
         row = collate([media], 0)
         expected = family.model(**family._cast(row), use_cache=False).loss
         counted = int((media["labels"][1:] != -100).sum())
-        mine = losses(family, batch([(tokens, media)]))
+        mine = losses(family, rows_of([(tokens, media)]))
         assert counted > 0
         torch.testing.assert_close(mine, (expected * counted)[None], rtol=1e-5, atol=1e-5)
 
@@ -88,8 +82,8 @@ def test_the_loss_is_that_of_the_model_itself(prepared: Any, model_type: str) ->
 @pytest.mark.parametrize("model_type", tiny_types())
 def test_a_mixed_batch_is_its_items_alone(prepared: Any, model_type: str) -> None:
     _, family, encoded = prepared(model_type)
-    alone = torch.cat([losses(family, batch([one])) for one in encoded])
-    together = losses(family, batch(*([one] for one in encoded)))
+    alone = torch.cat([losses(family, rows_of([one])) for one in encoded])
+    together = losses(family, rows_of(*([one] for one in encoded)))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -98,7 +92,7 @@ def test_a_stored_tower_is_the_live_one_and_its_weights_are_not_there(
     prepared: Any, tiny_vlm: Any, model_type: str
 ) -> None:
     whole, live, encoded = prepared(model_type)
-    given = batch(*([one] for one in encoded))
+    given = rows_of(*([one] for one in encoded))
     (stage,) = whole.stages
     stored = stage.run(given, Draw(0, [0] * len(encoded)))
     stripped = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, without=stage.uses)
@@ -114,7 +108,7 @@ def test_gradients_through_a_stored_tower_are_those_through_a_live_one(
     prepared: Any, tiny_vlm: Any, model_type: str
 ) -> None:
     whole, live, encoded = prepared(model_type)
-    given = batch(*([one] for one in encoded))
+    given = rows_of(*([one] for one in encoded))
     (stage,) = whole.stages
     stripped = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, without=stage.uses)
     stored = stage.run(given, Draw(0, [0] * len(encoded)))
@@ -134,22 +128,23 @@ def test_gradients_through_a_stored_tower_are_those_through_a_live_one(
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", [name for name in tiny_types() if TYPES[name].packing is None])
-def test_a_packed_row_is_its_conversations_alone(prepared: Any, model_type: str) -> None:
+def test_a_packed_row_is_its_conversations_alone(
+    prepared: Any, tiny_vlm: Any, model_type: str, attention: str
+) -> None:
     _, family, encoded = prepared(model_type)
-    alone = losses(family, batch(*([one] for one in encoded)))
-    packed = losses(family, batch(encoded))
-    assert packed.shape == (1,)
-    torch.testing.assert_close(packed, alone.sum()[None], rtol=1e-5, atol=1e-5)
-    # Rows of several beside a row of one, of another length.
-    mixed = losses(family, batch(encoded[1:], encoded[:1]))
-    torch.testing.assert_close(mixed, torch.stack([alone[1:].sum(), alone[0]]), rtol=1e-5, atol=1e-5)
+    if attention != family.options.attention:
+        options = VlmOptions(attention="eager")
+        family = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, options=options, without=())
+        assert family.model.config.get_text_config()._attn_implementation == attention
+    assert_packed_is_apart(family, encoded)
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "mllama"])
 def test_the_chunk_changes_nothing_and_smoothing_is_that_of_torch(prepared: Any, model_type: str) -> None:
     _, family, encoded = prepared(model_type)
-    given = batch([encoded[0]])
+    given = rows_of([encoded[0]])
     torch.testing.assert_close(losses(family, given, 1), losses(family, given, 10_000))
     media = encoded[0][1]
     logits = family.model(**family._cast(collate([media], 0)), use_cache=False).logits[0, :-1]
@@ -175,7 +170,30 @@ def test_an_answer_is_what_the_library_generates(
     made = model.generate(**given, max_new_tokens=4, do_sample=False)
     new = made[0, given["input_ids"].shape[1] :]
     assert said == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    # The same from a model whose tower is not there: it is loaded for as long as answers take.
+    # The same from a model whose tower is not there: it alone is loaded, for as long as answers take.
     (stage,) = whole.stages
     stripped = Vlm.load(str(tiny_vlm(model_type)), "cpu", torch.float32, without=stage.uses)
     assert stripped.sample([Question("What is this?", shown, 4)]) == [said]
+    tower = stripped.files.load_tower([use.removeprefix("model.") for use in stage.uses], torch.float32)
+    prefixes = [use.removeprefix("model.") for use in stage.uses]
+    beside = {name for name, _ in tower.named_parameters() if not is_under(name, *prefixes)}
+    assert beside <= {"query_tokens", "model.image_newline"}
+    assert {name for name, _ in tower.named_parameters()} - beside == {
+        name for name, _ in model.named_parameters() if is_under(name, *prefixes)
+    }
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_deeper_features_of_any_number_are_stored(tmp_path: Path, number: int) -> None:
+    changes = {"config": {"vision_config": {"depth": 5, "deepstack_visual_indexes": [*range(number)]}}}
+    path = str(build_tiny_vlm(tmp_path / "model", "qwen3_vl", changes=changes))
+    live = Vlm.load(path, "cpu", torch.float32, without=())
+    whole = Vlm.load(path, "cpu", torch.float32)
+    chat = live.conversation_encoder(ChatOptions())
+    given = rows_of(*([entry(chat, one)] for one in (PICTURE, CLIP, TEXT)))
+    (stage,) = whole.stages
+    assert len(stage.gives) == 2 * (1 + number)
+    stored = stage.run(given, Draw(0, [0] * 3))
+    stripped = Vlm.load(path, "cpu", torch.float32, without=stage.uses)
+    played = losses(stripped, {"tokens": given["tokens"], **stored})
+    torch.testing.assert_close(played, losses(live, given), rtol=1e-6, atol=1e-6)

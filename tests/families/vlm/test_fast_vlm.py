@@ -7,7 +7,7 @@ import pytest
 import torch
 from chat_items import PICTURE, TEXT, TURNS, talk, user
 from test_export_vlm import LORA, Left, assert_answers_alike, assert_same_logits, keys, loaded, logits
-from test_family import batch, entry, losses
+from test_family import entry, losses
 
 from omnitune import config
 from omnitune.data.conversations.options import ChatOptions
@@ -17,6 +17,7 @@ from omnitune.families.vlm.family import Vlm
 from omnitune.families.vlm.types import TYPES, roles_of
 from omnitune.random import Draw
 from omnitune.sampling import Question
+from omnitune.testing.vlm import rows_of
 from omnitune.trainable.freezing import Freezing, spell_rules
 from omnitune.trainable.rules import Lora, LoraEverywhere
 
@@ -66,24 +67,24 @@ def test_the_loss_is_that_of_the_model_itself(prepared: Any) -> None:
         expected = family.model(**collate([media], 0), use_cache=False).loss
         counted = int((media["labels"][1:] != -100).sum())
         assert counted > 0
-        mine = losses(family, batch([(tokens, media)]))
+        mine = losses(family, rows_of([(tokens, media)]))
         torch.testing.assert_close(mine, (expected * counted)[None], rtol=1e-4, atol=1e-4)
 
 
 @slow
 def test_a_mixed_batch_and_a_packed_row_are_their_items_alone(prepared: Any) -> None:
     _, family, encoded = prepared
-    alone = torch.cat([losses(family, batch([one])) for one in encoded])
-    together = losses(family, batch(*([one] for one in encoded)))
+    alone = torch.cat([losses(family, rows_of([one])) for one in encoded])
+    together = losses(family, rows_of(*([one] for one in encoded)))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    packed = losses(family, batch(encoded))
+    packed = losses(family, rows_of(encoded))
     torch.testing.assert_close(packed, alone.sum()[None], rtol=1e-4, atol=1e-4)
 
 
 @slow
 def test_a_stored_tower_is_the_live_one_and_its_weights_are_not_there(prepared: Any, stripped: Vlm) -> None:
     whole, live, encoded = prepared
-    given = batch(*([one] for one in encoded))
+    given = rows_of(*([one] for one in encoded))
     (stage,) = whole.stages
     stored = stage.run(given, Draw(0, [0] * len(encoded)))
     assert [tuple(one.shape) for one in stored["image0"]] == [(1, NUM_TOKENS, 1280)] * 2 + [(0,)]

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from chat_items import ASSETS
 
 from omnitune.cli import main
+from omnitune.errors import UserError
+from omnitune.families.vlm import family
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,10 @@ from omnitune.cli import main
         ),
         ("objective={name: flow_matching}", "a diffusion objective trains a denoiser; family vlm is not one"),
         ("data.packing=true", "data.packing: conversations of gemma3 cannot share a row"),
+        (
+            "model.options={attention: flash_attention_2}",
+            "model.options.attention: flash_attention_2 needs the package flash-attn, which is not installed",
+        ),
         ("freeze_llm=true", "nothing is left to train"),
     ],
 )
@@ -43,3 +50,23 @@ def test_it_is_refused(
     capsys.readouterr()
     assert main(["plan", "run.yaml", override]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_flash_attention_takes_no_rows_of_several_conversations(
+    tiny_vlm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(family, "find_spec", lambda name: object())  # as if the package were there
+    options = family.VlmOptions(attention="flash_attention_2")
+    shape = family.Vlm.load(str(tiny_vlm("llava")), "meta", torch.float32, options=options)
+    with pytest.raises(UserError, match=r"^data.packing: flash_attention_2 takes no mask"):
+        shape.check_packing()
+    with pytest.raises(UserError, match=r"^model.options.attention: llava cannot compute flash_attention_2"):
+        family.Vlm.load(str(tiny_vlm("llava")), "cpu", torch.float32, options=options)
+
+
+def test_rows_longer_than_learned_positions_are_refused(tiny_vlm: Callable[..., Path]) -> None:
+    shape = family.Vlm.load(str(tiny_vlm("blip-2")), "meta", torch.float32)
+    shape.check_length(2048)
+    with pytest.raises(UserError, match=r"^data.max_length: 2049 is more than the 2048 places in a text"):
+        shape.check_length(2049)
+    family.Vlm.load(str(tiny_vlm("llava")), "meta", torch.float32).check_length(10**6)
