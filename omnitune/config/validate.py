@@ -16,7 +16,7 @@ from ..data.captions.crops import Clips
 from ..errors import UserError
 from ..objectives.diffusion import Diffusion
 from ..optim import AdamOptions
-from ..options import plain
+from ..options import SHORT, plain
 from ..trainable.freezing import Freezing
 from .run import Run
 from .yaml import Document, parse, read
@@ -199,9 +199,10 @@ def _describe(e: Any) -> str:
     if e["type"] == "missing":
         return " is missing"
     if e["type"] == "union_tag_invalid":
-        return f" is {e['ctx']['tag']!r}; choose from {e['ctx']['expected_tags'].replace(chr(39), '')}"
+        known = e["ctx"]["expected_tags"].replace("'", "").removesuffix(f", {SHORT}")
+        return f" is {e['ctx']['tag']!r}; choose from {known}"
     if e["type"] == "union_tag_not_found":
-        return f": must be a mapping with a name, {{name: ...}}, not {e['input']!r}"
+        return f": must be a name or a mapping with one, {{name: ...}}, not {e['input']!r}"
     return f": {_plain(e)}"
 
 
