@@ -132,7 +132,9 @@ class ByName:
         if isinstance(value, str):
             return SHORT
         if isinstance(value, dict):
-            name = str(value["name"]) if "name" in value else self.default
+            name = value.get("name", self.default)
+            if "name" in value and not isinstance(name, str):
+                return str(name)
         else:
             name = getattr(value, "name", None)
         return EXTERNAL if name is not None and EXTERNAL_MARK in name else name

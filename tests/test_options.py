@@ -156,7 +156,8 @@ def test_a_bare_text_is_short_for_the_path_of_a_source(path: str) -> None:
 
 
 def test_a_value_of_any_other_shape_is_built_or_refused_where_it_stands(parts: str) -> None:
-    shapes = [None, 3, 0.5, True, "x", "x:y", [], ["adamw"], [[]], [None], [{}], {"name": None}, {"name": []}]
+    shapes = [None, 3, 0.5, True, "x", "x:y", [], ["adamw"], [[]], [None], [{}], {"name": None}]
+    shapes += [{"name": ["x:y"]}, {"name": {"x:y": 1}}, {"name": 1}]
     keys = ("optimizer", "objective", "data", "conditions", "callbacks", "model", "schedule", "trainable")
     for key, value in ((key, value) for key in keys for value in shapes):
         mistake = told_of(key, value)

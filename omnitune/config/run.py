@@ -66,14 +66,14 @@ class Tracking:
 def _kind(value: Any) -> str:
     if isinstance(value, list):
         return "rules"
-    return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
+    return "everywhere" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
 AnyData = Annotated[Data | Conversations, ByName("captions")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
     | Annotated[Literal["full"], Tag("full")]
-    | Annotated[LoraEverywhere, Tag("lora")],
+    | Annotated[LoraEverywhere, Tag("everywhere")],
     Discriminator(_kind),
 ]
 
