@@ -146,8 +146,11 @@ class RunData(Protocol):
     def fit(self, family: TakesSizes) -> None:
         """Fit another copy of the family to the run's sizes."""
 
-    def index(self, hashes: Hashes, mistakes: Mistakes) -> Index:
-        """Find, check and hash the items; raises UserError with every mistake before anything is hashed."""
+    def index(self, hashes: Hashes, mistakes: Mistakes, look: Callable[[Index], None] | None = None) -> Index:
+        """Find, check and hash the items; raises UserError with every mistake before anything is hashed.
+
+        `look` sees the items that are right, though others are wrong, and may add mistakes of its own.
+        """
 
     def dataset(self, index: Index) -> Dataset:
         """Give the samples of an index of this data."""
