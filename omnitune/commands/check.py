@@ -59,7 +59,8 @@ def _decode(resolved: ResolvedRun, index: "Index") -> None:
     dataset, memo = resolved.bound.dataset(index), Hashes(resolved.memo_folder)
     number, variants = len(index.items), resolved.run.data.variants
     keys = [_key(dataset, i, variants) for i in range(number)]
-    unknown = [i for i, key in enumerate(keys) if memo.recall(DECODED, key) is None]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    unknown = sorted(i for key, i in first.items() if memo.recall(DECODED, key) is None)
     progress = Progress("check", number, number - len(unknown))
     progress.update(progress.done, now=bool(unknown))
     try:

@@ -59,7 +59,10 @@ OTHERWISE = {
     "epochs num_epochs num_train_epochs max_train_epochs": (
         "length is schedule.steps; `omnitune check` says how many epochs they are"
     ),
-    "repeats num_repeats dataset_repeats": "samples come in proportion; schedule.steps says how long",
+    "num_repeats dataset_repeats": "write data: {sources: [{path: FOLDER, repeats: 10}]}",
+    "trigger_word trigger_words activation_text class_tokens instance_prompt": (
+        "write data: {sources: [{path: FOLDER, trigger: WORD}]}"
+    ),
     "caption_dropout_rate caption_dropout caption_dropout_probability uncond_fraction cfg_dropout "
     "training_cfg_rate": "write conditions: [{name: caption_dropout, probability: 0.1}]",
     "resume resume_from_checkpoint auto_resume": "the same command resumes the run, bit for bit",
