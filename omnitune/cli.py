@@ -292,17 +292,23 @@ def _ignore_once(number: int, frame: Any) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    with Working("loading"):
-        from .commands.check import check
+    def told(run: "Run") -> None:
+        with Working("loading"):
+            from .commands.check import check
 
-    return with_run(arguments, lambda run: print("\n".join(check(run).lines)))
+        print("\n".join(check(run).lines))
+
+    return with_run(arguments, told)
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    with Working("loading"):
-        from .commands.plan import plan
+    def told(run: "Run") -> None:
+        with Working("loading"):
+            from .commands.plan import plan
 
-    return with_run(arguments, lambda run: print("\n".join(plan(run))))
+        print("\n".join(plan(run)))
+
+    return with_run(arguments, told)
 
 
 def sample(request: "SampleRequest") -> None:
@@ -341,14 +347,16 @@ def init(request: "InitRequest") -> None:
     with Working("loading"):
         from .commands.init import init
 
-    print(init(request), end="")
+        text = init(request)
+    print(text, end="")
 
 
 def models(arguments: argparse.Namespace) -> None:
     with Working("loading"):
         from .commands.models import models
 
-    print(models(arguments.family), end="")
+        text = models(arguments.family)
+    print(text, end="")
 
 
 def demo(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,12 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
+from __future__ import annotations
+
 import math
 from typing import Annotated, Any, Literal, Protocol
 
-import torch
-
 from .errors import UserError
+from .lazily import torch
 from .options import NOT_LEARNED, ByName, check_ranges, option
 
 
@@ -88,8 +89,8 @@ class Schedule:
 
     steps: Annotated[int, NOT_LEARNED] = 1000
     """Optimizer steps; a larger value extends a finished run."""
-    warmup: int = 0
-    """Steps in which the rate rises linearly from 1 / warmup of its value."""
+    warmup: int | float = 0
+    """Steps in which the rate rises linearly from 1 / warmup of its value; below 1, a share of all steps."""
     decay: Literal["constant", "linear", "cosine", "polynomial", "piecewise"] = "constant"
     """After the warm-up, down to `floor` at the last step."""
     floor: float = 0.0
@@ -103,18 +104,25 @@ class Schedule:
         check_ranges(self, steps="[1, inf)", floor="[0, 1]", power="(0, inf)")
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup must be at least 0 and below steps ({self.steps}), not {self.warmup}")
+        if self.warmup > 1 and self.warmup % 1:
+            raise ValueError(f"warmup must be whole steps, or a share below 1, not {self.warmup}")
         if (self.decay == "piecewise") != bool(self.pieces):
             raise ValueError("pieces and decay: piecewise go together; give both or neither")
         if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):
             raise ValueError(f"pieces must rise in step, not {[s for s, _ in self.pieces]}")
 
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.warmup * self.steps if self.warmup < 1 else self.warmup)
+
     def factor(self, step: int) -> float:
         """What every rate is multiplied with in step (from 0)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+        warmup = self.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
         if self.decay == "piecewise":
             return next((f for s, f in reversed(self.pieces) if step >= s), 1.0)
-        done = min(1.0, (step - self.warmup) / max(1, self.steps - 1 - self.warmup))
+        done = min(1.0, (step - warmup) / max(1, self.steps - 1 - warmup))
         shape: float = {
             "constant": 1.0,
             "linear": 1 - done,

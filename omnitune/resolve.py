@@ -352,14 +352,16 @@ def resolve_run(run: "Run", earlier: Claims | None = None) -> ResolvedRun:
 
 def resolve_first(run: "Run") -> ResolvedRun:
     """Resolve the first phase, its mistakes not raised yet: those of the data are told with them."""
-    return ResolvedRun(run.parts()[0])
+    with Working("reading the model"):
+        return ResolvedRun(run.parts()[0])
 
 
 def resolve_phases(run: "Run", earlier: Claims | None = None) -> list[ResolvedRun]:
     """Resolve each phase of a run; one error tells every mistake of the first with any."""
     found: list[ResolvedRun] = []
     for part in run.parts():
-        resolved = ResolvedRun(part, earlier)
+        with Working("reading the model"):
+            resolved = ResolvedRun(part, earlier)
         resolved.mistakes.raise_all()
         found.append(resolved)
         earlier = resolved.claims

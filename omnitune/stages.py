@@ -1,13 +1,13 @@
 """Encoder calls between the data and the loss, and which of them can be cached."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .batch import Batch
+from .lazily import torch
 from .random import Draw
 
 
@@ -68,9 +68,9 @@ def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.devi
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
         return [v.to(device, non_blocking=True) for v in value]
     return value
 

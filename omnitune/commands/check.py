@@ -30,8 +30,8 @@ class CheckResult:
 def check(run: "Run") -> CheckResult:
     """Decode what training would read of every item; raises UserError with all mistakes."""
     absent: list[str] = []
-    with Working("reading the model and the data") as reading:
-        first = resolve_first(run)
+    first = resolve_first(run)
+    with Working("reading the data") as reading:
         if first.data is not None:
             with first.mistakes.noted():
                 absent += first.shape.check_weights(list(first.shape.components))
@@ -62,7 +62,7 @@ def _decode(resolved: ResolvedRun, index: "Index") -> None:
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     unknown = sorted(i for key, i in first.items() if memo.recall(DECODED, key) is None)
     progress = Progress("check", number, number - len(unknown))
-    progress.update(progress.done, now=bool(unknown))
+    progress.update(progress.done)
     try:
         with ThreadPoolExecutor(usable_cores()) as pool:
             for i, errors in zip(unknown, pool.map(dataset.decode_errors, unknown), strict=True):

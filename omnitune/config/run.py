@@ -19,7 +19,7 @@ from ..objectives import AnyObjective
 from ..objectives.diffusion import FlowMatching
 from ..optim import AdamW, AnyOptimizer, Schedule
 from ..options import LEARNED, NOT_LEARNED, ByName, option
-from ..parallel.mesh import Parallel
+from ..parallel.options import Parallel
 from ..sampling import Validation
 from ..trainable.freezing import Freezing
 from ..trainable.rules import LoraEverywhere, Rule

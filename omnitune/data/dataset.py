@@ -4,10 +4,10 @@
 two kinds, in the folders of these names.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol, TypedDict
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from ..batch import Batch
 from ..errors import Mistakes, UserError
@@ -15,6 +15,9 @@ from ..files import Hashes
 from ..random import Draw
 from .sizes import AnyBucket, Bucket, TakesSizes
 from .view import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Inputs(TypedDict):

@@ -1,5 +1,7 @@
 """Where the files of a model are: in a folder, on the hub, or known by a configuration that ships with us."""
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +12,17 @@ from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..errors import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+BUNDLED_MODEL = "pocket-wan"
+"""The small model that ships with the package: its folder among the assets."""
 CONFIGS = files("omnitune.families") / "configs"
 
 
@@ -38,10 +44,12 @@ class ModelFolder:
 
     @cached_property
     def local(self) -> Path | None:
-        """The folder that `path` names, or None for a hub id."""
+        """The folder that `path` names, or None for a hub id; the bundled model goes by its name too."""
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             return folder
+        if self.path == BUNDLED_MODEL:
+            return Path(str(files("omnitune") / "assets" / BUNDLED_MODEL))
         if folder.is_absolute() or self.path.startswith((".", "~")) or not _is_hub_id(self.path):
             raise UserError(
                 f"{self.key}: {self.path!r} is no folder; give a folder with {self.marker} or a hub id"
