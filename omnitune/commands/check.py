@@ -32,13 +32,12 @@ def check(run: "Run") -> CheckResult:
     absent: list[str] = []
     first = resolve_first(run)
     with Working("reading the data") as reading:
-        if first.data is not None:
-            with first.mistakes.noted():
-                absent += first.shape.check_weights(list(first.shape.components))
 
         def look(found: "Index") -> None:
             reading.stop()
             _decode(first, found)
+            with first.mistakes.noted():
+                absent.extend(first.shape.check_weights(list(first.shape.components)))
 
         index = first.index(look=look)
     resolve_phases(run)
