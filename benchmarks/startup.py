@@ -1,4 +1,4 @@
-"""What omnitune adds to the start of a process: to `--help`, and to the first training step.
+"""What omnitune adds to the start of a process: to `--help`, to a mistake in YAML, and to the first step.
 
 Medians of five differences, on a warm disk, what is compared alternating. The first step is compared with a
 script that imports torch and diffusers and loads the transformer, as every training script has to.
@@ -15,6 +15,7 @@ from pathlib import Path
 from tiny_run import OMNITUNE, Settings, TinyRun, tiny_run, verdict, wan
 
 HELP_BOUND = 0.3
+MISTAKE_BOUND = 1.0
 STEP_BOUND = 2.0
 PAIRS = 5
 # The first of two steps is not the last, so its line comes before any checkpoint, export or report.
@@ -61,7 +62,7 @@ def seconds_to_end(command: Sequence[str | Path]) -> float:
     return time.perf_counter() - start
 
 
-def seconds_to_line(command: Sequence[str | Path], beginning: str, folder: Path) -> float:
+def seconds_to_line(command: Sequence[str | Path], beginning: str, folder: Path, code: int = 0) -> float:
     """From the start of a process to a line on stderr; its end is waited for, not counted."""
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
@@ -75,7 +76,7 @@ def seconds_to_line(command: Sequence[str | Path], beginning: str, folder: Path)
         else:
             raise RuntimeError(f"{command} ended without a line {beginning!r}: {''.join(lines)}")
         process.stderr.read()
-    if process.returncode:
+    if process.returncode != code:
         raise RuntimeError(f"{command} exited with {process.returncode}")
     return found
 
@@ -95,6 +96,19 @@ def measure_help() -> list[Extra]:
         for name, command in commands.items():
             ours[name].append(seconds_to_end(command))
     return [Extra(name, times, empty, HELP_BOUND) for name, times in ours.items()]
+
+
+def measure_mistake(run: TinyRun) -> Extra:
+    """A key and a value that are wrong, told and ended."""
+    wrong = run.folder / "wrong.yaml"
+    wrong.write_text(f"{run.file.read_text()}\nepochs: 3\noptimizer: {{name: adam, lr: -1}}\n")
+    line = f"{wrong}:"
+
+    def told() -> float:
+        return seconds_to_line([*OMNITUNE, "check", wrong], line, run.folder, code=2)
+
+    told()
+    return Extra("a mistake in YAML", [told() for _ in range(PAIRS)], [0.0] * PAIRS, MISTAKE_BOUND)
 
 
 def measure_first_step(run: TinyRun) -> Extra:
@@ -124,7 +138,7 @@ def _script() -> Path:
 
 def main() -> int:
     with tiny_run(SETTINGS) as run:
-        extras = [*measure_help(), measure_first_step(run)]
+        extras = [*measure_help(), measure_mistake(run), measure_first_step(run)]
     print(*(extra.table() for extra in extras), sep="\n")
     return verdict("startup: " + ", ".join(map(str, extras)), all(extra.holds for extra in extras))
 

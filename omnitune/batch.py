@@ -1,11 +1,16 @@
 """What a training step passes from hand to hand."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from .lazily import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Batch = dict[str, Any]
 """Collated rows: tensors lead with the batch axis; a ragged field is a list with one entry a row."""
@@ -19,7 +24,7 @@ def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.to(device, dtype, non_blocking=True)
 
 
-Streams = dict[str, Tensor]
+Streams = dict[str, "Tensor"]
 """What a denoiser reads and predicts, by name: (B, C, [T,] H, W) each."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 
 from .errors import MachineError, Stopped, UserError, is_shared
 from .options import annotations_of
+from .progress import Working
 from .requests import EvaluateRequest, ExportRequest, InitRequest, ReportRequest, SampleRequest
 from .words import Word
 
@@ -201,10 +202,11 @@ class _Version(argparse.Action):
 
 def with_run(arguments: argparse.Namespace, work: "Callable[[Run], int | None]") -> int:
     """Load the run and do something with it; mistakes found later still get their line of the file."""
-    from . import config
+    with Working("loading"):
+        from . import config
 
-    document = config.read(arguments.file, arguments.overrides)
-    run = config.validate(document)
+        document = config.read(arguments.file, arguments.overrides)
+        run = config.validate(document)
     return guarded(lambda: work(run), partial(config.placed, document))
 
 
@@ -267,11 +269,13 @@ def _on_mesh(arguments: argparse.Namespace, run: "Run", command: str) -> None:
     mesh = Mesh(run.parallel)
     try:
         if command == "train":
-            from .commands.train import train_on
+            with Working("loading"):
+                from .commands.train import train_on
 
             train_on(run, mesh)
         else:
-            from .commands.cache import cache_on
+            with Working("loading"):
+                from .commands.cache import cache_on
 
             for line in cache_on(run, mesh, arguments.verify):
                 print(line)
@@ -295,19 +299,28 @@ def _ignore_once(number: int, frame: Any) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from .commands.check import check
+    def told(run: "Run") -> None:
+        with Working("loading"):
+            from .commands.check import check
 
-    return with_run(arguments, lambda run: print("\n".join(check(run).lines)))
+        print("\n".join(check(run).lines))
+
+    return with_run(arguments, told)
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from .commands.plan import plan
+    def told(run: "Run") -> None:
+        with Working("loading"):
+            from .commands.plan import plan
 
-    return with_run(arguments, lambda run: print("\n".join(plan(run))))
+        print("\n".join(plan(run)))
+
+    return with_run(arguments, told)
 
 
 def sample(request: "SampleRequest") -> None:
-    from .commands.sample import sample
+    with Working("loading"):
+        from .commands.sample import sample
 
     result = sample(request)
     for path, one in zip(result.paths, result.samples, strict=True):
@@ -315,13 +328,15 @@ def sample(request: "SampleRequest") -> None:
 
 
 def export(request: "ExportRequest") -> None:
-    from .commands.export import export_weights
+    with Working("loading"):
+        from .commands.export import export_weights
 
     print(export_weights(request))
 
 
 def evaluate(request: "EvaluateRequest") -> None:
-    from .commands.evaluate import evaluate_run
+    with Working("loading"):
+        from .commands.evaluate import evaluate_run
     from .evaluate import table
 
     result = evaluate_run(request)
@@ -329,25 +344,31 @@ def evaluate(request: "EvaluateRequest") -> None:
 
 
 def report(request: "ReportRequest") -> None:
-    from .commands.report import write_report
+    with Working("loading"):
+        from .commands.report import write_report
 
     print(write_report(request))
 
 
 def init(request: "InitRequest") -> None:
-    from .commands.init import init
+    with Working("loading"):
+        from .commands.init import init
 
-    print(init(request), end="")
+        text = init(request)
+    print(text, end="")
 
 
 def models(arguments: argparse.Namespace) -> None:
-    from .commands.models import models
+    with Working("loading"):
+        from .commands.models import models
 
-    print(models(arguments.family), end="")
+        text = models(arguments.family)
+    print(text, end="")
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    from .commands.demo import demo
+    with Working("loading"):
+        from .commands.demo import demo
 
     print("\n".join(demo()))
 

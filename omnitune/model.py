@@ -9,6 +9,7 @@ from .export.start import init_adapters
 from .export.weights import load_trained
 from .families.base import Family
 from .parallel.state import load_whole
+from .progress import Working
 from .trainable.adapters import apply_claims
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def set_up(
     """
     # Nothing is widened, quantised or adapted once modules are sharded, and nothing is compiled after that:
     # fully_shard replaces parameters, and the optimizer takes those that it leaves.
-    family, compute = mesh.on_all_ranks(lambda: load_with_adapters(resolved, str(mesh.device)))
+    with Working("loading the model"):
+        family, compute = mesh.on_all_ranks(lambda: load_with_adapters(resolved, str(mesh.device)))
     if saved is not None:
         load_trained(family, load_whole(saved.tensors, mesh), average)
     if training:

@@ -1,12 +1,13 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol
 
-import torch
-
 from .errors import UserError
+from .lazily import torch
 from .options import NOT_LEARNED, ByName, check_ranges, option
 
 
@@ -93,8 +94,8 @@ class Schedule:
 
     steps: Annotated[int, NOT_LEARNED] = 1000
     """Optimizer steps; a larger value extends a finished run."""
-    warmup: int = 0
-    """Steps in which the rate rises linearly from 1 / warmup of its value."""
+    warmup: int | float = 0
+    """Steps in which the rate rises linearly from 1 / warmup of its value; below 1, a share of all steps."""
     decay: Literal["constant", "linear", "cosine", "polynomial", "piecewise"] = "constant"
     """After the warm-up, down to `floor` at the last step."""
     floor: float = 0.0
@@ -114,6 +115,8 @@ class Schedule:
         check_ranges(self, steps="[1, inf)", floor="[0, 1]", power="(0, inf)")
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup must be at least 0 and below steps ({self.steps}), not {self.warmup}")
+        if self.warmup > 1 and self.warmup % 1:
+            raise ValueError(f"warmup must be whole steps, or a share below 1, not {self.warmup}")
         if (self.decay == "piecewise") != bool(self.pieces):
             raise ValueError("pieces and decay: piecewise go together; give both or neither")
         if [s for s, _ in self.pieces] != sorted({s for s, _ in self.pieces}):
@@ -121,6 +124,10 @@ class Schedule:
         reached = [0, *(at for _, at, _ in self.extended)]
         if reached != sorted(set(reached)) or any(at > steps for steps, at, _ in self.extended):
             raise ValueError(f"extended must rise in step, each within its steps, not {self.extended}")
+
+    def warmup_steps(self, steps: int) -> int:
+        """The warm-up of a curve of so many steps."""
+        return round(self.warmup * steps if self.warmup < 1 else self.warmup)
 
     def factor(self, step: int) -> float:
         """What every rate is multiplied with in step (from 0)."""
@@ -136,11 +143,12 @@ class Schedule:
 
     def _curve(self, step: int, steps: int) -> float:
         """The factor in a step of a curve of so many."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return (step + 1) / warmup
         if self.decay == "piecewise":
             return next((f for s, f in reversed(self.pieces) if step >= s), 1.0)
-        return self._decayed(1.0, (step - self.warmup) / max(1, steps - 1 - self.warmup))
+        return self._decayed(1.0, (step - warmup) / max(1, steps - 1 - warmup))
 
     def _decayed(self, top: float, done: float) -> float:
         """What is left of a factor when a share of its decay to `floor` is done."""

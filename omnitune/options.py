@@ -1,12 +1,13 @@
 """Frozen dataclasses that YAML can spell, and unions of them that other packages can add to."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from typing_extensions import get_protocol_members, is_protocol
 
@@ -17,10 +18,13 @@ NOT_LEARNED = "does not change what is learned"
 LEARNED = "changes what is learned, with all that it holds"
 """Annotates an option whose own options all count, also those that are NOT_LEARNED elsewhere."""
 EXTERNAL = "package.module:Class"
+SHORT = "a short form"
 BROKEN_MODULE = (ImportError, AttributeError, NameError, SyntaxError, TypeError, ValueError)
 """What an import of another package's module may raise."""
 EXTERNAL_MARK = ":"
 """Stands in the name of a class of another package, and in no name of this one."""
+EXTERNAL_NAME = r"[^\W\d][\w.]*:[^\W\d]\w*"
+"""As which a bare text is read as such a name, where it could be a path too."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -93,9 +97,10 @@ def check_kind(name: str, found: Any, kind: type[Any] | None) -> None:
 class ByName:
     """Annotates a union of options: `name` tells the member, a mapping without one is the default.
 
-    A name with a colon (`my_package.my_module:MyOption`) is an option of another package, which has a field
-    `name: str`. A protocol in the union is no member: it types those of other packages. As of `option`,
-    pydantic reads this class; its core schemas are plain dicts.
+    A bare text is short for the name, or for the one option that the default cannot do without, if there is
+    one (the path of a source). A name with a colon (`my_package.my_module:MyOption`) is an option of another
+    package, which has a field `name: str`. A protocol in the union is no member: it types those of other
+    packages. As of `option`, pydantic reads this class; its core schemas are plain dicts.
     """
 
     default: str | None = None
@@ -110,14 +115,35 @@ class ByName:
             "type": "function-wrap", "schema": mapping,
             "function": {"type": "no-info", "function": self.build_external},
         }  # fmt: skip
+        needed = _needed(next((member for member in built_in if member.name == self.default), None))
+        key = needed[0] if len(needed) == 1 else None
+
+        def build_short(text: str) -> Any:
+            from pydantic import TypeAdapter
+
+            whole = json.dumps(spell_out(key, text))  # as JSON, or strict mode takes no text for a path
+            return TypeAdapter(Annotated[union, self]).validate_json(whole, strict=True)
+
+        short = {
+            "type": "function-after", "schema": {"type": "str"},
+            "function": {"type": "no-info", "function": build_short},
+            "metadata": {SHORT: _short_schema(key, members)},
+        }  # fmt: skip
         return {
             "type": "tagged-union",
-            "choices": {**members, EXTERNAL: external},
+            "choices": {**members, EXTERNAL: external, SHORT: short},
             "discriminator": self.tell,
         }
 
+    def __get_pydantic_json_schema__(self, core: Any, schema_of: Callable[[Any], Any]) -> dict[str, Any]:
+        found: dict[str, Any] = schema_of(core)
+        found["oneOf"][-1] = core["choices"][SHORT]["metadata"][SHORT]
+        return found
+
     def tell(self, value: Any) -> str | None:
         """Name the member that a mapping, or an instance, is of; None for a value that has no name."""
+        if isinstance(value, str):
+            return SHORT
         if isinstance(value, dict):
             name = value.get("name", self.default)
             if not isinstance(name, str):
@@ -150,6 +176,25 @@ class ByName:
                 "texts, lists, mappings or paths, and make the rest of them where it is used"
             ) from None
         return found
+
+
+def spell_out(key: str | None, text: str) -> dict[str, str]:
+    """The mapping that a bare text is short for: with a name, or with the option `key`."""
+    return {"name" if key is None or re.fullmatch(EXTERNAL_NAME, text) else key: text}
+
+
+def _needed(option: type[Any] | None) -> list[str]:
+    """Fields of an option that have no default."""
+    own = () if option is None else fields(option)
+    return [field.name for field in own if field.default is MISSING and field.default_factory is MISSING]
+
+
+def _short_schema(key: str | None, names: Collection[str]) -> dict[str, Any]:
+    """What JSON schema says of the short form."""
+    if key is not None:
+        return {"type": "string", "description": f"Short for {{{key}: ...}}."}
+    pattern = "|".join([*names, EXTERNAL_NAME])
+    return {"type": "string", "pattern": f"^({pattern})$", "description": "Short for {name: ...}."}
 
 
 def plain(value: Any, learned_only: bool = False) -> Any:

@@ -4,12 +4,18 @@ After the cache a row is keyed by its position in the run (it counts samples acr
 stage by the sample's id and variant. Generators run on the CPU: the same numbers on every device.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from .lazily import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Key = int | str
 

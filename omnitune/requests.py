@@ -78,6 +78,7 @@ class SampleRequest(_OfRun):
     media: Annotated[
         Mapping[str, Sequence[Path]] | None, Word("what else conditions are given; one a prompt", "--media")
     ] = None
+    negative_prompt: Annotated[str | None, Word("what samples are led away from")] = None
     size: Annotated[str | None, Word("480x832 or 49x480x832")] = None
     steps: Annotated[int | None, Word("denoising steps")] = None
     guidance: Annotated[float | None, Word("guidance scale")] = None

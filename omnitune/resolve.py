@@ -27,6 +27,7 @@ from .families.base import Family
 from .files import Hashes, digest, read_jsonl
 from .memory.reach import learning_blocks
 from .parallel.device import device_type
+from .progress import Working
 from .sampling import check_files, parse_bucket
 from .stages import Stage, split_stages
 from .trainable.adapters import claim_always
@@ -289,15 +290,18 @@ class ResolvedRun:
         """Where hashes of files are remembered: beside the cache, so that all runs on it share them."""
         return (self.run.data.cache or Path(".cache")).absolute()
 
-    def index(self, verify: bool = False) -> "Index":
-        """Find and hash the data; raises UserError with every mistake in them and in the run."""
+    def index(self, verify: bool = False, look: "Callable[[Index], None] | None" = None) -> "Index":
+        """Find and hash the data; raises UserError with every mistake in them and in the run.
+
+        `look` sees the sound part of the data before that, and may add mistakes.
+        """
         hashes = Hashes(self.memo_folder, verify)
         if self.data is None:  # nothing is known of the model
             with self.mistakes.noted():
                 self.run.data.scan(hashes)
             self.mistakes.raise_all()
         check_files(self.run.validation, self.mistakes)
-        return self.bound.index(hashes, self.mistakes)
+        return self.bound.index(hashes, self.mistakes, look)
 
     def batches(self, index: "Index", cache: StageCache, mesh: "Mesh") -> MicroBatches:
         """The micro-batches of this rank, by step."""
@@ -319,10 +323,11 @@ class ResolvedRun:
         """Component -> hash over its files."""
         hashes = Hashes(self.memo_folder, verify)
         found = {}
-        for name in self.shape.components:
-            files = self.shape.weight_files(name)
-            lines = zip(files, hashes.of_all(files), strict=True)
-            found[name] = digest(*(f"{f.parent.name}/{f.name} {h}" for f, h in lines))
+        with Working("hashing the weights"):
+            for name in self.shape.components:
+                files = self.shape.weight_files(name)
+                lines = zip(files, hashes.of_all(files), strict=True)
+                found[name] = digest(*(f"{f.parent.name}/{f.name} {h}" for f, h in lines))
         return found
 
     def base_hash(self, weights: Mapping[str, str]) -> str:
@@ -367,14 +372,16 @@ def resolve_run(run: "Run", earlier: Claims | None = None) -> ResolvedRun:
 
 def resolve_first(run: "Run") -> ResolvedRun:
     """Resolve the first phase, its mistakes not raised yet: those of the data are told with them."""
-    return ResolvedRun(run.parts()[0])
+    with Working("reading the model"):
+        return ResolvedRun(run.parts()[0])
 
 
 def resolve_phases(run: "Run", earlier: Claims | None = None) -> list[ResolvedRun]:
     """Resolve each phase of a run; one error tells every mistake of the first with any."""
     found: list[ResolvedRun] = []
     for part in run.parts():
-        resolved = ResolvedRun(part, earlier)
+        with Working("reading the model"):
+            resolved = ResolvedRun(part, earlier)
         resolved.mistakes.raise_all()
         found.append(resolved)
         earlier = resolved.claims
@@ -413,7 +420,8 @@ def prepare(
         index = first.index(verify)
         return index if settle is None else settle(index)
 
-    index = mesh.on_main(find)
+    with Working("reading the data"):
+        index = mesh.on_main(find)
     mesh.on_all_ranks(first.mistakes.raise_all)
     if not run.phases:
         return Prepared([first], index)

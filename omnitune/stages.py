@@ -1,14 +1,14 @@
 """Encoder calls between the data and the loss, and which of them can be cached."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .batch import Batch, on_device
 from .errors import UserError
+from .lazily import torch
 from .random import Draw
 
 
@@ -79,9 +79,9 @@ def encode(batch: Batch, draw: Draw, stages: Sequence[Stage], device: torch.devi
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return on_device(value, device)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
         return [on_device(v, device) for v in value]
     return value
 

@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,18 @@ def test_every_family_has_a_page_with_what_the_code_says_and_an_example(family):
     module = generator()
     assert module.model_page(family).read_text() == module.model_text(family), "run `make docs`"
     assert any(yaml.safe_load(path.read_text())["model"]["family"] == family for path in EXAMPLES)
-    assert f"](docs/models/{family}.md)" in (ROOT / "README.md").read_text()
+    assert f"/docs/models/{family}.md)" in (ROOT / "README.md").read_text()
+
+
+def test_the_links_of_the_readme_work_on_a_package_index_and_name_files_that_are_there():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    text = (ROOT / "README.md").read_text()
+    home = urls["Repository"]
+    assert f"git clone {home}" in text
+    for target in (*re.findall(r"\]\(([^)]+)\)", text), *urls.values()):
+        inside = re.fullmatch(rf"{re.escape(home)}(?:/(?:blob|raw|tree)/main/(.+)|/issues|)", target)
+        assert inside, target
+        assert (ROOT / (inside[1] or "")).exists(), target
 
 
 def test_every_option_of_a_run_has_a_line_in_the_options_page():

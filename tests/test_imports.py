@@ -132,9 +132,22 @@ def test_nothing_but_families_names_a_family() -> None:
     assert not offenders
 
 
-@pytest.mark.parametrize("start", ["import omnitune", "from omnitune.cli import parser; parser()"])
+MISTAKEN = "omnitune.load_run({'name': 'a', 'epochs': 3, 'optimizer': {'lr': -1}, 'ema': {'decay': 2}})"
+REFUSED = f"""
+import contextlib, omnitune
+with contextlib.suppress(omnitune.UserError):
+    {MISTAKEN}
+    raise SystemExit("not refused")
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["import omnitune", "from omnitune.cli import parser; parser()", REFUSED, "import omnitune.config"],
+    ids=["package", "parser", "a mistake in a run", "options"],
+)
 def test_what_starts_a_process_imports_nothing_heavy(start: str) -> None:
-    code = f"import sys; {start}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys\n{start}\nprint(*[name for name in {HEAVY} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

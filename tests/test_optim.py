@@ -26,6 +26,15 @@ def test_warmup_rises_linearly_and_reaches_1_in_its_last_step() -> None:
     assert factors(steps=6, warmup=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.333, 0.999])
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_a_warmup_below_1_is_a_share_of_all_steps(share: float, decay: str) -> None:
+    for steps in (1, 7, 100, 1000):
+        expected = factors(steps=steps, warmup=min(round(share * steps), steps - 1), decay=decay)
+        if round(share * steps) < steps:
+            assert factors(steps=steps, warmup=share, decay=decay) == expected
+
+
 @pytest.mark.parametrize("decay", ["linear", "cosine", "polynomial"])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_a_decay_starts_at_1_after_warmup_and_ends_at_its_floor(decay: str, floor: float) -> None:
@@ -125,6 +134,7 @@ def test_one_step_and_steps_beyond_the_end_have_a_rate() -> None:
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"steps": 5, "warmup": 5}, r"warmup must be at least 0 and below steps \(5\), not 5"),
         ({"warmup": -1}, "warmup must be at least 0"),
+        ({"warmup": 2.5}, "warmup must be whole steps, or a share below 1, not 2.5"),
         ({"floor": 1.5}, r"floor must be in \[0, 1\], not 1.5"),
         ({"decay": "polynomial", "power": -1.0}, "power must be above 0, not -1.0"),
         ({"pieces": [(1, 0.5)]}, "pieces and decay: piecewise go together"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from omnitune import load_run
+from omnitune import config, load_run
+from omnitune.config import as_data
 from omnitune.config.run import Run
 from omnitune.errors import UserError
 from omnitune.export import find_format
@@ -129,17 +130,58 @@ def test_what_is_wrong_with_one_is_told_with_the_way_out(
     assert str(told.value).startswith("run:")
 
 
+SHORT = {
+    "optimizer": ("adamw", "adam"),
+    "objective": ("flow_matching", "epsilon", "v_prediction", "causal_lm"),
+    "conditions": ("caption_dropout", "frame_conditioning", "their_parts:Plain"),
+}
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in SHORT.items() for name in names])
+def test_a_bare_name_is_short_for_a_mapping_with_it(parts: str, key: str, name: str) -> None:
+    values = [[name], [{"name": name}]] if key == "conditions" else [name, {"name": name}]
+    short, whole = (described(key, value) for value in values)
+    assert short == whole
+    assert as_data(short)[key] == as_data(whole)[key]
+    assert load_run(as_data(short)) == short
+
+
+@pytest.mark.parametrize("path", ["clips", "folder", "line_lists", "a/b:c", "C:/clips", "/data/x.tar:1", ""])
+def test_a_bare_text_is_short_for_the_path_of_a_source(path: str) -> None:
+    buckets = {"buckets": {"frames": [1], "sizes": ["32x32"]}}
+    short, whole = (described("data", {"sources": [one], **buckets}) for one in (path, {"path": path}))
+    assert short == whole
+    chats = described("data", {"name": "conversations", "sources": ["chats.json"]})
+    assert as_data(chats)["data"]["sources"][0]["path"] == "chats.json"
+
+
+def test_a_value_of_any_other_shape_is_built_or_refused_where_it_stands(parts: str) -> None:
+    shapes = [None, 3, 0.5, True, "x", "x:y", [], ["adamw"], [[]], [None], [{}], {"name": None}]
+    shapes += [{"name": ["x:y"]}, {"name": {"x:y": 1}}, {"name": 1}]
+    keys = ("optimizer", "objective", "data", "conditions", "callbacks", "model", "schedule", "trainable")
+    for key, value in ((key, value) for key in keys for value in shapes):
+        mistake = told_of(key, value)
+        assert mistake == "built" or re.match(rf"run:\d+: {key}\b|run:1: ", mistake), (key, value, mistake)
+
+
+def told_of(key: str, value: object) -> str:
+    """What is said of a value; `built` if nothing."""
+    try:
+        described(key, value)
+    except UserError as error:
+        return str(error)
+    return "built"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("optimizer", "adamw", "optimizer: must be a mapping with a name, {name: ...}, not 'adamw'"),
-        ("optimizer", None, "optimizer: must be a mapping with a name, {name: ...}, not None"),
-        ("objective", 3, "objective: must be a mapping with a name, {name: ...}, not 3"),
-        ("conditions", ["caption_dropout"], "conditions.0: must be a mapping with a name"),
-        ("callbacks", ["their_parts:Plain"], "callbacks.0: must be a mapping with a name"),
-        ("callbacks", [{"patience": 3}], "callbacks.0: must be a mapping with a name"),
+        ("optimizer", "adamm", "optimizer.name is 'adamm'; choose from adamw, adam, package.module:Class"),
+        ("optimizer", ["adamw"], "optimizer: must be a name or a mapping with one, {name: ...}, not"),
+        ("objective", 3, "objective: must be a name or a mapping with one, {name: ...}, not 3"),
+        ("callbacks", ["their_parts:Plain"], "callbacks.0: their_parts:Plain has no build, which every"),
+        ("callbacks", [{"patience": 3}], "callbacks.0: must be a name or a mapping with one"),
         ("callbacks", [{"name": None}], "callbacks.0.name is 'None'; choose from package.module:Class"),
-        ("data", {"sources": ["clips"]}, "data.sources.0: must be a mapping with a name"),
     ],
 )
 def test_a_value_that_has_no_name_is_refused_where_it_stands(
@@ -147,6 +189,14 @@ def test_a_value_that_has_no_name_is_refused_where_it_stands(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         described(key, value)
+
+
+def test_the_schema_takes_short_forms() -> None:
+    found = config.schema()
+    shapes = found["properties"]["optimizer"]["oneOf"]
+    assert any(re.fullmatch(one.get("pattern", "$"), "adamw") for one in shapes)
+    sources = found["$defs"]["Data"]["properties"]["sources"]["items"]["oneOf"]
+    assert {"type": "string", "description": "Short for {path: ...}."} in sources
 
 
 def test_half_an_option_is_refused_before_the_cache_is_filled(parts: str) -> None:

@@ -1,13 +1,17 @@
 """An exponential moving average of the weights that train."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..lazily import torch
 from ..options import check_ranges, option
 from .base import Callback, TrainerView
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @option

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .. import config
 from ..config.run import Run
-from ..families import BUNDLED_MODEL
+from ..families.files import BUNDLED_MODEL
 
 ASSETS = Path(str(files("omnitune") / "assets"))
 

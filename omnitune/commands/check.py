@@ -5,13 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import Mistakes
-from ..resolve import resolve_first, resolve_phases
+from ..data.loader import usable_cores
+from ..files import Hashes, Version, digest
+from ..progress import Progress, Working
+from ..resolve import ResolvedRun, resolve_first, resolve_phases
 
 if TYPE_CHECKING:
     from ..config.run import Run
+    from ..data.dataset import Dataset, Index
 
-WORKERS = 4
+DECODED = "decoded 1"
+"""As which it is remembered that something was decoded; another number when decoders come to find more."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,17 @@ class CheckResult:
 
 def check(run: "Run") -> CheckResult:
     """Decode what training would read of every item; raises UserError with all mistakes."""
+    absent: list[str] = []
     first = resolve_first(run)
-    index = first.index()
-    dataset, mistakes = first.bound.dataset(index), Mistakes()
-    number = len(index.items)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for errors in pool.map(dataset.decode_errors, range(number)):
-            mistakes.errors += errors
-    with mistakes.noted():
-        absent = first.shape.check_weights(list(first.shape.components))
-    mistakes.raise_all()
+    with Working("reading the data") as reading:
+
+        def look(found: "Index") -> None:
+            reading.stop()
+            _decode(first, found)
+            with first.mistakes.noted():
+                absent.extend(first.shape.check_weights(list(first.shape.components)))
+
+        index = first.index(look=look)
     resolve_phases(run)
     lines = list(index.notes)
     if absent:
@@ -42,7 +47,34 @@ def check(run: "Run") -> CheckResult:
     else:  # the tokenizer of a model that is not here would be fetched
         lines += index.caption_notes(first.shape.cut_captions)
     lines += [f"bucket {one}: {len(index.by_bucket[one])} samples" for one in sorted(index.by_bucket)]
-    steps, size = run.steps, run.data.batch_size
+    steps, size, number = run.steps, run.data.batch_size, len(index.items)
     epochs = steps * size / number
     lines.append(f"{number} samples are fine; {steps} steps of {size} are {epochs:.3g} epochs")
     return CheckResult(lines, number, epochs)
+
+
+def _decode(resolved: ResolvedRun, index: "Index") -> None:
+    """Decode, on all cores, what was not decoded by an earlier check; mistakes are noted."""
+    dataset, memo = resolved.bound.dataset(index), Hashes(resolved.memo_folder)
+    number, variants = len(index.items), resolved.run.data.variants
+    keys = [_key(dataset, i, variants) for i in range(number)]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    unknown = sorted(i for key, i in first.items() if memo.recall(DECODED, key) is None)
+    progress = Progress("check", number, number - len(unknown))
+    progress.update(progress.done)
+    try:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for i, errors in zip(unknown, pool.map(dataset.decode_errors, unknown), strict=True):
+                resolved.mistakes.errors += errors
+                if not errors:
+                    memo.remember(DECODED, keys[i], "")
+                progress.update(progress.done + 1)
+    finally:
+        progress.close()
+
+
+def _key(dataset: "Dataset", i: int, variants: int) -> Version:
+    """What an item brings, by contents and views: as a file whose name they are."""
+    shown = [dataset.input_keys(dataset.inputs(i, variant)) for variant in range(variants)]
+    media = {f"{name} {key}" for one in shown for name, key in one.items() if name != "caption"}
+    return Version(digest(*sorted(media)), 0, 0)

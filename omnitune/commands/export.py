@@ -6,7 +6,8 @@ from ..errors import UserError
 from ..export import export_format
 from ..export.weights import export
 from ..model import set_up
-from ..parallel.mesh import Mesh, Parallel
+from ..parallel.mesh import Mesh
+from ..parallel.options import Parallel
 from ..progress import say
 from ..requests import ExportRequest
 from ..resolve import resolve_run

@@ -1,5 +1,6 @@
 """A first run.yaml for a family."""
 
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,7 @@ def init(request: InitRequest) -> str:
     """Write a commented run.yaml with the published defaults of a variant, by default the family's first."""
     family = resolve(request.family)
     variant = find_variant(family, request.variant)
-    kind = "conversations" if variant.defaults is None else "captions"
-    template = (files(__package__) / f"{kind}.yaml.jinja").read_text(encoding="utf-8")
+    template = (files(__package__) / f"{family.trained_on}.yaml.jinja").read_text(encoding="utf-8")
     text_length = getattr(family.Options(), family.text_option) if family.text_option else None
     words = Template(template, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     text: str = words.render(
@@ -33,8 +33,18 @@ def init(request: InitRequest) -> str:
 
 
 def find_variant(family: "type[Family]", name: str | None) -> "Checkpoint":
+    """The checkpoint of a variant; one without published settings has those of another."""
     if name is not None and name not in family.variants:
         raise UserError(
             f"--variant: {name!r} is not one of {family.name}; choose from {', '.join(family.variants)}"
         )
-    return family.checkpoint(name)
+    variant = family.checkpoint(name)
+    if variant.defaults is not None or family.trained_on == "conversations":
+        return variant
+    others = (family.checkpoint(other).defaults for other in family.variants)
+    if defaults := next((one for one in others if one is not None), None):
+        return replace(variant, defaults=defaults)
+    file = f"{variant.path.replace('/', '--')}.json"
+    raise UserError(
+        f"{name_of(family)}: no variant states what it is trained with; write {file} with defaults"
+    )

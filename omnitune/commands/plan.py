@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..progress import Working
 from ..resolve import ResolvedRun, resolve_first, resolve_phases
 from ..stages import Stage, is_under
 from ..trainable.freezing import role_table
@@ -24,7 +25,8 @@ def _lines(run: "Run") -> Iterator[str]:
     first = resolve_first(run)
     missing = [lack for source in run.data.sources if (lack := source.missing(Path.cwd()))]
     # Sources that are not here yet leave a plan; beside mistakes they are told with them.
-    index = first.index() if first.mistakes.errors or not missing else None
+    with Working("reading the data"):
+        index = first.index() if first.mistakes.errors or not missing else None
     yield f"run {run.name}: {first.family_class.name}, {run.objective.name}, {run.model.dtype}"
     yield f"model: {run.model.path}, from {first.shape.files.source}"
     for phase in resolve_phases(run) if run.phases else [first]:

@@ -2,17 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import Mistakes, UserError
 from ..model import set_up
-from ..parallel.mesh import Mesh, Parallel
+from ..parallel.mesh import Mesh
+from ..parallel.options import Parallel
 from ..requests import SampleRequest
 from ..resolve import resolve_run
 from ..run_folder import check_free, find_checkpoint, next_free, read_averaged
-from ..sampling import check_files, in_words, overridden, write_samples
+from ..sampling import Validation, check_files, in_words, overridden, write_samples
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def sample(request: SampleRequest) -> SampleResult:
     """Generate with a run's weights and write the samples."""
     check_free(request.out)
     folder, run = request.folder, read_averaged(request.folder, request.raw)
-    names = ("prompts", "images", "last_images", "media", "size", "steps", "guidance", "seed", "max_tokens")
+    names = {field.name for field in fields(SampleRequest)} & {field.name for field in fields(Validation)}
     options = overridden(run.validation, {name: getattr(request, name) for name in names})
     if not options.prompts:
         raise UserError(

@@ -19,7 +19,7 @@ from ..objectives import AnyObjective
 from ..objectives.diffusion import FlowMatching
 from ..optim import AdamW, AnyOptimizer, Schedule
 from ..options import LEARNED, NOT_LEARNED, ByName, option
-from ..parallel.mesh import Parallel
+from ..parallel.options import Parallel
 from ..sampling import Validation
 from ..trainable.freezing import Freezing
 from ..trainable.rules import LoraEverywhere, Rule
@@ -66,14 +66,14 @@ class Tracking:
 def _kind(value: Any) -> str:
     if isinstance(value, list):
         return "rules"
-    return "lora" if isinstance(value, dict | LoraEverywhere) else "full"
+    return "everywhere" if isinstance(value, dict | LoraEverywhere) else "full"
 
 
 AnyData = Annotated[Data | Conversations, ByName("captions")]
 AnyTrainable = Annotated[
     Annotated[list[Rule], Tag("rules")]
     | Annotated[Literal["full"], Tag("full")]
-    | Annotated[LoraEverywhere, Tag("lora")],
+    | Annotated[LoraEverywhere, Tag("everywhere")],
     Discriminator(_kind),
 ]
 

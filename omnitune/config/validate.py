@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from ..data.captions.crops import Clips
 from ..errors import UserError
 from ..objectives.diffusion import Diffusion
 from ..optim import AdamOptions
-from ..options import plain
+from ..options import SHORT, plain
 from ..trainable.freezing import Freezing
+from .peer_words import suggestion
 from .run import Run
 from .yaml import Document, parse, read
 
@@ -52,6 +53,11 @@ def load_run(source: Path | str | Mapping[str, Any], *overrides: str) -> Run:
 @cache
 def _adapter() -> TypeAdapter[Run]:
     return TypeAdapter(Run)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return _adapter().json_schema()
 
 
 def validate(document: Document) -> Run:
@@ -125,7 +131,7 @@ def dump(run: Run) -> str:
 
 def schema() -> dict[str, Any]:
     """JSON schema for editors; `name` is optional there."""
-    found = _adapter().json_schema()
+    found = deepcopy(_schema())
     found["required"].remove("name")
     for base in (Clips, AdamOptions, Freezing, Diffusion):  # pydantic reads a class's own docstrings only
         described = TypeAdapter(base).json_schema()["properties"]
@@ -196,13 +202,15 @@ def _spelled(value: Any, parts: Sequence[str]) -> list[str]:
 
 def _describe(e: Any) -> str:
     if e["type"] == "unexpected_keyword_argument":
-        return f" is not an option{_did_you_mean(str(e['loc'][-1]), e)}"
+        *place, name = e["loc"]
+        return f" is not an option{suggestion(str(name), place, _schema())}"
     if e["type"] == "missing":
         return " is missing"
     if e["type"] == "union_tag_invalid":
-        return f" is {e['ctx']['tag']!r}; choose from {e['ctx']['expected_tags'].replace(chr(39), '')}"
+        known = e["ctx"]["expected_tags"].replace("'", "").removesuffix(f", {SHORT}")
+        return f" is {e['ctx']['tag']!r}; choose from {known}"
     if e["type"] == "union_tag_not_found":
-        return f": must be a mapping with a name, {{name: ...}}, not {e['input']!r}"
+        return f": must be a name or a mapping with one, {{name: ...}}, not {e['input']!r}"
     return f": {_plain(e)}"
 
 
@@ -214,20 +222,6 @@ def _plain(e: Any) -> str:
     message = e["msg"][0].lower() + e["msg"][1:]
     message = message.replace("an object", "a mapping").replace("a valid array", "a list")
     return f"{message}, not {e['input']!r}"
-
-
-@cache
-def _all_names() -> list[str]:
-    known = _adapter().json_schema()
-    return sorted({n for d in [known, *known["$defs"].values()] for n in d.get("properties", {})})
-
-
-def _did_you_mean(name: str, e: Any) -> str:
-    names = _all_names()
-    if name in names:
-        return " here; docs/options.md lists where it belongs"
-    close = get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else "; `omnitune init` and docs/config.md list the options"
 
 
 def placed(document: Document, message: str) -> str:

@@ -4,6 +4,8 @@ One folder a stage and fingerprint. The truth is its safetensors shards, written
 index (sqlite) says which shard holds a key, and can always be built again from the shards.
 """
 
+from __future__ import annotations
+
 import os
 import sqlite3
 import time
@@ -12,16 +14,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic, digest, open_memo, writable
+from ..lazily import torch
 from ..stages import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 60.0
@@ -129,6 +132,8 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
+        from safetensors.torch import save_file
+
         if self._pending:
             path = self.folder / f"{digest(*self._pending)}.safetensors"
             with atomic(path) as temporary:
@@ -221,7 +226,7 @@ def stack_rows(rows: Sequence[Mapping[str, Any]], ragged: Sequence[str]) -> dict
     names = rows[0]
     return {
         name: torch.stack([row[name] for row in rows])
-        if isinstance(rows[0][name], Tensor) and name not in ragged
+        if isinstance(rows[0][name], torch.Tensor) and name not in ragged
         else [row[name] for row in rows]
         for name in names
     }

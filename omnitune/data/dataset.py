@@ -4,10 +4,10 @@
 two kinds, in the folders of these names.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol, TypedDict
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from ..batch import Batch
 from ..errors import Mistakes, UserError
@@ -15,6 +15,9 @@ from ..files import Hashes
 from ..random import Draw
 from .sizes import AnyBucket, Bucket, TakesSizes
 from .view import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Inputs(TypedDict):
@@ -149,8 +152,11 @@ class RunData(Protocol):
     def fit(self, family: TakesSizes) -> None:
         """Fit another copy of the family to the run's sizes."""
 
-    def index(self, hashes: Hashes, mistakes: Mistakes) -> Index:
-        """Find, check and hash the items; raises UserError with every mistake before anything is hashed."""
+    def index(self, hashes: Hashes, mistakes: Mistakes, look: Callable[[Index], None] | None = None) -> Index:
+        """Find, check and hash the items; raises UserError with every mistake before anything is hashed.
+
+        `look` sees the items that are right, though others are wrong, and may add mistakes of its own.
+        """
 
     def dataset(self, index: Index) -> Dataset:
         """Give the samples of an index of this data."""

@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..model import set_up
 from ..objectives.held_out import Step
 from ..options import import_class
-from ..parallel.mesh import Mesh, Parallel
+from ..parallel.mesh import Mesh
+from ..parallel.options import Parallel
 from ..progress import say
 from ..requests import EvaluateRequest
 from ..resolve import ResolvedRun

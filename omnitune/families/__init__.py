@@ -21,8 +21,6 @@ REGISTRY = {
 
 BUNDLED = "wan"
 """The family of the small model that ships with the package: of the demo, and of tests that take any."""
-BUNDLED_MODEL = "pocket-wan"
-"""That model's folder among the assets."""
 CONVERSATIONAL = "vlm"
 """The family of tests on conversations."""
 

@@ -1,5 +1,7 @@
 """What a model family provides. Families hold networks; they do not know how those are trained."""
 
+from __future__ import annotations
+
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -8,20 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from ..batch import Batch, Streams
 from ..data.sizes import Bucket, Limits
 from ..errors import UserError
 from ..files import digest
+from ..lazily import torch
 from ..options import EXTERNAL_MARK, option, plain
 from ..random import seed_of
 from ..sampling import Medium, Question, Request, Sampling
 from ..stages import Stage
 from .files import CONFIGS, ModelFolder, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -218,7 +221,7 @@ class Family(ABC):
         self.files = self.open_files(request)
         if self.device.type != "meta":
             self.files.fetch()  # its own configurations, not those that ship with us
-        self.components = nn.ModuleDict()
+        self.components = torch.nn.ModuleDict()
         """The networks that are loaded, by name."""
         self.extras: set[str] = set()
         """Components that are in no checkpoint: those of `add_component`."""

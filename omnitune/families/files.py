@@ -1,5 +1,7 @@
 """Where the files of a model are: in a folder, on the hub, or known by a configuration that ships with us."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +12,17 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..errors import UserError
 from ..files import parse_json
+from ..lazily import torch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DAMAGE = (
     OSError, SafetensorError, UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
@@ -27,6 +31,8 @@ DAMAGE = (
 """What libraries raise where files or settings of a model are damaged."""
 MOST_JSON = 1 << 28
 MOST_LAYERS = 1000
+BUNDLED_MODEL = "pocket-wan"
+"""The small model that ships with the package: its folder among the assets."""
 CONFIGS = files("omnitune.families") / "configs"
 
 
@@ -48,10 +54,12 @@ class ModelFolder:
 
     @cached_property
     def local(self) -> Path | None:
-        """The folder that `path` names, or None for a hub id."""
+        """The folder that `path` names, or None for a hub id; the bundled model goes by its name too."""
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             return folder
+        if self.path == BUNDLED_MODEL:
+            return Path(str(files("omnitune") / "assets" / BUNDLED_MODEL))
         if folder.is_absolute() or self.path.startswith((".", "~")) or not _is_hub_id(self.path):
             raise UserError(
                 f"{self.key}: {self.path!r} is no folder; give a folder with {self.marker} or a hub id"

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..options import option
-from .checkpointing import checkpoint_blocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,5 +18,7 @@ class Memory:
 
     def prepare_blocks(self, blocks: "Sequence[nn.Module]") -> None:
         """Change the repeated layers that gradients flow through, in place, before they are placed."""
+        from .checkpointing import checkpoint_blocks
+
         if self.checkpointing == "full":
             checkpoint_blocks(blocks)

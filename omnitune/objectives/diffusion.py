@@ -3,27 +3,28 @@
 Shapes: B rows, then (C, H, W) or (C, T, H, W). u is the noise level in [0, 1]: 0 is data, 1 is noise.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from ..batch import Batch, LossSum, Streams, on_device
 from ..conditions.base import Condition
 from ..errors import UserError
 from ..families.base import Denoiser, Noisy, StreamLevel
+from ..lazily import torch
 from ..options import check_ranges, option
 from ..random import Draw
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..families.base import Family
 
-Amount = TypeVar("Amount", float, Tensor)
+Amount = TypeVar("Amount", float, "Tensor")
 Loss = Literal["mse", "huber", "smooth_l1"]
 
 
@@ -202,9 +203,10 @@ class Diffusion(ABC):
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         if self.loss_type == "mse":
             return (prediction - target) ** 2
+        functional = torch.nn.functional
         if self.loss_type == "huber":
-            return F.huber_loss(prediction, target, reduction="none", delta=self.huber_delta)
-        return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.huber_delta)
+            return functional.huber_loss(prediction, target, reduction="none", delta=self.huber_delta)
+        return functional.smooth_l1_loss(prediction, target, reduction="none", beta=self.huber_delta)
 
 
 @option

@@ -4,16 +4,21 @@ What a run says of a role counts in this order: rules, then `freeze` and the fam
 the words `full` and `{lora: ...}` train by default. Statements that cannot both hold are an error.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..lazily import torch
 from ..options import option
 from .parameters import ParameterIndex, Roles, glob_matches, role_of, spoken
 from .rules import Claims, Lora, LoraEverywhere, Rule, Trainable, match, mistakes_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 VISION, PROJECTOR, LANGUAGE = "vision_tower", "multi_modal_projector", "language_model"
 SHORTCUT = "train_mm_proj_only"
@@ -219,7 +224,7 @@ def _layers(role: str, targets: Sequence[str] | None, index: ParameterIndex) -> 
     weights = [name for name in index.of_role(role) if index.carries(name)]
     modules = {name: name.rpartition(".")[0] for name in weights}
     if targets is None:
-        return [module for module in modules.values() if isinstance(index.modules[module], nn.Linear)]
+        return [module for module in modules.values() if isinstance(index.modules[module], torch.nn.Linear)]
     wanted = [n for n in weights if any(glob_matches(glob, index.called[n]) for glob in targets)]
     return [modules[name] for name in wanted]
 

@@ -5,16 +5,20 @@ names for each; they are disjoint and together cover everything. A prefix covers
 and all under it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
+from ..lazily import torch
 from ..stages import is_under
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Roles = Mapping[str, Sequence[str]]
 """Role -> the prefixes of its parameters."""
@@ -93,7 +97,7 @@ class ParameterIndex:
         found: dict[str, int] = {}
         for name, module in self.modules.items():
             inner = any(name.startswith(f"{outer}.") for outer in found)
-            if isinstance(module, nn.ModuleList) and len(module) > 1 and not inner:
+            if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not inner:
                 found[name] = len(module)
         return found
 
@@ -132,7 +136,9 @@ class ParameterIndex:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    if isinstance(module, NonDynamicallyQuantizableLinear):
+    from torch import nn
+
+    if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # nn.MultiheadAttention reads its weight without calling it
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward  # Llama 4's router gives two tensors

@@ -5,15 +5,18 @@ naming a parent module, so `transformer.blocks` covers everything under it. A ro
 its parameters: `vision_tower.blocks.*.attn`. The first matching rule wins; what no rule matches stays frozen.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..options import check_ranges, option
 from .parameters import ParameterIndex, Roles, base_name, called, distances, glob_matches
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @option

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 from omnitune.commands import demo
 from omnitune.commands.bundled import bundled_run
+from omnitune.commands.plan import plan
 from omnitune.commands.train import train
+from omnitune.families.files import ModelFolder
 
 ASSETS = Path(__file__).parents[2] / "omnitune" / "assets"
 POCKET = ASSETS / "pocket-wan"
@@ -34,6 +36,20 @@ def draw(pipe: Any, prompt: str, frames: int = 1) -> np.ndarray[Any, Any]:
         guidance_scale=4.0, generator=torch.Generator().manual_seed(0), output_type="np",
     ).frames[0]  # fmt: skip
     return np.asarray(made)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_it_goes_by_its_name_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if beside:
+        (tmp_path / POCKET.name).symlink_to(POCKET)
+    own = Path(POCKET.name) if beside else POCKET
+    assert ModelFolder(POCKET.name).local == own
+    lines = {path: plan(bundled_run(f"model.path={path}")) for path in (POCKET.name, str(POCKET))}
+    first, second = ([line for line in found if "model:" not in line] for found in lines.values())
+    assert first == second
 
 
 def test_colours_are_those_of_the_prompt(pipeline: Any) -> None:

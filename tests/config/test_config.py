@@ -232,7 +232,7 @@ def test_missing_keys_are_told_where_they_belong(file: Path) -> None:
         ),
         (
             "objective: {name: epsilon, shift: 3}",
-            "run.yaml:9: objective.shift is not an option here; docs/options.md lists where it belongs",
+            "run.yaml:9: objective.shift is not an option here; there is objective.shift of flow_matching",
         ),
         ("qqqq: 1", "run.yaml:9: qqqq is not an option; `omnitune init` and docs/config.md list the options"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,7 +83,7 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", broken)
+    monkeypatch.setattr("safetensors.torch.save_file", broken)
     store = Store(tmp_path / "text")
     store.add("key", entry(1))
     with pytest.raises(OSError, match="No space left"):
@@ -471,7 +472,7 @@ def test_a_signal_while_encoding_costs_nothing_that_is_encoded(
     handlers: None,
     signals: list[signal.Signals],
 ) -> None:
-    add, save, left = Store.add, cache.save_file, list(signals)
+    add, save, left = Store.add, safetensors.torch.save_file, list(signals)
 
     def signalled(*given: Any) -> None:
         add(*given)
@@ -484,7 +485,7 @@ def test_a_signal_while_encoding_costs_nothing_that_is_encoded(
             os.kill(os.getpid(), left.pop(0))
 
     monkeypatch.setattr(Store, "add", signalled)
-    monkeypatch.setattr(cache, "save_file", interrupted)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupted)
     assert main(["cache", "run.yaml"]) == 75
     assert left == []
     monkeypatch.setattr(Store, "add", add)

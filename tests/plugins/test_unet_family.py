@@ -1,8 +1,10 @@
 """A family with a UNet core, from outside the package: Stable Diffusion 1.5."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -202,3 +204,21 @@ def test_init_models_and_samples_know_the_family(
     out, _ = trained(run_on(model, tmp_path), monkeypatch, tmp_path)
     (made,) = sample(SampleRequest(folder=out, prompts=["rocket"], size="32x32", steps=2)).samples
     assert made.shape == (1, 32, 32, 3)
+    away = SampleRequest(out, prompts=["rocket"], negative_prompt="a red cake", size="32x32", steps=2)
+    assert not np.array_equal(sample(away).samples[0], made)
+
+
+class Mine(StableDiffusion):
+    variants: ClassVar[Mapping[str, str]] = {**StableDiffusion.variants, "mine": "me/my-model"}
+
+
+class Unknown(StableDiffusion):
+    variants: ClassVar[Mapping[str, str]] = {"mine": "me/my-model"}
+
+
+def test_init_starts_from_any_variant_with_the_settings_that_are_known() -> None:
+    name = f"{__name__}:Mine"
+    first, mine = (init(InitRequest(name, variant)) for variant in ("1.5", "mine"))
+    assert mine == first.replace(StableDiffusion.variants["1.5"], "me/my-model")
+    with pytest.raises(UserError, match=r"write me--my-model\.json with defaults"):
+        init(InitRequest(f"{__name__}:Unknown"))

@@ -1,15 +1,16 @@
 """Captioned items with their buckets, and what stages and conditions are given of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...batch import Batch
 from ...errors import Mistakes, UserError
 from ...files import Hashes, digest
+from ...lazily import torch
 from ...random import Draw
 from ..columns import Digests, Repeated, Texts
 from ..dataset import Inputs
@@ -19,6 +20,9 @@ from ..view import View
 from . import crops
 from .crops import Clips
 from .item import Items
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEDIA = ("pixels", "first_frame", "last_frame")
 """What every item brings: all frames that are shown of it, or one of them."""

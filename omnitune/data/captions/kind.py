@@ -1,6 +1,6 @@
 """Captioned pictures and clips: how a run states them, and what they are for its model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,11 +12,12 @@ from .. import buckets
 from ..buckets import Buckets
 from ..dataset import Index
 from ..sizes import Bucket, TakesSizes
+from ..sources import Findings
 from .crops import Clips
 from .index import MEDIA, CaptionDataset, CaptionIndex, assign_buckets
 from .item import CaptionSource, Items
 from .lists import LineLists
-from .scan import scan
+from .scan import scan, scan_sound
 from .sources import Folder
 
 if TYPE_CHECKING:
@@ -50,14 +51,26 @@ class CaptionData:
         if self.sizes is not None:
             family.fit_sizes(self.sizes)
 
-    def index(self, hashes: Hashes, mistakes: Mistakes) -> CaptionIndex:
-        with mistakes.noted():
-            found = scan(self.data.sources, Path.cwd(), hashes)
-            if self.sizes is not None:
+    def index(
+        self, hashes: Hashes, mistakes: Mistakes, look: Callable[[Index], None] | None = None
+    ) -> CaptionIndex:
+        findings = Findings()
+        found = scan_sound(self.data.sources, Path.cwd(), hashes, findings)
+        mistakes.errors += map(UserError, findings.mistakes)
+        placed: CaptionIndex | None = None
+        if self.sizes is not None and (found.items or not findings.mistakes):
+            with mistakes.noted():
                 placed = assign_buckets(found, self.sizes, self.data)
-                self._check_media(found.items)
-        mistakes.raise_all()
-        return replace(placed, notes=[*self.notes, *placed.notes]).hashed(hashes)
+                if not findings.mistakes:
+                    self._check_media(found.items)
+        if placed is None or look is None:
+            mistakes.raise_all()
+        assert placed is not None, self.sizes
+        index = replace(placed, notes=[*self.notes, *placed.notes]).hashed(hashes)
+        if look is not None:
+            look(index)
+            mistakes.raise_all()
+        return index
 
     def _check_media(self, items: Items) -> None:
         """Raise UserError for items that lack a medium which stages need, and note those that none needs."""

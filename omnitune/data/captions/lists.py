@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ...errors import UserError
-from ...options import option
+from ...options import check_ranges, option
 from ..json_items import read_text
 from ..sources import Findings, wrong_file
 from .item import Item
@@ -35,8 +35,13 @@ class LineLists(FolderSource):
     """
     lists: dict[str, Path] = field(default_factory=dict)
     """Lists of further files of a sample, by what stages call them: `{control: controls.txt}`."""
+    trigger: str | None = None
+    """Words that are put before each caption, with a comma."""
+    repeats: int = 1
+    """How often an epoch holds each file; what the cache holds of it is shared."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, repeats="[1, inf)")
         if "first_frame" in self.lists:
             raise ValueError("lists.first_frame is what images names; give that list as images")
 
@@ -66,7 +71,7 @@ class LineLists(FolderSource):
             for i, (caption, file) in enumerate(zip(captions.lines, files, strict=True)):
                 if caption and file:
                     own = {key: named for key, column in brought.items() if (named := column[i])}
-                    yield self.item(base, file, caption, media.where(i), own)
+                    yield from self.stated(base, file, caption, media.where(i), own)
 
     def _further(self, root: Path) -> dict[str, Path]:
         """Medium -> the list of its files."""

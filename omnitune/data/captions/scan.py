@@ -21,6 +21,14 @@ def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Ite
     `memo` remembers what files hold: one that did not change is not opened again.
     """
     findings = Findings()
+    found = scan_sound(sources, base, memo, findings)
+    if findings.mistakes:
+        raise UserError("\n".join(findings.mistakes))
+    return found
+
+
+def scan_sound(sources: Sequence[CaptionSource], base: Path, memo: Hashes, findings: Findings) -> Scan[Items]:
+    """Read what is right of all sources; what is wrong is added to `findings`."""
     for source in sources:
         if isinstance(source.brings, str) or not all(map(str.isidentifier, source.brings)):
             raise UserError(f"data.sources: {source} brings {source.brings!r}; give a list of names of media")
@@ -39,8 +47,6 @@ def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Ite
             for item in _probed(source, base, chunk, findings, memo):
                 items.append(number, item)
     findings.mistakes += shared_ids(sources, items.ids, items.source_numbers, items.wheres)
-    if findings.mistakes:
-        raise UserError("\n".join(findings.mistakes))
     return Scan(items, findings.notes)
 
 

@@ -1,6 +1,6 @@
 """Conversations: how a run states them, and what they are for its model: tokens of its own template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
@@ -42,16 +42,22 @@ class ConversationData:
         """Have questions asked as they are learned; no weights depend on the sizes of pictures."""
         cast("Responder", family).asked_as = self.data
 
-    def index(self, hashes: Hashes, mistakes: Mistakes) -> ConversationIndex:
+    def index(
+        self, hashes: Hashes, mistakes: Mistakes, look: Callable[[Index], None] | None = None
+    ) -> ConversationIndex:
         with mistakes.noted():
             found = scan(self.data.sources, Path.cwd(), hashes)
         with mistakes.noted():
             tokens = self.tokens
         mistakes.raise_all()
-        return make_rows(
+        index = make_rows(
             found.items, tokens, hashes, notes=found.notes, where="data.sources",
             packing=self.data.max_length if self.data.packing else None, by_length=self.data.group_by_length,
         )  # fmt: skip
+        if look is not None:
+            look(index)
+            mistakes.raise_all()
+        return index
 
     @cached_property
     def tokens(self) -> Tokens:

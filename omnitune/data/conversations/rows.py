@@ -1,23 +1,27 @@
 """Rows of tokens made of conversations: which are kept, which share a row, what stages are given of them."""
 
+from __future__ import annotations
+
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...batch import Batch
 from ...errors import UserError
 from ...files import File, Hashes, digest
+from ...lazily import torch
 from ..columns import Objects, Repeated
 from ..dataset import Inputs
 from ..sizes import AnyBucket
 from ..sources import counted, listed
 from .conversation import Conversation, Media, Message
 from .tokens import ENDED, REASON, SHRUNK, THOUGHTS, Tokens, key_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLANK, BLANK_SIDE = Path(__file__).parents[2] / "assets" / "blank.png", 64
 

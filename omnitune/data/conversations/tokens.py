@@ -1,17 +1,20 @@
 """Conversations as tokens and labels, kept on disk."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import Mistakes
 from ...files import Hashes, digest, writable
+from ...lazily import torch
 from ..cache import Store
 from .conversation import Conversation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHRUNK = "shape.shrunk"
 """How many pictures and clips of an item were made smaller to fit."""

@@ -161,7 +161,7 @@ def test_every_mistake_of_a_jsonl_is_told_with_its_line(make, tmp_path):
         '{"file_name": "gone.png", "caption": "words"}',
         '{"file_name": "./a.png", "caption": "again"}',
         '{"file_name": "a.png", "captoin": "words"}',
-        '{"file": 1, "caption": "words"}',
+        '{"fle_name": 1, "caption": "words"}',
         '{"file_name": "a.png", "caption": "  "}',
         '{"file_name": "a.png", "caption": "one", "text": "two"}',
         '{"file_name": "a.png", "caption": null}',
@@ -181,22 +181,22 @@ def test_every_mistake_of_a_jsonl_is_told_with_its_line(make, tmp_path):
         f"{at}:5: file_name 'a.png' is also on line 1; keep one",
         f"{at}:6: 'captoin' is not a column; did you mean caption?",
         f"{at}:6: the caption is missing; add one of caption, text, prompt",
-        f"{at}:7: 'file' is not a column; did you mean file_name?",
+        f"{at}:7: 'fle_name' is not a column; did you mean file_name?",
         f"{at}:7: file_name is missing; add it, relative to the folder",
         f"{at}:8: the caption of 'a.png' is blank; write one or remove the line",
         f"{at}:9: caption and text are both captions; keep one",
         f"{at}:10: caption is None, not text",
         f"{at}:11: file_name '../a.png' leaves the folder; move the file into it",
         f"{at}:12: file_name 'x.avi' is not one of gif jpeg jpg mkv mov mp4 png webm webp; convert it",
-        f"{at}:13: 'mask' is not a column; remove it, or rename it to file_name or caption",
+        f"{at}:13: file_name 'a.png' is also on line 1; keep one",
     ]
     assert found[-1].startswith(f"{at}:14: file_name 'nnn")
 
 
 def test_wrong_columns_of_a_csv_are_told_once(make, tmp_path):
-    make.text("set/metadata.csv", "file,caption\na.png,words\nb.png,words\n")
+    make.text("set/metadata.csv", "fle_name,caption\na.png,words\nb.png,words\n")
     assert mistakes(tmp_path, "set") == [
-        "set/metadata.csv:1: 'file' is not a column; did you mean file_name?",
+        "set/metadata.csv:1: 'fle_name' is not a column; did you mean file_name?",
         "set/metadata.csv:1: file_name is missing; add it, relative to the folder",
     ]
 

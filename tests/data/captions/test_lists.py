@@ -215,7 +215,7 @@ def test_a_run_states_sources_of_both_kinds(tmp_path: Path) -> None:
         ("data.sources.1.image=a.txt", "data.sources.1.image is not an option; did you mean images?"),
         (
             "data.sources.0.captions=a.txt",
-            "data.sources.0.captions is not an option here; docs/options.md lists where it belongs",
+            "data.sources.0.captions is not an option here; there is data.sources.captions of line_lists",
         ),
         ("data.sources.1={name: line_lists}", "data.sources.1.path is missing"),
     ],
