@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,8 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnitune.data import media
-from omnitune.data.media import Probe, iter_frames, probe, read_frames, read_image, write_image, write_video
+from omnitune.data.media import (
+    Probe,
+    films,
+    iter_frames,
+    probe,
+    read_frames,
+    read_image,
+    write_image,
+    write_video,
+)
 from omnitune.errors import UserError
 
 ZOO = {
@@ -29,7 +38,7 @@ ZOO = {
 @pytest.mark.parametrize("name", ZOO)
 def test_films_are_probed_and_read_by_presentation_order(make, shown, name):
     path = make.clip(name, **ZOO[name])
-    assert probe(path) == Probe("video", 48, 32, 40, 24.0)
+    assert replace(probe(path), revision="") == Probe("video", 48, 32, 40, 24.0)
     for wanted in ([0], [39], [5, 6, 7, 30], list(range(40)), [11, 12, 13], [20, 3, 3, 39]):
         assert shown(read_frames(path, wanted)) == wanted
 
@@ -68,7 +77,7 @@ def test_reordered_frames_are_decoded_from_their_key_frame_too(make, name, monke
 def decoded_for(path, indices, monkeypatch):
     """Which frames the decoder gave while these were read."""
     times = sorted(packet.pts for packet in packets_of(path))
-    decoded, plain = [], media._decoded
+    decoded, plain = [], films._Film.decoded
 
     def counting(*args):
         for frame in plain(*args):
@@ -76,7 +85,7 @@ def decoded_for(path, indices, monkeypatch):
             yield frame
 
     with monkeypatch.context() as patch:
-        patch.setattr(media, "_decoded", counting)
+        patch.setattr(films._Film, "decoded", counting)
         read_frames(path, indices)
     return decoded
 
