@@ -9,10 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
 from ...files import File, Openable, atomic
 from . import films, pictures
-from .probe import Probe, suffix
+from .probe import Probe, suffix, unreadable
 
 if TYPE_CHECKING:
     from .probe import Pixels
@@ -90,7 +89,7 @@ def _holds_film(file: Openable) -> bool:
         with file.open() as stream:
             start = stream.read(16)
     except OSError as error:
-        raise UserError(f"{file.name}: cannot be read ({error.strerror}); replace it or remove it") from error
+        raise unreadable(file, error) from error
     if start.startswith(FILM_STARTS) or start[8:12] == b"AVI ":
         return True
     if start.startswith(PICTURE_STARTS) or start[8:12] == b"WEBP":

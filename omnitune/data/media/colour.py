@@ -49,7 +49,7 @@ def colours_of(image: Any, chunks: dict[bytes, bytes]) -> Colours:
     if embedded := image.info.get("icc_profile"):
         return Colours(embedded)
     if b"sRGB" in chunks or b"gAMA" not in chunks:
-        return Colours(None, _named_adobe(image))
+        return Colours(None)
     gamma, white_first = image.info["gamma"], image.info.get("chromaticity")
     if white_first is None and abs(gamma - 0.45455) < 1e-3:
         return Colours(None)  # writers state it who mean sRGB, and viewers take it so
@@ -67,12 +67,6 @@ def _coded(chunk: bytes) -> Colours:
     if primaries not in PRIMARIES or curve not in CURVES or chunk[2:4] != b"\0\1":
         return Colours(None, f"of colours that are not converted (cICP {chunk.hex(' ')}), shown as sRGB")
     return Colours(matrix_profile(PRIMARIES[primaries], CURVES[curve]))
-
-
-def _named_adobe(image: Any) -> str | None:
-    """Cameras may name Adobe RGB in EXIF alone, which viewers pass over."""
-    named = image.getexif().get_ifd(0xA005).get(1) == "R03"
-    return "named Adobe RGB in EXIF but without a profile, shown as sRGB" if named else None
 
 
 def to_srgb(image: Any, profile: bytes) -> Any | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EIO, EPERM
 from fractions import Fraction
 from itertools import chain, pairwise
 from math import atan2, degrees, hypot
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...files import Openable
-from .probe import REVISION, Probe, timed
+from .probe import MACHINE_ERRORS, REVISION, Probe, timed, unreadable
 
 if TYPE_CHECKING:
     from .probe import Pixels
@@ -71,6 +72,8 @@ class _Film:
         stream = container.streams.best("video")
         if stream is None:
             raise UserError(f"{name}: holds no video stream; replace it or remove it")
+        if stream.codec_context is None:
+            raise UserError(f"{name}: is of a codec that FFmpeg cannot decode; write it anew as h264")
         self.name, self.container, self.stream = name, container, stream
         self.codec = stream.codec_context.name
         self.graphs: dict[object, Any] = {}
@@ -87,7 +90,14 @@ class _Film:
 
     def packets(self) -> Iterator[Any]:
         """Packets that hold something; an empty one ends the stream, or repeats a frame."""
-        return (packet for packet in self.container.demux(self.stream) if packet.size)
+        for packet in self.container.demux(self.stream):
+            if packet.is_corrupt:
+                raise UserError(
+                    f"{self.name}: is cut short within the packet at byte {packet.pos}; "
+                    "copy it again or remove it"
+                )
+            if packet.size:
+                yield packet
 
     def decoded(self, key: _Key | None = None) -> Iterator[Any]:
         """Decode from a key frame on; from the start by default."""
@@ -128,8 +138,10 @@ class _Film:
         for packet in self.packets():
             if self.untimed or packet.pts is None or self._undecided(packet):
                 return self._decoded_timeline()
-            # No later packet is shown before it is decoded: what comes before this time is complete.
-            if last is not None and len(times) > last and packet.dts is not None and packet.dts > times[last]:
+            # No later packet is shown before it is decoded: what comes before this time is complete. Unless
+            # the film is cut out of a longer one, of whose first frames some will go.
+            certain = last is not None and len(times) > last and times[0] >= keys[0].pts
+            if certain and packet.dts is not None and packet.dts > times[last or 0]:
                 break
             if packet.is_keyframe or not keys:  # the first is where decoding starts, whatever it is
                 keys.append(_Key(packet.pts, packet.pts if packet.dts is None else packet.dts))
@@ -286,9 +298,12 @@ def _opened(file: Openable) -> Iterator[_Film]:
         with file.open() as opened, av.open(opened, metadata_errors="replace") as container:
             yield _Film(file.name, container)
     except (av.FFmpegError, OSError) as error:
-        raise UserError(
-            f"{file.name}: cannot be read as a video ({error.strerror}); replace it or remove it"
-        ) from error
+        if not isinstance(error, av.FFmpegError) and error.errno in MACHINE_ERRORS:
+            raise unreadable(file, error) from error
+        # FFmpeg takes numbers of the system for what is no failure of it: a header cut short, say.
+        cause = "it is damaged or cut short" if error.errno in (EIO, EPERM) else error.strerror
+        problem = f"cannot be read as a video ({cause}); replace it or remove it"
+        raise UserError(f"{file.name}: {problem}") from error
 
 
 def probe(file: Openable) -> Probe:

@@ -13,7 +13,7 @@ from ...errors import MachineError, UserError
 from ...files import Openable
 from . import films
 from .colour import colours_of, effect, to_srgb
-from .probe import REVISION, Probe, timed
+from .probe import REVISION, Probe, timed, unreadable
 
 if TYPE_CHECKING:
     from .probe import Pixels
@@ -35,11 +35,15 @@ def probe(file: Openable) -> Probe:
     """Find what a picture or animation is, without decoding it."""
     with _opened(file) as image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION) in TURNED:
+        chunks = _chunks(file)
+        exif = _exif(image, chunks)
+        if exif.get(ORIENTATION) in TURNED:
             width, height = height, width
         num_frames = getattr(image, "n_frames", 1)
         kind = image.format
-        notes, revision = _display(image, _chunks(file))
+        notes, revision = _display(image, chunks)
+        if exif.get_ifd(0xA005).get(1) == "R03" and "icc_profile" not in image.info:
+            notes.append("named Adobe RGB in EXIF but without a profile, shown as sRGB, as viewers do")
     if num_frames == 1 or kind not in ANIMATIONS:
         # Phones write jpegs with a second picture inside (MPO), which no viewer shows.
         if num_frames > 1 and kind != "MPO":
@@ -95,6 +99,8 @@ def _opened(file: Openable) -> Iterator[Any]:
     except MemoryError as error:
         raise MachineError(f"{file.name}: does not fit into memory; scale it down or free some") from error
     except PILLOW_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not Pillow's
+            raise unreadable(file, error) from error
         if "MAX_TEXT" in str(error):
             limit = f"{MOST_TEXT >> 20} MiB of text or profile, more than are read; save it without"
             raise UserError(f"{file.name}: holds over {limit}") from error
@@ -102,16 +108,26 @@ def _opened(file: Openable) -> Iterator[Any]:
 
 
 def _chunks(file: Openable) -> dict[bytes, bytes]:
-    """The chunks of a png in front of its pixels, of long ones the first bytes; none of another file."""
+    """The chunks of a png, of long ones the first bytes; those behind its pixels are called `late ...`."""
     found: dict[bytes, bytes] = {}
     with file.open() as stream:
         if stream.read(8) != b"\x89PNG\r\n\x1a\n":
             return found
-        while len(header := stream.read(8)) == 8 and header[4:] != b"IDAT":
-            size = int.from_bytes(header[:4])
-            found[header[4:]] = stream.read(min(size, 32))
-            stream.seek(size - len(found[header[4:]]) + 4, os.SEEK_CUR)
+        late = b""
+        while len(header := stream.read(8)) == 8:
+            size, name = int.from_bytes(header[:4]), header[4:]
+            late = b"late " if late or name == b"IDAT" else b""
+            found[late + name] = stream.read(min(size, 32))
+            stream.seek(size - len(found[late + name]) + 4, os.SEEK_CUR)
     return found
+
+
+def _exif(image: Any, chunks: dict[bytes, bytes]) -> Any:
+    """What is said in EXIF. Pillow decodes every png for it, as it may follow the pixels: few do."""
+    from PIL import Image
+
+    behind = any(b"late " + name in chunks for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
+    return Image.Image.getexif(image) if chunks and not behind else image.getexif()
 
 
 def _webp_durations(file: Openable) -> list[int]:

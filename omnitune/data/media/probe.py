@@ -1,5 +1,6 @@
 """What a picture or clip is, found without decoding its frames."""
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from ...errors import MachineError, UserError
 from ...files import Openable
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+MACHINE_ERRORS = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 REVISION = "1"
 """Part of the keys of files that were once shown in another way; another number when they change again."""
 
@@ -60,3 +63,10 @@ def timed(times: Sequence[Fraction], rate: Fraction) -> tuple[float, tuple[float
     if times[-1] == 0 or all(abs(time * rate - index) < Fraction(1, 2) for index, time in enumerate(times)):
         return float(rate), ()
     return float((len(times) - 1) / times[-1]), tuple(map(float, times))
+
+
+def unreadable(file: Openable, error: OSError) -> MachineError | UserError:
+    """Tell a file that is not readable from a machine that cannot read."""
+    if error.errno in MACHINE_ERRORS:
+        return MachineError(f"{file.name}: cannot be read ({error.strerror})")
+    return UserError(f"{file.name}: cannot be read ({error.strerror}); replace it or remove it")
