@@ -14,14 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import UserError
-from ..files import File, Hashes, Openable, Version
+from ..files import File, Hashes, Openable, Version, digest
 from . import media
 from .json_items import half_character
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT", covariant=True)
 
-PROBE = "probe 1"
+PROBE = "probe 2"
 """The name by which probes are remembered; another number when probing comes to find something else."""
 CHUNK = 1024
 """Items that are held in memory at once, to be probed together."""
@@ -33,6 +33,18 @@ class Findings:
 
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    """What is said of files, as `3 files are ...` goes on -> the files."""
+
+    def remark(self, file: str, probe: media.Probe) -> None:
+        """Keep the notes on a file, to be told once for all files that they are true of."""
+        for note in probe.notes:
+            self.remarks.setdefault(note, []).append(file)
+
+    def told(self) -> list[str]:
+        """All notes, one line each."""
+        found = self.remarks.items()
+        return [*self.notes, *(f"{counted(files, 'file')} {note}: {listed(files)}" for note, files in found)]
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -110,6 +122,15 @@ def probe_all(
             if isinstance(probe, media.Probe):
                 memo.remember(PROBE, version, probe.text())
     return found
+
+
+def shown_hash(file: Openable, hashes: Hashes) -> str:
+    """Hash what is shown of a file: its bytes, and how they are shown where that was once another way."""
+    version = file.version()
+    known = hashes.recall(PROBE, version)
+    revision = (media.Probe.parse(known) if known else media.probe(file)).revision
+    content = hashes.of(file)
+    return digest(content, revision) if revision else content
 
 
 def _probe(file: Openable) -> media.Probe | UserError:

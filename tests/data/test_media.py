@@ -1,16 +1,29 @@
+import errno
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from omnitune.data import media
-from omnitune.data.media import Probe, iter_frames, probe, read_frames, read_image, write_image, write_video
-from omnitune.errors import UserError
+from omnitune.data.media import (
+    Probe,
+    films,
+    iter_frames,
+    pictures,
+    probe,
+    read_frames,
+    read_image,
+    write_image,
+    write_video,
+)
+from omnitune.errors import MachineError, UserError
+from omnitune.files import File
 
 ZOO = {
     "h264.mp4": {},
@@ -29,7 +42,7 @@ ZOO = {
 @pytest.mark.parametrize("name", ZOO)
 def test_films_are_probed_and_read_by_presentation_order(make, shown, name):
     path = make.clip(name, **ZOO[name])
-    assert probe(path) == Probe("video", 48, 32, 40, 24.0)
+    assert replace(probe(path), revision="") == Probe("video", 48, 32, 40, 24.0)
     for wanted in ([0], [39], [5, 6, 7, 30], list(range(40)), [11, 12, 13], [20, 3, 3, 39]):
         assert shown(read_frames(path, wanted)) == wanted
 
@@ -68,7 +81,7 @@ def test_reordered_frames_are_decoded_from_their_key_frame_too(make, name, monke
 def decoded_for(path, indices, monkeypatch):
     """Which frames the decoder gave while these were read."""
     times = sorted(packet.pts for packet in packets_of(path))
-    decoded, plain = [], media._decoded
+    decoded, plain = [], films._Film.decoded
 
     def counting(*args):
         for frame in plain(*args):
@@ -76,7 +89,7 @@ def decoded_for(path, indices, monkeypatch):
             yield frame
 
     with monkeypatch.context() as patch:
-        patch.setattr(media, "_decoded", counting)
+        patch.setattr(films._Film, "decoded", counting)
         read_frames(path, indices)
     return decoded
 
@@ -340,3 +353,70 @@ def test_frames_of_one_time_are_read_each(make, shown, codec, key_every):
     assert shown(read_frames(path, list(range(15)))) == list(range(15))
     for one in range(15):
         assert shown(read_frames(path, [one])) == [one]
+
+
+@pytest.mark.parametrize("made", ["jpg", "png", "gif", "webp", "mp4", "webm"])
+@pytest.mark.parametrize("named", ["jpg", "png", "gif", "webp", "mp4", "webm"])
+def test_contents_decide_and_names_only_let_in(make, made, named):
+    name = f"a.{made}"
+    if made in ("mp4", "webm"):
+        path = make.clip(name, frames=6, codec="libvpx-vp9" if made == "webm" else "libx264")
+    else:
+        path = make.animation(name) if made in ("gif", "webp") else make.image(name)
+    found, frame = probe(path), read_frames(path, [0])
+    path = path.rename(path.with_suffix(f".{named}"))
+    assert probe(path) == found
+    assert (read_frames(path, [0]) == frame).all()
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+def test_other_pictures_under_the_name_of_a_known_one_are_read(make, kind):
+    path = make.path("a.png")
+    Image.fromarray(np.full((8, 12, 3), 90, np.uint8)).save(path, format=kind)
+    assert probe(path) == Probe("image", 12, 8, 1, 0.0)
+    assert np.abs(read_image(path).astype(int) - 90).max() <= 2
+
+
+def test_text_and_pixels_beyond_what_pillow_is_let_read_are_told_as_its_limit(make, monkeypatch):
+    path = make.path("text.png")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * (3 << 20), zip=True)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+    assert probe(path).width == 8
+    monkeypatch.setattr(pictures, "MOST_TEXT", 1 << 20)
+    with pytest.raises(UserError, match=r"text\.png: holds over 1 MiB of text or profile.*save it without"):
+        read_image(path)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 40)
+    with pytest.raises(UserError, match=r"large\.png: is larger than the 40 pixels that are read at most"):
+        probe(make.image("large.png"))
+
+
+def test_a_picture_of_200_million_pixels_is_probed_without_a_warning(make, recwarn):
+    path = make.image("large.png", height=1, width=1)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (16000).to_bytes(4) + (12500).to_bytes(4)
+    content[29:33] = crc32(content[12:29]).to_bytes(4)
+    path.write_bytes(content)
+    assert (probe(path).width, len(recwarn)) == (16000, 0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_failures_of_the_machine_are_not_the_file_s(make, name):
+    class Failing(File):
+        def open(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(MachineError, match=rf"{name}: cannot be read \(Input/output error\)"):
+        probe(Failing(make.path(name)))
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_is_obeyed(make):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = make.image("turned.png", exif=exif).read_bytes()
+    start = content.index(b"eXIf") - 4
+    chunk = content[start : start + 12 + int.from_bytes(content[start : start + 4])]
+    path = make.path("late.png")
+    path.write_bytes(content.replace(chunk, b"").replace(b"\0\0\0\0IEND", chunk + b"\0\0\0\0IEND"))
+    assert (probe(path).width, probe(path).height) == (8, 12)
+    assert read_image(path).shape == (1, 12, 8, 3)

@@ -14,7 +14,7 @@ from ...options import option
 from .. import media
 from ..buckets import nearest_bucket
 from ..sizes import Bucket
-from ..sources import counted
+from ..sources import counted, listed
 from ..view import Crop, View
 from .item import Item
 
@@ -40,6 +40,8 @@ class Clips:
     """Which part of a frame whose shape is not the bucket's is shown."""
 
 
+MOST_ENLARGED, LEAST_SHOWN = 2, 0.5
+"""How often a side may be as long as in the file, and how much of the area has to be seen, without a note."""
 Chance = Callable[[str], float]
 """Gives a number in [0, 1) for a purpose; `Draw.row` is one."""
 
@@ -83,7 +85,7 @@ def place(items: Sequence[Item], buckets: Sequence[Bucket], clips: Clips) -> Pla
             count = max(count, least)
         places = single if item.kind == "image" else buckets
         homes.append(None if item.id in left_out else _home(item, count, places))
-    return Placement(homes, _notes(items, short, least, clips))
+    return Placement(homes, [*_notes(items, short, least, clips), *_poor_fits(items, homes)])
 
 
 def num_frames_at(item: Item, fps: float | None) -> int:
@@ -234,6 +236,27 @@ def _too_short(short: Sequence[Item], least: int, clips: Clips) -> str:
     else:
         out = f"set it to skip, loop, hold or shorter, or put a smaller count into {frames}"
     return f"data.short: {clips.short}: {counted(short, 'clip')} too short for {frames}; {out}:{lines}"
+
+
+def _poor_fits(items: Sequence[Item], homes: Sequence[Bucket | None]) -> list[str]:
+    """Name the items of which little is shown, or more than they hold."""
+    enlarged, cut = [], []
+    for item, bucket in zip(items, homes, strict=True):
+        if bucket is None:
+            continue
+        scale = max(bucket.height / item.height, bucket.width / item.width)
+        if scale > MOST_ENLARGED:
+            enlarged.append(item.id)
+        if bucket.height * bucket.width < LEAST_SHOWN * scale**2 * item.height * item.width:
+            cut.append(item.id)
+    notes = []
+    if enlarged:
+        much = f"enlarged more than {MOST_ENLARGED} times; give larger files, or smaller data.buckets"
+        notes.append(f"{counted(enlarged, 'sample')} {much}: {listed(enlarged)}")
+    if cut:
+        much = f"cropped to less than {LEAST_SHOWN:.0%}; crop them yourself, or add a bucket of their shape"
+        notes.append(f"{counted(cut, 'sample')} {much}: {listed(cut)}")
+    return notes
 
 
 def _notes(items: Sequence[Item], short: Sequence[Item], least: int, clips: Clips) -> list[str]:

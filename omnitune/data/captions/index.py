@@ -15,7 +15,7 @@ from ...random import Draw
 from ..columns import Digests, Repeated, Texts
 from ..dataset import Inputs
 from ..sizes import AnyBucket, Bucket
-from ..sources import Scan, counted, listed
+from ..sources import Scan, counted, listed, shown_hash
 from ..view import View
 from . import crops
 from .crops import Clips
@@ -76,7 +76,7 @@ class CaptionIndex:
 
         def of_all(medium: str) -> Iterator[str]:
             files = items.files if medium == "pixels" else items.media[medium]
-            return (hashes.of(items.open(i, medium)) if files[i] else "" for i in range(len(items)))
+            return (shown_hash(items.open(i, medium), hashes) if files[i] else "" for i in range(len(items)))
 
         return replace(self, hashes={name: Digests(of_all(name)) for name in ("pixels", *items.media)})
 

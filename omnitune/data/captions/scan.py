@@ -1,7 +1,7 @@
 """Read sources of captioned pictures and clips into columns: probed, checked, nothing decoded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from .item import CaptionSource, Item, Items
 
 PROPER = ("pixels", "last_frame", "caption", "media")
 """Names that a medium of a source cannot have: these are the sample's own."""
+
+
+PROBED = ("kind", "width", "height", "num_frames", "fps", "times")
+"""What an item has of its probe."""
 
 
 def scan(sources: Sequence[CaptionSource], base: Path, memo: Hashes) -> Scan[Items]:
@@ -47,7 +51,7 @@ def scan_sound(sources: Sequence[CaptionSource], base: Path, memo: Hashes, findi
             for item in _probed(source, base, chunk, findings, memo):
                 items.append(number, item)
     findings.mistakes += shared_ids(sources, items.ids, items.source_numbers, items.wheres)
-    return Scan(items, findings.notes)
+    return Scan(items, findings.told())
 
 
 def _probed(
@@ -64,10 +68,14 @@ def _probed(
             if isinstance(probe, UserError):
                 mistakes.append(str(probe))
             else:
-                item = replace(item, **asdict(probe))
+                findings.remark(item.id, probe)
+                item = replace(item, **{name: getattr(probe, name) for name in PROBED})
         for name, file in item.media.items():
             assert name in source.brings, (str(source), name)
-            if problem := _wrong_medium(item, name, file, found[file]):
+            medium = found[file]
+            if isinstance(medium, Probe):
+                findings.remark(file, medium)
+            if problem := _wrong_medium(item, name, file, medium):
                 mistakes.append(f"{name} {problem}")
         findings.mistakes += [f"{item.where}: {mistake}" for mistake in mistakes]
         if not mistakes:

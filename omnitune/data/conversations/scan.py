@@ -41,6 +41,9 @@ def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes
             for chunk in chunked(source.items(base, findings)):
                 names = [file for parsed in chunk for named in parsed.named for file in named.files]
                 files = _Files(names, partial(source.open, base), memo)
+                for file, probe in files.found.items():
+                    if isinstance(probe, Probe):
+                        findings.remark(file, probe)
                 items += [one for parsed in chunk if (one := _conversation(parsed, files))]
                 numbers += [number] * (len(items) - len(numbers))
                 findings.mistakes += [f"{one.where}: {problem}" for one in chunk for problem in one.problems]
@@ -49,7 +52,7 @@ def scan(sources: Sequence[Source[ParsedConversation]], base: Path, memo: Hashes
     )
     if findings.mistakes:
         raise UserError("\n".join(map(readable, findings.mistakes)))
-    return Scan(items, [*findings.notes, *_shown_by_answers(items)])
+    return Scan(items, [*findings.told(), *_shown_by_answers(items)])
 
 
 def _shown_by_answers(items: Sequence[Conversation]) -> list[str]:

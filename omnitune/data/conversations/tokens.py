@@ -11,6 +11,7 @@ from ...errors import Mistakes
 from ...files import Hashes, digest, writable
 from ...lazily import torch
 from ..cache import Store
+from ..sources import shown_hash
 from .conversation import Conversation
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ def key_of(conversation: Conversation, hashes: Hashes) -> str:
     """A hash of what a conversation says and shows, wherever it lies."""
     parts: list[str] = [repr(conversation.tools)]
     for message in conversation.messages:
-        said = [p if isinstance(p, str) else (p.kind, *hashes.of_all(p.files)) for p in message.parts]
+        said = [
+            part if isinstance(part, str) else (part.kind, *(shown_hash(file, hashes) for file in part.files))
+            for part in message.parts
+        ]
         parts.append(repr((message.role, said, message.train, message.tool_calls)))
     return digest(*parts)
