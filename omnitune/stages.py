@@ -38,10 +38,12 @@ class Stage:
     def __call__(self, batch: Batch, draw: "Draw") -> Batch:
         """Run it. Raises UserError for a stage of another package that does not give what it states."""
         given: Any = self.run(batch, draw)
-        if not isinstance(given, dict) or (lacking := set(self.gives) - given.keys()):
-            told = f"no {min(lacking)}" if isinstance(given, dict) else f"{type(given).__name__}, not a dict"
+        if not isinstance(given, dict):
+            raise UserError(f"conditions: stage {self.name} gives {type(given).__name__}, not a dict")
+        # It may leave some of `gives` out, a mask where there is none; another name in its place is a slip.
+        if (strange := given.keys() - self.gives) and set(self.gives) - given.keys():
             raise UserError(
-                f"conditions: stage {self.name} states that it gives {self.gives} and gives {told}"
+                f"conditions: stage {self.name} states that it gives {self.gives} and gives {min(strange)}"
             )
         return given
 

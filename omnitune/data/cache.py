@@ -83,7 +83,11 @@ class Store:
 
     def read(self, key: str) -> dict[str, Tensor]:
         shard = self._shard_of(key)
-        assert shard is not None, f"{self.folder} does not hold {key}"
+        if shard is None:
+            raise UserError(
+                f"data.cache: {self.folder} does not hold {key}: the model or the data changed, or did not "
+                "give the same twice, after it was filled; start again, and fetch the model again if it stays"
+            )
         try:
             return self._open(shard).read(key)
         except (SafetensorError, OSError) as error:

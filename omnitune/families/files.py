@@ -148,6 +148,17 @@ def _is_hub_id(path: str) -> bool:
 
 
 @contextmanager
+def panics_raised() -> Iterator[None]:
+    """Raise the panic of a library written in Rust, whose class is no Exception, as a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its module cannot be imported
+            raise
+        raise RuntimeError(str(error)) from error
+
+
+@contextmanager
 def blamed(
     key: str, file: Path | str, kinds: tuple[type[Exception], ...] = (*DAMAGE, Exception)
 ) -> Iterator[None]:
@@ -156,7 +167,8 @@ def blamed(
     `Exception` among the kinds is that itself, which tokenizers raise, and nothing derived from it.
     """
     try:
-        yield
+        with panics_raised():
+            yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:

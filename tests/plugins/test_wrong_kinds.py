@@ -173,13 +173,16 @@ def test_conditions_that_cannot_act(
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize(("gives", "told"), [("other", "gives no other"), ("none", "NoneType, not a dict")])
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [("other", "states that it gives .* and gives level"), ("none", "gives NoneType, not a dict")],
+)
 def test_stages_that_give_something_else(
     parts: str, tiny_wan: Path, tmp_path: Path, cached: bool, gives: str, told: str
 ) -> None:
     conditions = [{"name": f"{parts}:Encodes", "gives": gives}]
     run = described(tiny_wan, tmp_path / "store" if cached else None, conditions=conditions)
-    with pytest.raises(UserError, match=f"stage level states that it gives .*{told}"):
+    with pytest.raises(UserError, match=f"stage level {told}"):
         train(run)
 
 

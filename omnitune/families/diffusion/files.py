@@ -102,16 +102,19 @@ class ModelFiles(ModelFolder):
         Raises UserError for a value that is not of the type that the class states.
         """
         init = self.find_class(name).__init__
+        taken = signature(init).parameters.values()
+        usual = {one.name: one.default for one in taken if one.default is not one.empty}
         with blamed(self.option(name), file):
             hints = get_type_hints(init)
         for key in config.keys() & hints.keys():
-            if not conforms(config[key], _any_length(hints[key])):
+            # Annotations are at times wider than what they leave out: `float = True`, `float = None`.
+            as_usual = key in usual and type(config[key]) is type(usual[key])
+            if not as_usual and not conforms(config[key], _any_length(hints[key])):
                 raise UserError(
                     f"{self.option(name)}: {file} states {key} of {config[key]!r:.80}, which is no "
                     f"{getattr(hints[key], '__name__', hints[key])}; fetch it again"
                 )
-        taken = signature(init).parameters.values()
-        return {one.name: one.default for one in taken if one.default is not one.empty}
+        return usual
 
     def find_class(self, name: str) -> Any:
         """The class of a component. Raises UserError for one that is in neither library."""

@@ -76,6 +76,10 @@ class ConversationEncoder:
         for part in (*stated, *self._through.templates):
             digest.update(f"{part}\0".encode())
         with TemporaryDirectory() as folder:
+            tokenizer = self._through.processor.tokenizer
+            if tokenizer.is_fast:  # it would be saved with how it padded and cut last
+                tokenizer.backend_tokenizer.no_padding()
+                tokenizer.backend_tokenizer.no_truncation()
             self._through.processor.save_pretrained(folder)
             for path in sorted(Path(folder).rglob("*")):
                 if path.is_file():

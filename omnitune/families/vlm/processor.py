@@ -12,7 +12,7 @@ from torch import Tensor
 from ...data.conversations.conversation import Conversation
 from ...data.conversations.options import ChatOptions
 from ...errors import UserError
-from ..files import DAMAGE
+from ..files import DAMAGE, panics_raised
 from .literal import LiteralTokens
 from .media import DecodedMedia, Size, check_boxes, processed_size, rescale_boxes
 from .template import ChatTemplate, Span
@@ -231,7 +231,8 @@ class ConversationProcessor:
         if inputs.clips:
             settings["videos"] = [inputs.clips]
         try:
-            outputs = self.processor(text=[inputs.text], images=pictures, **settings)
+            with panics_raised():
+                outputs = self.processor(text=[inputs.text], images=pictures, **settings)
         except DAMAGE as error:
             raise RefusedError(f"the processor of {self.model_type} refuses it: {error}") from error
         if "video_second_per_grid" in outputs:
