@@ -147,7 +147,7 @@ class ByName:
         if isinstance(value, dict):
             name = value.get("name", self.default)
             if not isinstance(name, str):
-                return None if name is None else f"{name!r:.40}".replace(EXTERNAL_MARK, " ")
+                return f"{name!r:.40}".replace(EXTERNAL_MARK, " ") if "name" in value else None
         else:
             name = getattr(value, "name", None)
         return EXTERNAL if name is not None and EXTERNAL_MARK in name else name
