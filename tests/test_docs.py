@@ -43,7 +43,8 @@ def test_the_links_of_the_readme_work_on_a_package_index_and_name_files_that_are
     home = urls["Repository"]
     assert f"git clone {home}" in text
     for target in (*re.findall(r"\]\(([^)]+)\)", text), *urls.values()):
-        inside = re.fullmatch(rf"{re.escape(home)}(?:/(?:blob|raw|tree)/main/([^#]+)(?:#.*)?|/issues|)", target)
+        page = target.partition("#")[0]
+        inside = re.fullmatch(rf"{re.escape(home)}(?:/(?:blob|raw|tree)/main/(.+)|/issues|)", page)
         assert inside, target
         assert (ROOT / (inside[1] or "")).exists(), target
 
