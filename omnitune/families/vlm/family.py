@@ -311,11 +311,11 @@ class Vlm(Responder):
     ) -> str:
         prompt = encoder.encode_prompt(conversation)
         inputs = {k: v.to(self.device) for k, v in prompt.items()}
-        own = model.generation_config.eos_token_id
-        stops = {*encoder.stops, *(own if isinstance(own, list) else [] if own is None else [own])}
         with blamed(
             self.files.where, f"generation_config.json of {self.files.base}", (TypeError, ValueError)
         ):
+            own = model.generation_config.eos_token_id
+            stops = {*encoder.stops, *(own if isinstance(own, list) else [] if own is None else [own])}
             output = model.generate(
                 **self._cast(inputs), max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad,
                 eos_token_id=sorted(stops),

@@ -283,5 +283,6 @@ def _template_text(processor: Any, model_type: str, given: str | None) -> str:
     if isinstance(text, dict):
         text = text.get("default")
     if not text:
-        raise UserError(f"the processor of {model_type} has no chat template; give one (a jinja file)")
+        way = "give one in model.options.chat_template"
+        raise UserError(f"the processor of {model_type} has no chat template; {way}")
     return str(text)
