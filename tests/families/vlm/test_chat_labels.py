@@ -337,7 +337,10 @@ def test_template_that_leaves_out_pictures_is_refused(processor: Any) -> None:
 def test_processor_without_a_template_is_refused(processor: Any) -> None:
     with pytest.raises(UserError) as told:
         ConversationEncoder(processor("paligemma"), "paligemma", ChatOptions())
-    assert str(told.value) == "the processor of paligemma has no chat template; give one in model.options.chat_template"
+    assert (
+        str(told.value)
+        == "the processor of paligemma has no chat template; give one in model.options.chat_template"
+    )
 
 
 def test_labels_are_held_against_the_processors_own_mask(
