@@ -108,7 +108,8 @@ class ModelFiles(ModelFolder):
             hints = get_type_hints(init)
         for key in config.keys() & hints.keys():
             # Annotations are at times wider than what they leave out: `float = True`, `float = None`.
-            as_usual = key in usual and type(config[key]) is type(usual[key])
+            plain = not isinstance(config[key], list | dict)
+            as_usual = plain and key in usual and type(config[key]) is type(usual[key])
             if not as_usual and not conforms(config[key], _any_length(hints[key])):
                 raise UserError(
                     f"{self.option(name)}: {file} states {key} of {config[key]!r:.80}, which is no "
