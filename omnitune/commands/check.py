@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset, Index
 
 DECODED = "decoded 1"
-"""As which it is remembered that something was decoded; another number when decoders come to find more."""
+"""The name under which it is remembered that something was decoded; another number when decoders come to find more."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _decode(resolved: ResolvedRun, index: "Index") -> None:
 
 
 def _key(dataset: "Dataset", i: int, variants: int) -> Version:
-    """What an item brings, by contents and views: as a file whose name they are."""
+    """Name what an item brings by contents and views, as a file of that name."""
     shown = [dataset.input_keys(dataset.inputs(i, variant)) for variant in range(variants)]
     media = {f"{name} {key}" for one in shown for name, key in one.items() if name != "caption"}
     return Version(digest(*sorted(media)), 0, 0)

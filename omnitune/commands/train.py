@@ -111,7 +111,7 @@ class Start:
     """What a run, or its next phase, starts from."""
 
     run: "Run"
-    """As its folder records it."""
+    """Give the run as its folder records it."""
     weights: Mapping[str, str]
     """Component -> hash of its files."""
     base: str

@@ -77,7 +77,7 @@ Node = Mapping[str, Any]
 
 
 def suggestion(name: str, place: Sequence[Any], schema: Node) -> str:
-    """What to say behind `NAME is not an option` of the section of a run that stands at `place`."""
+    """Say what stands behind `NAME is not an option` of the section of a run that stands at `place`."""
     word = name.lower().replace("-", "_")
     if ours := next((ours for ours, theirs in OURS.items() if word in theirs.split()), None):
         return f"; here it is {ours}"
@@ -103,7 +103,7 @@ def suggestion(name: str, place: Sequence[Any], schema: Node) -> str:
 
 
 def _members(node: Node, schema: Node) -> Iterator[Node]:
-    """What a node of a JSON schema refers to: each member of a union, at any depth."""
+    """Find what a node of a JSON schema refers to: each member of a union, at any depth."""
     if "$ref" in node:
         yield from _members(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
     elif unions := [one for key in ("anyOf", "oneOf", "allOf") for one in node.get(key, ())]:
