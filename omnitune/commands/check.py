@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset, Index
 
 DECODED = "decoded 1"
-"""The name under which it is remembered that something was decoded; another number when decoders come to find more."""
+"""The name by which what was decoded is remembered; another number when decoders come to find more."""
 
 
 @dataclass(frozen=True)
